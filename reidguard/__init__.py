@@ -1,0 +1,1 @@
+"""Attack and harden person re-identification models."""

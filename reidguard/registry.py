@@ -1,0 +1,138 @@
+"""Names for pluggable parts: ``Registry[T]`` maps a name to a class or factory.
+
+Third parties join without touching this package, through entry points that are loaded only when a
+name is looked up or listed::
+
+    [project.entry-points."reidguard.attacks"]
+    my_attack = "my_package.attacks:MyAttack"
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, Generic, TypeVar
+
+from reidguard.errors import RegistryError
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _owner(factory: Callable[..., Any]) -> str:
+    return f"{factory.__module__}.{factory.__qualname__}"
+
+
+class Registry(Generic[T]):
+    """Named factories of one kind of object.
+
+    Args:
+        kind: What is registered, in the singular, as error messages should call it.
+        group: Entry-point group from which installed packages add their own names.
+
+    Example:
+        >>> ANIMALS: Registry[str] = Registry("animal", group="doctest.animals")
+        >>> @ANIMALS.register("cat")
+        ... def cat(sound="meow"):
+        ...     return sound
+        >>> ANIMALS.create("cat", sound="purr")
+        'purr'
+        >>> ANIMALS.create("cta")
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.RegistryError: unknown animal 'cta': did you mean 'cat'? known: cat
+    """
+
+    def __init__(self, kind: str, *, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._factories: dict[str, Callable[..., T]] = {}
+        self._plugins_loaded = False
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Return a decorator that files a class or function under ``name``.
+
+        Raises:
+            RegistryError: If another object already has the name; the message names both owners.
+        """
+
+        def decorate(factory: F) -> F:
+            self._add(name, factory)
+            return factory
+
+        return decorate
+
+    def _add(self, name: str, factory: Callable[..., T]) -> None:
+        taken = self._factories.get(name)
+        if taken is not None and _owner(taken) != _owner(factory):
+            raise RegistryError(
+                f"{self.kind} {name!r} is registered twice: by {_owner(taken)} and by "
+                f"{_owner(factory)}; give one of them another name"
+            )
+        self._factories[name] = factory
+
+    def _load_plugins(self) -> None:
+        if self._plugins_loaded:
+            return
+        self._plugins_loaded = True
+        for entry in metadata.entry_points(group=self.group):
+            try:
+                self._add(entry.name, entry.load())
+            except Exception as error:  # a stranger's code: anything can go wrong in it
+                source = entry.dist.name if entry.dist else "an unknown package"
+                warnings.warn(
+                    f"{self.kind} plugin {entry.name!r} of {source} ({entry.value}) is left out: "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=3,
+                )
+
+    def get(self, name: str) -> Callable[..., T]:
+        """Return the class or factory filed under ``name``.
+
+        Raises:
+            RegistryError: If nothing has that name; the message suggests the nearest ones.
+        """
+        if name not in self._factories:
+            self._load_plugins()
+        try:
+            return self._factories[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self._factories, n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise RegistryError(
+                f"unknown {self.kind} {name!r}: {hint}known: {', '.join(self.list())}"
+            ) from None
+
+    def create(self, name: str, /, *args: Any, **kwargs: Any) -> T:
+        """Build the object filed under ``name`` with the given arguments."""
+        return self.get(name)(*args, **kwargs)
+
+    def list(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names, plugins included, that match a shell-style ``pattern``."""
+        self._load_plugins()
+        return sorted(fnmatch.filter(self._factories, pattern))
+
+    def name_of(self, factory: Callable[..., Any]) -> str:
+        """Return the name under which a class or factory is filed.
+
+        Raises:
+            RegistryError: If it is not registered.
+        """
+        for _ in range(2):
+            for name, known in self._factories.items():
+                if known is factory:
+                    return name
+            self._load_plugins()
+        raise RegistryError(
+            f"{_owner(factory)} is not a registered {self.kind}; register it first, since a "
+            "saved file names its class only through the registry"
+        )
+
+    def __contains__(self, name: object) -> bool:
+        self._load_plugins()
+        return name in self._factories

@@ -1,0 +1,265 @@
+"""The few values that travel between all parts: budget, input spec, samples, batches.
+
+Everywhere in this library an *image tensor* is RGB of shape ``(N, 3, H, W)`` with values in
+[0, 1], and ε is an L∞ radius in those units: 8 grey levels are ``8/255``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reidguard.errors import InputError
+
+__all__ = [
+    "Budget",
+    "InputSpec",
+    "ReIDBatch",
+    "ReIDSample",
+    "check_images",
+    "check_image_values",
+]
+
+# Room for float32 rounding. One operation errs by at most 6e-8 on [0, 1]; a grey level is 4e-3.
+TOLERANCE = 1e-6
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is not a float tensor of shape (N, 3, H, W). Costs nothing, on any device.
+
+    Raises:
+        InputError: Naming what was given and what to do about it.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a torch.Tensor, not {type(images).__name__}")
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise InputError(
+            f"images must have shape (N, 3, H, W), not {tuple(images.shape)}; "
+            "a single image needs images.unsqueeze(0)"
+        )
+    if not images.is_floating_point():
+        raise InputError(
+            f"images must be floating point in [0, 1], not {images.dtype}; "
+            "convert 8-bit pixels with images.float() / 255"
+        )
+
+
+def check_image_values(images: Tensor) -> None:
+    """Refuse pixels outside [0, 1] and NaN. On a GPU this waits for the device.
+
+    Raises:
+        InputError: With the range that was found.
+    """
+    if images.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.aminmax(images.detach()))
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN fails every comparison
+        raise InputError(
+            f"images must lie in [0, 1] and be finite, but range from {low:.4g} to {high:.4g}; "
+            "pass unnormalised RGB divided by 255: a model's mean and std belong in its InputSpec"
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The L∞ ball that no attack may leave.
+
+    Args:
+        eps: Radius in [0, 1] pixel units; the paper uses 8/255.
+
+    Example:
+        >>> budget = Budget(8 / 255)
+        >>> budget.levels
+        8
+        >>> x = torch.full((1, 3, 2, 2), 0.5)
+        >>> float((budget.project(x + 1, x) - x).max() * 255)  # doctest: +ELLIPSIS
+        8.0...
+    """
+
+    eps: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and 0 <= self.eps <= 1):
+            hint = f"; for {self.eps:g} grey levels write {self.eps:g}/255" if self.eps > 1 else ""
+            raise InputError(f"eps must lie in [0, 1], not {self.eps!r}{hint}")
+
+    @property
+    def levels(self) -> int:
+        """Whole grey levels inside the budget: ⌊255·ε + 1e-6⌋."""
+        return math.floor(255 * self.eps + TOLERANCE)
+
+    def __str__(self) -> str:
+        return f"{255 * self.eps:g}/255"
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Clip to the ε-ball around ``x`` and to [0, 1].
+
+        The gradient passes where nothing is clipped and is zero elsewhere. Values that are not
+        finite fall back to ``x``. In float16 and bfloat16 the bound is computed in float32 and
+        the result is rounded towards the inside, so that it is never outside.
+
+        Args:
+            x_adv: Perturbed images, (N, 3, H, W), any values.
+            x: The originals in [0, 1], same shape and dtype.
+
+        Returns:
+            Images with ``|result - x| <= eps + 1e-6`` that lie in [0, 1], in the dtype of ``x``.
+        """
+        if x_adv.shape != x.shape:
+            raise InputError(
+                f"the perturbed images have shape {tuple(x_adv.shape)}, the originals "
+                f"{tuple(x.shape)}; a perturbation must keep the image size"
+            )
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        centre = x.to(wide)
+        low = (centre - self.eps).clamp(min=0)
+        high = (centre + self.eps).clamp(max=1)
+        clipped = torch.where(torch.isfinite(x_adv), x_adv.to(wide), centre).clamp(low, high)
+        if x.dtype == wide:
+            return clipped
+        return _round_inwards(clipped.to(x.dtype), low, high)
+
+    def quantize(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Round to the 8-bit image that is still inside the budget.
+
+        Args:
+            x_adv: Adversarial images, (N, 3, H, W) in [0, 1].
+            x: The originals, which must be 8-bit images divided by 255.
+
+        Returns:
+            uint8 images that differ from the uint8 originals by at most :attr:`levels`.
+
+        Raises:
+            InputError: If ``x`` does not come from 8-bit pixels, so that no 8-bit original exists.
+        """
+        if x_adv.shape != x.shape:
+            raise InputError(f"shapes differ: {tuple(x_adv.shape)} and {tuple(x.shape)}")
+        pixels = 255 * x.detach().to(torch.float64)
+        original = pixels.round()
+        # Half precision stores k/255 with an error below half a grey level, so k comes back.
+        slack = 255 * torch.finfo(x.dtype).eps
+        if pixels.numel() and not bool(((pixels - original).abs() <= slack + 1e-3).all()):
+            raise InputError(
+                "quantize needs originals that are 8-bit pixels divided by 255; "
+                "round them first: x = (x * 255).round() / 255"
+            )
+        wanted = torch.where(torch.isfinite(x_adv), x_adv, x).detach().to(torch.float64)
+        low = (original - self.levels).clamp(min=0)
+        high = (original + self.levels).clamp(max=255)
+        return (255 * wanted).round().clamp(low, high).to(torch.uint8)
+
+
+def _round_inwards(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Move half-precision values that rounding put outside [low, high] one step back inside."""
+    with torch.no_grad():
+        wide = y.detach().to(low.dtype)
+        # Non-negative floats are ordered like their bit patterns, so ±1 is the next float.
+        # (+0 also clears the sign of -0.)
+        bits = (y.detach() + 0).view(torch.int16)
+        inside = (bits - (wide > high).short() + (wide < low).short()).view(y.dtype)
+        step = inside - y.detach()  # zero or one unit in the last place: y + step is exact
+    return y + step
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model does to a [0, 1] RGB image before its first layer. Saved with the weights.
+
+    Args:
+        size: Height and width that the network was trained on; None keeps the image's own.
+        mean: Per-channel mean to subtract (ImageNet's by default).
+        std: Per-channel standard deviation to divide by.
+
+    Example:
+        >>> spec = InputSpec(size=(256, 128))
+        >>> spec.apply(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 3, 256, 128])
+    """
+
+    size: tuple[int, int] | None = (256, 128)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise InputError(f"size must be (height, width) in pixels or None, not {self.size!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError("mean and std need three numbers each, and std must be positive")
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Resize (bilinear, antialiased when shrinking) and normalise (N, 3, H, W) images."""
+        if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
+            images = F.interpolate(
+                images, self.size, mode="bilinear", align_corners=False, antialias=True
+            )
+        mean = images.new_tensor(self.mean).view(3, 1, 1)
+        std = images.new_tensor(self.std).view(3, 1, 1)
+        return (images - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        size = list(self.size) if self.size is not None else None
+        return {"size": size, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
+        """Rebuild what :meth:`to_dict` gave."""
+        size = values["size"]
+        return cls(
+            size=(int(size[0]), int(size[1])) if size is not None else None,
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+        )
+
+
+@dataclass(frozen=True)
+class ReIDSample:
+    """One image of one person, seen by one camera.
+
+    Args:
+        path: The image file.
+        pid: Identity. 0 marks a distractor in a gallery: a person that no query shows.
+        camid: Camera.
+    """
+
+    path: Path
+    pid: int
+    camid: int
+
+
+@dataclass(frozen=True)
+class ReIDBatch:
+    """What a training step sees.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        pids: (N,) int64, consecutive training labels from 0.
+        camids: (N,) int64.
+        indices: (N,) int64 positions in the dataset's split.
+        features: Clean features (N, D), where they were computed before; else None.
+    """
+
+    images: Tensor
+    pids: Tensor
+    camids: Tensor
+    indices: Tensor
+    features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device | str) -> ReIDBatch:
+        """Return the batch on ``device``; from pinned memory the copy does not block."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **moved)

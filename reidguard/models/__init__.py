@@ -1,1 +1,25 @@
-"""models"""
+"""Re-ID models: the contract, the zoo, and everyone else's networks and weights."""
+
+from reidguard.models.base import Metric, ReIDModel, ReIDOutput, frozen
+from reidguard.models.factory import MODELS, create_model, load_model, register_model
+from reidguard.models.ide import IDE
+from reidguard.models.osnet import OSNet
+from reidguard.models.weights import LoadReport, load_weights, weights_fingerprint
+from reidguard.models.wrap import wrap_model
+
+__all__ = [
+    "IDE",
+    "MODELS",
+    "LoadReport",
+    "Metric",
+    "OSNet",
+    "ReIDModel",
+    "ReIDOutput",
+    "create_model",
+    "frozen",
+    "load_model",
+    "load_weights",
+    "register_model",
+    "weights_fingerprint",
+    "wrap_model",
+]

@@ -1,0 +1,267 @@
+"""The contract that every re-identification model keeps, and how to borrow one untouched."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+
+from torch import Tensor, nn
+
+from reidguard.errors import InputError
+from reidguard.storage import library_versions, save_tensors
+from reidguard.types import InputSpec, check_images
+
+if TYPE_CHECKING:
+    from reidguard.models.weights import LoadReport
+
+__all__ = ["Metric", "ReIDModel", "ReIDOutput", "frozen"]
+
+Metric = Literal["euclidean", "cosine"]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ReIDOutput:
+    """What a model gives in training.
+
+    Args:
+        features: (N, D), the same as :meth:`ReIDModel.features` gives.
+        embeddings: What the triplet loss compares: (N, E), or a list of them, one per part.
+        logits: (N, identities), or a list of them, one per part; None without a classifier.
+    """
+
+    features: Tensor
+    embeddings: Tensor | list[Tensor]
+    logits: Tensor | list[Tensor] | None
+
+
+class ReIDModel(nn.Module, ABC):
+    """A network that turns [0, 1] RGB images of any size into features for retrieval.
+
+    A subclass implements :meth:`embed`. Classifiers, one per domain, come from
+    :meth:`build_classifiers`; a network with a training branch overrides :meth:`logits`, one with
+    parts overrides :meth:`forward`.
+
+    Args:
+        input_spec: Resizing and normalisation, done inside the model.
+        metric: How features are compared in retrieval. Features stay unnormalised: with "cosine"
+            whoever compares them normalises.
+        num_classes: Training identities per domain, such as ``{"market1501": 751}``; one number
+            means ``{"default": number}``; None builds no classifier.
+    """
+
+    #: Names under which parameters serve only the training labels. Checkpoints may lack them.
+    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
+
+    def __init__(
+        self,
+        *,
+        input_spec: InputSpec,
+        metric: Metric,
+        num_classes: int | Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if metric not in get_args(Metric):
+            raise InputError(f"metric must be 'euclidean' or 'cosine', not {metric!r}")
+        self.input_spec = input_spec
+        self.metric: Metric = metric
+        self.num_classes = _domains(num_classes)
+        #: What `load_weights` found last; None for a fresh model.
+        self.load_report: LoadReport | None = None
+        #: Registry name and arguments, set by `create_model`: what a checkpoint is rebuilt from.
+        self.recipe: tuple[str, dict[str, Any]] | None = None
+
+    def build_classifiers(self, width: int) -> None:
+        """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""
+        self.classifier = nn.ModuleDict()
+        for domain, identities in self.num_classes.items():
+            layer = nn.Linear(width, identities)
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+            self.classifier[domain] = layer
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return (N, D) features of inputs that are already resized and normalised."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the test-time embedding, before any L2 normalisation.
+
+        Args:
+            x: (N, 3, H, W) images in [0, 1], any size.
+
+        Returns:
+            (N, D).
+
+        Raises:
+            InputError: If ``x`` is not such a tensor. Its values are not looked at.
+        """
+        check_images(x)
+        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
+        inputs = self.input_spec.apply(x)
+        return self.embed(inputs if weight is None else inputs.to(weight.dtype))
+
+    def logits(self, features: Tensor, domain: str) -> Tensor:
+        """Return the (N, identities) scores of one domain's classifier."""
+        scores: Tensor = self.classifier[domain](features)
+        return scores
+
+    def forward(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
+        """Return features, embeddings and logits of (N, 3, H, W) images in [0, 1].
+
+        Args:
+            x: Images of any size.
+            domain: Whose classifier to use. May be left out if there is only one.
+
+        Raises:
+            InputError: If the domain is unknown, or left out where there are several.
+        """
+        chosen = self.resolve_domain(domain)
+        features = self.features(x)
+        return ReIDOutput(
+            features, features, None if chosen is None else self.logits(features, chosen)
+        )
+
+    def resolve_domain(self, domain: str | None) -> str | None:
+        """Return the domain that is meant; None if the model has no classifier and none is asked.
+
+        Raises:
+            InputError: If the domain is unknown, or left out where there are several.
+        """
+        known = list(self.num_classes)
+        if domain is None:
+            if len(known) > 1:
+                raise InputError(
+                    f"this model has classifiers for {', '.join(known)}: "
+                    f"say which one, as in model(x, domain={known[0]!r})"
+                )
+            return known[0] if known else None
+        if domain in self.num_classes:
+            return domain
+        if not known:
+            raise InputError(
+                f"domain {domain!r} needs a classifier and this model has none: "
+                f"create it with num_classes={{{domain!r}: <number of identities>}}"
+            )
+        near = difflib.get_close_matches(domain, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown domain {domain!r}: {hint}known: {', '.join(known)}")
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of other people's checkpoints to this model's names."""
+        return state
+
+    def save(self, path: Path | str, training: Mapping[str, Any] | None = None) -> None:
+        """Write weights and card to one safetensors file, atomically.
+
+        Args:
+            path: Target file, which :func:`load_model` reads.
+            training: Facts about the training to keep in the card (JSON values).
+
+        Raises:
+            InputError: If the model was not built by :func:`create_model`, so that no file could
+                say how to build it again, or if the card has values that JSON lacks.
+            CheckpointError: If the file cannot be written.
+        """
+        if self.recipe is None:
+            raise InputError(
+                f"this {type(self).__name__} cannot be rebuilt from a file, since it was not made "
+                "by create_model; register a function that builds it with @register_model(name) "
+                "and use create_model(name), or keep its state_dict() yourself"
+            )
+        name, kwargs = self.recipe
+        card = {
+            "kind": "model",
+            "name": name,
+            "kwargs": kwargs,
+            "input_spec": self.input_spec.to_dict(),
+            "metric": self.metric,
+            # pairs: a card sorts its keys, and the order of domains is the model's
+            "num_classes": [list(pair) for pair in self.num_classes.items()],
+            "versions": library_versions(),
+            "training": None if training is None else dict(training),
+        }
+        try:
+            json.dumps(card, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the card of {path} must consist of JSON values ({error}); "
+                "give training facts and model arguments as numbers, strings, lists and dicts"
+            ) from None
+        save_tensors(path, self.state_dict(), card)
+
+
+def image_size(size: object) -> tuple[int, int]:
+    """Return (height, width) from any pair, such as the list that a card has.
+
+    Raises:
+        InputError: If it is none.
+    """
+    match size:
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+    raise InputError(f"size must be (height, width) in pixels, such as (256, 128), not {size!r}")
+
+
+def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
+    if num_classes is None:
+        return {}
+    given = dict(num_classes) if isinstance(num_classes, Mapping) else {"default": num_classes}
+    for domain, identities in given.items():
+        if not isinstance(identities, int) or isinstance(identities, bool) or identities < 1:
+            raise InputError(
+                "num_classes must be a positive integer, or one per domain as in "
+                f"{{'market1501': 751}}, not {num_classes!r}"
+            )
+        # torch keeps the classifiers in a ModuleDict under these names
+        if (
+            not isinstance(domain, str)
+            or not domain
+            or "." in domain
+            or hasattr(nn.ModuleDict(), domain)
+        ):
+            raise InputError(
+                f"{domain!r} cannot name a domain: use a word without dots that is no method of "
+                "torch.nn.ModuleDict, such as 'market1501'"
+            )
+    return given
+
+
+@contextmanager
+def frozen(model: M) -> Iterator[M]:
+    """Borrow a model: inside, it is in eval mode and no parameter asks for a gradient.
+
+    Gradients to the input still flow. Afterwards, also after an exception, the training flag of
+    every submodule and ``requires_grad`` of every parameter are what they were.
+
+    Args:
+        model: Any module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> with frozen(net):
+        ...     net[1].training, net[0].weight.requires_grad
+        (False, False)
+        >>> net[1].training, net[0].weight.requires_grad
+        (True, True)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        # Set the flags themselves: train() and eval() reach children, and may be overridden.
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in wants:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, wanted in wants:
+            parameter.requires_grad_(wanted)

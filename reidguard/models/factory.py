@@ -1,0 +1,128 @@
+"""Models by name: the registry, `create_model` and `load_model`."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from reidguard.errors import CheckpointError, InputError, RegistryError
+from reidguard.models.base import Metric, ReIDModel
+from reidguard.models.weights import check_finite, load_weights
+from reidguard.registry import Registry
+from reidguard.storage import load_tensors
+from reidguard.types import InputSpec
+
+__all__ = ["MODELS", "create_model", "load_model", "register_model"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: All models by name; the entry-point group of the same name adds those of other packages.
+MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models")
+
+
+def register_model(name: str) -> Callable[[F], F]:
+    """File a class or function that builds a :class:`ReIDModel` under ``name``.
+
+    It should take ``num_classes`` and only keyword arguments that JSON can hold, for that is how
+    a checkpoint remembers them.
+
+    Raises:
+        RegistryError: If another object already has the name.
+    """
+    return MODELS.register(name)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | Mapping[str, int] | None = None,
+    weights: Path | str | None = None,
+    **kwargs: Any,
+) -> ReIDModel:
+    """Build a registered model. Nothing is downloaded.
+
+    Args:
+        name: One of ``MODELS.list()``.
+        num_classes: Training identities, one number or one per domain; None builds no classifier.
+        weights: A file for :func:`load_weights`. What it found is in ``model.load_report``; a
+            warning tells if a part of the model stays as initialised.
+        **kwargs: Options of that model.
+
+    Returns:
+        The model: in train mode if fresh, as torch does, in eval mode with weights.
+
+    Raises:
+        RegistryError: If the name is unknown.
+        InputError: If an option is unknown or has a wrong value.
+        CheckpointError: If the weights do not fit.
+
+    Example:
+        >>> model = create_model("osnet_x0_25", num_classes=751)
+        >>> model.num_classes
+        {'default': 751}
+    """
+    factory = MODELS.get(name)
+    parameters = inspect.signature(factory).parameters.values()
+    accepted = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    given = kwargs if num_classes is None else {"num_classes": num_classes, **kwargs}
+    unknown = [key for key in given if key not in accepted]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise InputError(
+            f"model {name!r} does not take {', '.join(unknown)}; it takes {', '.join(accepted)}"
+        )
+    model = factory(**given)
+    # Initial weights of elsewhere are no part of what the model is: loading must not fetch them.
+    kept = {key: value for key, value in kwargs.items() if key != "pretrained"}
+    model.recipe = (name, kept)
+    if weights is not None:
+        report = load_weights(model, weights)
+        model.eval()
+        if report.missing:
+            warnings.warn(str(report), stacklevel=2)
+    return model
+
+
+def load_model(path: Path | str) -> ReIDModel:
+    """Rebuild the model that :meth:`ReIDModel.save` wrote, bit by bit, in eval mode.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no model of this library, or does not
+            fit the model of that name exactly; a torch file goes to
+            ``create_model(name, weights=path)`` instead.
+    """
+    path = Path(path)
+    state, card = load_tensors(path)
+    if card.get("kind") != "model":
+        raise CheckpointError(f"{path} is a checkpoint of kind {card.get('kind')!r}, not a model")
+    try:
+        name, kwargs, metric = str(card["name"]), dict(card["kwargs"]), card["metric"]
+        num_classes = {str(domain): int(count) for domain, count in card["num_classes"]}
+        input_spec = InputSpec.from_dict(card["input_spec"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} has a damaged card ({type(error).__name__}: {error}); save the model again"
+        ) from error
+    if metric not in get_args(Metric):
+        raise CheckpointError(f"{path} has a damaged card: its metric is {metric!r}")
+    kwargs.pop("pretrained", None)  # a file must not make us download
+    try:
+        model = create_model(name, num_classes=num_classes or None, **kwargs)
+    except (RegistryError, InputError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} holds a model {name!r} that cannot be built here: {error}"
+        ) from error
+    check_finite(path, state)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)  # assign: keeps the file's dtypes
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit the model {name!r} of its card: {error}"
+        ) from error
+    model.input_spec, model.metric = input_spec, metric
+    return model.eval()

@@ -1,0 +1,100 @@
+"""Other people's networks as re-ID models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from reidguard.errors import InputError
+from reidguard.models.base import Metric, ReIDModel
+from reidguard.types import InputSpec
+
+__all__ = ["WrappedModel", "wrap_model"]
+
+Features = str | Callable[[nn.Module, Tensor], Tensor]
+
+
+class WrappedModel(ReIDModel):
+    """What :func:`wrap_model` gives; ``network`` is the module inside."""
+
+    def __init__(
+        self, network: nn.Module, input_spec: InputSpec, metric: Metric, features: Features | None
+    ) -> None:
+        super().__init__(input_spec=input_spec, metric=metric)
+        self.network = network
+        self._source = features
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return the network's vectors, or its maps averaged over all places."""
+        if self._source is None:
+            output: Any = self.network(inputs)
+        elif isinstance(self._source, str):
+            output = getattr(self.network, self._source)(inputs)
+        else:
+            output = self._source(self.network, inputs)
+        if not isinstance(output, Tensor):
+            found = f"a {type(output).__name__}"
+        elif output.shape[:1] == inputs.shape[:1] and output.dim() == 2:
+            return output
+        elif output.shape[:1] == inputs.shape[:1] and output.dim() == 4:
+            return output.mean((2, 3))
+        else:
+            found = f"shape {tuple(output.shape)}"
+        raise InputError(
+            f"{type(self.network).__name__} gives {found} for {len(inputs)} images, where features "
+            "(N, D) or maps (N, C, H, W) are needed; say how to get them, as in "
+            "wrap_model(module, features=lambda module, x: module(x)[0])"
+        )
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take checkpoints of the network itself, too."""
+        if any(name.startswith("network.") for name in state):
+            return state
+        return {f"network.{name}": tensor for name, tensor in state.items()}
+
+    def extra_repr(self) -> str:
+        """Tell where the features come from."""
+        return f"features={self._source!r}"
+
+
+def wrap_model(
+    module: nn.Module,
+    *,
+    input_spec: InputSpec | None = None,
+    metric: Metric = "cosine",
+    features: Features | None = None,
+) -> ReIDModel:
+    """Turn any network into a :class:`ReIDModel`, which needs no labels and has no classifier.
+
+    Args:
+        module: Takes normalised (N, 3, H, W) images and gives features (N, D), or maps
+            (N, C, H, W) that are then averaged over all places. It is not copied.
+        input_spec: Size and normalisation that the network was trained with; 256×128 and
+            ImageNet's mean and standard deviation by default.
+        metric: How its features are compared, "euclidean" or "cosine".
+        features: Where the features come from if calling the module does not give them: the name
+            of a method, or a function of (module, images). The function should use the module
+            that it is given, which may be a copy with other weights.
+
+    Raises:
+        InputError: If the module is none, or has no such method; and in the first call, if the
+            output has another shape.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> wrap_model(net, input_spec=InputSpec(size=None)).features(torch.rand(2, 3, 9, 7)).shape
+        torch.Size([2, 8])
+    """
+    if isinstance(module, ReIDModel):
+        raise InputError(f"{type(module).__name__} is a ReIDModel already; use it as it is")
+    if not isinstance(module, nn.Module):
+        raise InputError(f"wrap_model needs a torch.nn.Module, not a {type(module).__name__}")
+    if features is not None and not callable(features):
+        if not isinstance(features, str):
+            raise InputError("features must be the name of a method or a function, or be left out")
+        if not callable(getattr(module, features, None)):
+            raise InputError(f"{type(module).__name__} has no method {features!r} to take features")
+    return WrappedModel(module, input_spec or InputSpec(), metric, features)

@@ -1,0 +1,186 @@
+"""What a re-ID model is trained for: triplet and cross-entropy (Eqs. 10 and 11 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reidguard.errors import InputError
+from reidguard.types import ReIDBatch
+
+__all__ = ["ReIDObjective", "Reduction", "identity_loss", "triplet_loss"]
+
+Reduction = Literal["mean", "sum"]
+
+
+def triplet_loss(
+    embeddings: Tensor, pids: Tensor, margin: float = 0.5, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """Batch-hard triplet loss (Eq. 10): ``[‖φ(x_p) − φ(x)‖₂ − ‖φ(x_n) − φ(x)‖₂ + m]₊``.
+
+    ``x_p`` is the furthest other image of the same identity in the batch, ``x_n`` the nearest of
+    another one. An anchor that lacks either is left out. The loss is computed in float32 at least,
+    also under autocast, and can be differentiated twice; coinciding points get gradient zero.
+
+    Args:
+        embeddings: (N, D), not normalised here.
+        pids: (N,) integer identities.
+        margin: ``m``.
+        reduction: "mean" or "sum" over the anchors that take part.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: If shapes do not fit, or no anchor has both a positive and a negative. On a
+            GPU the latter is not looked at, as that would wait for the device: the mean is NaN.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [3.0], [3.5]])
+        >>> float(triplet_loss(points, torch.tensor([0, 0, 1, 1]), margin=2.0))
+        0.375
+    """
+    if embeddings.dim() != 2 or pids.shape != embeddings.shape[:1]:
+        raise InputError(
+            "triplet_loss needs embeddings (N, D) and pids (N,), not "
+            f"{tuple(embeddings.shape)} and {tuple(pids.shape)}"
+        )
+    _check_reduction(reduction)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        points = _wide(embeddings)
+        with torch.no_grad():
+            # Choosing needs no gradient, so the exact cdist can serve, which lacks a second one.
+            distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+            same = pids[:, None] == pids[None, :]
+            positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
+            furthest = distances.masked_fill(~positive, -1).argmax(1)
+            nearest = distances.masked_fill(same, torch.inf).argmin(1)
+            valid = positive.any(1) & ~same.all(1)
+            if not valid.is_cuda and not bool(valid.any()):
+                raise InputError(
+                    f"no image of this batch of {len(pids)} has both another image of its "
+                    "identity and one of another; sample P identities × K images with P, K ≥ 2"
+                )
+        pull = _length(points - points[furthest])
+        push = _length(points - points[nearest])
+        losses = torch.where(valid, F.relu(pull - push + margin), 0)
+        return losses.sum() if reduction == "sum" else losses.sum() / valid.sum()
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Euclidean length of each row, with gradient zero instead of NaN at the origin."""
+    squares = vectors.square().sum(1)
+    zero = squares == 0
+    return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
+
+
+def identity_loss(
+    logits: Tensor, pids: Tensor, smoothing: float = 0.0, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """Cross-entropy of the identity classifier (Eq. 11).
+
+    Args:
+        logits: (N, identities).
+        pids: (N,) int64 training labels from 0.
+        smoothing: Share of the target spread evenly over all identities, in [0, 1].
+        reduction: "mean" or "sum" over the images.
+
+    Returns:
+        A scalar, computed in float32 at least.
+
+    Raises:
+        InputError: If shapes do not fit, or (looked at on the CPU only) a label has no logit.
+
+    Example:
+        >>> float(identity_loss(torch.zeros(2, 4), torch.tensor([0, 3])).exp())
+        4.0
+    """
+    if logits.dim() != 2 or pids.shape != logits.shape[:1]:
+        raise InputError(
+            "identity_loss needs logits (N, identities) and pids (N,), not "
+            f"{tuple(logits.shape)} and {tuple(pids.shape)}"
+        )
+    if not 0 <= smoothing <= 1:
+        raise InputError(f"smoothing must lie in [0, 1], not {smoothing!r}")
+    _check_reduction(reduction)
+    if len(pids) and not pids.is_cuda:
+        low, high = (int(v) for v in torch.aminmax(pids))
+        if low < 0 or high >= logits.shape[1]:
+            raise InputError(
+                f"labels go from {low} to {high}, but the classifier knows {logits.shape[1]} "
+                "identities, 0 to "
+                f"{logits.shape[1] - 1}; use the training split's labels and its num_classes"
+            )
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.cross_entropy(_wide(logits), pids, reduction=reduction, label_smoothing=smoothing)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise InputError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
+
+
+class _Output(Protocol):
+    @property
+    def embeddings(self) -> Tensor | list[Tensor]: ...
+    @property
+    def logits(self) -> Tensor | list[Tensor] | None: ...
+
+
+class _Model(Protocol):
+    def __call__(self, x: Any, /, *, domain: str | None) -> _Output: ...
+
+
+@dataclass(frozen=True)
+class ReIDObjective:
+    """Triplet loss plus cross-entropy: what models and defenses are trained for.
+
+    Models with parts give lists; the losses of the parts are added.
+
+    Args:
+        domain: Whose classifier the labels belong to; None where a model has only one.
+        margin: Of the triplet loss.
+        reduction: "mean" over the batch, or "sum" as in Eq. 12.
+    """
+
+    domain: str | None = None
+    margin: float = 0.5
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        _check_reduction(self.reduction)
+
+    def __call__(self, model: _Model, batch: ReIDBatch) -> Tensor:
+        """Return the loss of a model on a batch, from one forward pass.
+
+        Raises:
+            InputError: If the model has no classifier, or the batch does not suit the losses.
+        """
+        output = model(batch.images, domain=self.domain)
+        if output.logits is None:
+            raise InputError(
+                "the model has no classifier to train: "
+                "create it with num_classes=<identities of the training split>"
+            )
+        triplets = [
+            triplet_loss(part, batch.pids, self.margin, reduction=self.reduction)
+            for part in _parts(output.embeddings)
+        ]
+        entropies = [
+            identity_loss(part, batch.pids, reduction=self.reduction)
+            for part in _parts(output.logits)
+        ]
+        return torch.stack(triplets + entropies).sum()
+
+
+def _parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [value] if isinstance(value, Tensor) else value

@@ -1,0 +1,174 @@
+"""Training augmentation of whole batches, every draw from an explicit generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reidguard.errors import InputError
+from reidguard.types import check_images
+
+__all__ = ["Augment"]
+
+TRIES = 10  # rectangles drawn per image before giving up on one that fits
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop, horizontal flip and random erasing; the defaults are MetaDefense's.
+
+    Each image has its own draws, made on the CPU, so the same generator state gives the same
+    augmentation on any device. A batch of the same size always makes the same number of draws.
+
+    Args:
+        flip: Probability of a horizontal flip.
+        crop: "resized" cuts a random rectangle and stretches it to the image's size; "pad" shifts
+            the image by up to ``padding`` pixels over black; "none" leaves it.
+        crop_area: Least and greatest area of the rectangle, as a share of the image.
+        crop_aspect: Least and greatest height / width of the rectangle, in pixels. An image in
+            which no drawn rectangle fits stays whole.
+        padding: Pixels, for "pad".
+        erase: Probability of erasing a rectangle (Zhong et al., AAAI 2020).
+        erase_area: Least and greatest erased share of the image.
+        erase_aspect: Least height / width of the erased rectangle; the greatest is its inverse.
+        erase_value: RGB in [0, 1] that fills it: ImageNet's mean, which models normalise to 0.
+
+    Example:
+        >>> images = torch.rand(2, 3, 256, 128)
+        >>> one = Augment()(images, torch.Generator().manual_seed(1))
+        >>> two = Augment()(images, torch.Generator().manual_seed(1))
+        >>> one.shape, torch.equal(one, two)
+        (torch.Size([2, 3, 256, 128]), True)
+    """
+
+    flip: float = 0.5
+    crop: Literal["resized", "pad", "none"] = "resized"
+    crop_area: tuple[float, float] = (0.64, 1.0)
+    crop_aspect: tuple[float, float] = (2.0, 3.0)
+    padding: int = 10
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    erase_aspect: float = 0.3
+    erase_value: tuple[float, float, float] = (0.485, 0.456, 0.406)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 <= self.erase <= 1):
+            raise InputError(f"flip and erase are probabilities: {self.flip}, {self.erase}")
+        if self.crop not in ("resized", "pad", "none"):
+            raise InputError(f'crop must be "resized", "pad" or "none", not {self.crop!r}')
+        for name in ("crop_area", "erase_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"{name} must be (low, high) with 0 < low <= high <= 1")
+        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
+            raise InputError(f"crop_aspect must be (low, high) above 0, not {self.crop_aspect}")
+        if not 0 < self.erase_aspect <= 1:
+            raise InputError(f"erase_aspect must lie in (0, 1], not {self.erase_aspect}")
+        if self.padding < 0:
+            raise InputError(f"padding must not be negative, but is {self.padding}")
+        if not all(0 <= value <= 1 for value in self.erase_value):
+            raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return augmented copies.
+
+        Args:
+            images: Float (N, 3, H, W) in [0, 1].
+            generator: A CPU generator; it is advanced.
+
+        Returns:
+            Images of the same shape, dtype and device, in [0, 1].
+        """
+        check_images(images)
+        n, _, height, width = images.shape
+        mirrored = torch.rand(n, generator=generator) < self.flip
+        boxes = self._crop_boxes(n, height, width, generator)
+        erased = torch.rand(n, generator=generator) < self.erase
+        holes, fits = _rectangles(
+            n,
+            height,
+            width,
+            area=self.erase_area,
+            aspect=(self.erase_aspect, 1 / self.erase_aspect),
+            generator=generator,
+        )
+        holes[~(fits & erased)] = 0
+        images = _cut(images, boxes, mirrored, padding="zeros" if self.crop == "pad" else "border")
+        fill = images.new_tensor(self.erase_value).view(3, 1, 1)
+        return torch.where(_inside(holes, height, width).to(images.device), fill, images)
+
+    def _crop_boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Return (N, 4): top, left, height, width in pixels; "pad" may start outside the image."""
+        whole = torch.tensor([0, 0, height, width]).expand(n, 4)
+        if self.crop == "pad":
+            shift = torch.randint(-self.padding, self.padding + 1, (n, 2), generator=generator)
+            return whole + F.pad(shift, (0, 2))
+        if self.crop == "resized":
+            boxes, fits = _rectangles(
+                n, height, width, area=self.crop_area, aspect=self.crop_aspect, generator=generator
+            )
+            return torch.where(fits[:, None], boxes, whole)
+        return whole
+
+
+def _rectangles(
+    n: int,
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw n rectangles of uniform area and aspect, and say which fit into the image.
+
+    Returns:
+        (N, 4) int64 top, left, height, width: the first of ``TRIES`` that fits; and (N,) bool.
+    """
+    draws = torch.rand(n, TRIES, 4, generator=generator, dtype=torch.float64)
+    areas = height * width * (area[0] + (area[1] - area[0]) * draws[..., 0])
+    aspects = aspect[0] + (aspect[1] - aspect[0]) * draws[..., 1]
+    h = (areas * aspects).sqrt().round()
+    w = (areas / aspects).sqrt().round()
+    valid = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+    top = (draws[..., 2] * (height - h + 1)).floor()
+    left = (draws[..., 3] * (width - w + 1)).floor()
+    first = valid.int().argmax(1)  # the first maximum; 0 where none is valid
+    rows = torch.arange(n)
+    boxes = torch.stack((top, left, h, w), -1)[rows, first].long()
+    return boxes, valid[rows, first]
+
+
+def _cut(images: Tensor, boxes: Tensor, mirrored: Tensor, *, padding: str) -> Tensor:
+    """Stretch each image's box to the whole image, bilinearly; mirror some."""
+    n, _, height, width = images.shape
+    top, left, h, w = boxes.to(torch.float64).unbind(1)
+    zero = torch.zeros_like(top)
+    # Output x in [-1, 1] maps to input scale·x + shift; pixel centres are at (2j + 1)/W - 1.
+    scale_x = torch.where(mirrored, -w, w) / width
+    theta = torch.stack(
+        (
+            torch.stack((scale_x, zero, (2 * left + w) / width - 1), 1),
+            torch.stack((zero, h / height, (2 * top + h) / height - 1), 1),
+        ),
+        1,
+    )
+    grid = F.affine_grid(
+        theta.to(images.device, images.dtype), [n, 3, height, width], align_corners=False
+    )
+    cut = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return cut.clamp(0, 1)  # interpolation weights sum to 1 only up to rounding
+
+
+def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask (N, 1, H, W) of the pixels inside each box."""
+    top, left, h, w = boxes.view(-1, 4, 1).unbind(1)
+    y = torch.arange(height)
+    x = torch.arange(width)
+    rows = (y >= top) & (y < top + h)
+    columns = (x >= left) & (x < left + w)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

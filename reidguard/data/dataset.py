@@ -1,0 +1,338 @@
+"""What a re-ID dataset is: three lists of samples, counted, fingerprinted and found by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread_pool
+from reidguard.errors import DataError, InputError
+from reidguard.registry import Registry
+from reidguard.types import ReIDSample
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "ReIDDataset",
+    "check_images",
+    "load_dataset",
+    "register_dataset",
+]
+
+SPLITS = ("train", "query", "gallery")
+
+
+def a_few(names: Iterable[str], shown: int = 5) -> str:
+    """Join names for an error message, leaving out those beyond the first few."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
+
+
+class ReIDDataset:
+    """The train, query and gallery samples of one dataset. Nothing is read before it is needed.
+
+    Args:
+        name: Name to show in tables.
+        train: Samples to learn from; their ``pid`` is the dataset's own number.
+        query: Samples to search for.
+        gallery: Samples to search in. ``pid`` 0 marks a distractor.
+        root: Folder that file names are taken relative to in a fingerprint.
+        licence: The dataset's terms in one line.
+        junk: Images marked as junk (id −1) that the reader left out.
+        notes: What else a person should know, for instance that this is a subset.
+
+    Raises:
+        DataError: If an identity number is negative, or a query is a distractor.
+
+    Example:
+        >>> people = [ReIDSample(Path("a.jpg"), 7, 1), ReIDSample(Path("b.jpg"), 3, 1)]
+        >>> dataset = ReIDDataset("mine", people, [], [])
+        >>> dataset.train_labels
+        {3: 0, 7: 1}
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[ReIDSample],
+        query: Sequence[ReIDSample],
+        gallery: Sequence[ReIDSample],
+        *,
+        root: Path | str | None = None,
+        licence: str = "unknown",
+        junk: int = 0,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.train = tuple(train)
+        self.query = tuple(query)
+        self.gallery = tuple(gallery)
+        self.root = Path(root) if root is not None else None
+        self.licence = licence
+        self.junk = junk
+        self.notes = tuple(notes)
+        self._fingerprints: dict[str, str] = {}
+        for split in SPLITS:
+            lowest = 1 if split == "query" else 0
+            wrong = [str(s.path) for s in self.split(split) if s.pid < lowest]
+            if wrong:
+                raise DataError(
+                    f"{split} samples of {name} have an identity number below {lowest}: "
+                    f"{a_few(wrong)}; number people from 1 (0 marks a distractor, which no query "
+                    "may be; junk, -1, is left out)"
+                )
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split}={len(self.split(split))}" for split in SPLITS)
+        return f"ReIDDataset({self.name!r}, {counts})"
+
+    def split(self, split: str) -> tuple[ReIDSample, ...]:
+        """Return the samples of "train", "query" or "gallery".
+
+        Raises:
+            InputError: If there is no split of that name.
+        """
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        samples: tuple[ReIDSample, ...] = getattr(self, split)
+        return samples
+
+    @property
+    def train_labels(self) -> dict[int, int]:
+        """Training label 0, 1, ... of each ``pid`` in ``train``, in order of ``pid``."""
+        pids = sorted({sample.pid for sample in self.train})
+        return {pid: label for label, pid in enumerate(pids)}
+
+    @property
+    def num_train_pids(self) -> int:
+        """How many people ``train`` shows: the size of a classifier."""
+        return len({sample.pid for sample in self.train})
+
+    def summary(self) -> dict[str, Any]:
+        """Count images, identities and cameras; distractors are no identity.
+
+        Returns:
+            ``{"name", "licence", "train": {"images", "identities", "cameras"}, "query": {...},
+            "gallery": {...}, "distractors", "junk", "notes"}``, ready for JSON.
+        """
+        counts: dict[str, Any] = {"name": self.name, "licence": self.licence}
+        for split in SPLITS:
+            samples = self.split(split)
+            people = {s.pid for s in samples}
+            counts[split] = {
+                "images": len(samples),
+                "identities": len(people if split == "train" else people - {0}),
+                "cameras": len({s.camid for s in samples}),
+            }
+        counts["distractors"] = sum(s.pid == 0 for s in self.gallery)
+        counts["junk"] = self.junk
+        counts["notes"] = list(self.notes)
+        return counts
+
+    def _relative_name(self, path: Path) -> str:
+        if self.root is not None and path.is_relative_to(self.root):
+            return path.relative_to(self.root).as_posix()
+        return path.name
+
+    def fingerprint(self, split: str) -> str:
+        """Hash a split: names, identities, cameras and every byte of the images.
+
+        It does not change when the dataset moves to another folder, nor with the order of the
+        samples. It is the SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for
+        each sample, sorted. Computed once, when first asked for.
+
+        Raises:
+            DataError: Naming a file that cannot be read.
+        """
+        samples = self.split(split)
+        if split not in self._fingerprints:
+            with thread_pool() as pool:
+                digests = list(pool.map(_file_digest, (s.path for s in samples), chunksize=64))
+            rows = sorted(
+                (self._relative_name(s.path), s.pid, s.camid, digest)
+                for s, digest in zip(samples, digests, strict=True)
+            )
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            self._fingerprints[split] = hashlib.sha256(lines.encode()).hexdigest()
+        return self._fingerprints[split]
+
+    def check(self, *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image; see :func:`check_images`."""
+        check_images(self, progress=progress)
+
+    @property
+    def query_names(self) -> tuple[str, ...]:
+        """A distinct name for each query image, without extension, to save a changed copy under.
+
+        It is the file's stem, or, where two queries share a stem, all names are paths relative to
+        the deepest folder that holds all queries ("alice/001").
+
+        Raises:
+            DataError: If two queries still share a name (``001.jpg`` beside ``001.png``).
+        """
+        paths = [sample.path.with_suffix("") for sample in self.query]
+        names = [path.name for path in paths]
+        if len(set(names)) < len(names):
+            shared = _common_folder(paths)
+            names = [path.relative_to(shared).as_posix() for path in paths]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise DataError(f"queries of {self.name} share a name: {a_few(twice)}; rename one")
+        return tuple(names)
+
+    def with_query(self, folder: Path | str) -> ReIDDataset:
+        """Return this dataset with its query images read from another folder.
+
+        That is how saved adversarial images are evaluated: write each query under its name in
+        :attr:`query_names` (with .png), then evaluate ``dataset.with_query(folder)``. Identities
+        and cameras stay those of the original with the same name. ``~`` is expanded.
+
+        Raises:
+            DataError: If a name is missing, unknown, or there twice; the message names a few.
+        """
+        folder = Path(folder).expanduser()
+        names = self.query_names
+        nested = any("/" in name for name in names)
+        found: dict[str, Path] = {}
+        for path in _images_below(folder):
+            name = path.relative_to(folder).with_suffix("").as_posix() if nested else path.stem
+            if name in found:
+                raise DataError(f"{folder} holds {found[name].name} and {path.name}; remove one")
+            found[name] = path
+        problems = []
+        if missing := [name for name in names if name not in found]:
+            problems.append(f"{len(missing)} of {len(names)} are missing ({a_few(missing)})")
+        if extra := sorted(found.keys() - set(names)):
+            problems.append(f"{len(extra)} belong to no query ({a_few(extra)})")
+        if problems:
+            raise DataError(
+                f"the images in {folder} do not match the queries of {self.name}: "
+                f"{'; '.join(problems)}; the folder needs exactly one image ("
+                f"{', '.join(IMAGE_SUFFIXES)}) per query, under the query's own name"
+            )
+        query = [
+            ReIDSample(found[name], sample.pid, sample.camid)
+            for name, sample in zip(names, self.query, strict=True)
+        ]
+        changed = ReIDDataset(
+            self.name,
+            self.train,
+            query,
+            self.gallery,
+            root=self.root,
+            licence=self.licence,
+            junk=self.junk,
+            notes=(*self.notes, f"query images are read from {folder}"),
+        )
+        kept = {split: h for split, h in self._fingerprints.items() if split != "query"}
+        changed._fingerprints = kept
+        return changed
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    shared = paths[0].parent
+    for path in paths:
+        while not path.is_relative_to(shared):
+            shared = shared.parent
+    return shared
+
+
+def _images_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; give the folder of the query images")
+    inner = sorted(path for path in folder.rglob("*") if path.is_dir())
+    return [path for place in [folder, *inner] for path in list_images(place)]
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def check_images(
+    dataset: ReIDDataset, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Decode every image of a dataset, so that damage shows now and not hours into a run.
+
+    Args:
+        dataset: The dataset to check.
+        progress: Called with (done, total).
+
+    Raises:
+        DataError: Naming all damaged images at once, one a line.
+    """
+    paths = sorted({s.path for split in SPLITS for s in dataset.split(split)})
+    damaged = []
+    with thread_pool() as pool:
+        for done, problem in enumerate(pool.map(_damage, paths), 1):
+            if problem is not None:
+                damaged.append(problem)
+            if progress is not None:
+                progress(done, len(paths))
+    if damaged:
+        raise DataError(
+            f"{len(damaged)} of {len(paths)} images of {dataset.name} are damaged; replace them:\n"
+            + "\n".join(damaged)
+        )
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        _open_rgb(path)
+    except DataError as error:
+        return f"{path}: {error.__cause__ or error}"
+    return None
+
+
+DATASETS: Registry[ReIDDataset] = Registry("dataset", group="reidguard.datasets")
+
+
+def register_dataset(name: str) -> Callable[[Any], Any]:
+    """Return a decorator that files a reader ``(root: Path) -> ReIDDataset`` under ``name``.
+
+    A reader whose ``root`` has a default can be loaded without a path.
+    """
+    return DATASETS.register(name)
+
+
+def load_dataset(name: str, root: Path | str | None = None) -> ReIDDataset:
+    """Read a registered dataset's file lists.
+
+    Args:
+        name: "NAME:PATH" as on the command line, or a name alone with ``root`` beside it. Some
+            datasets ("synthetic") need no path.
+        root: Where the dataset lies: its folder, or for "csv" its file. ``~`` is expanded.
+
+    Raises:
+        RegistryError: If no dataset has that name.
+        DataError: If the path is missing, or does not hold what the dataset needs.
+
+    Example:
+        >>> load_dataset("market1501:/nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.DataError: there is no folder /nowhere; ...
+    """
+    name, colon, path = name.partition(":")
+    if path and root is not None:
+        raise InputError(f"the dataset has two paths, {path!r} and {str(root)!r}; give one")
+    if colon and not path and root is None:
+        raise InputError(f"the path after '{name}:' is empty; write {name}:/path/to/it")
+    reader = DATASETS.get(name)
+    place = path if path else root
+    if place is not None:
+        return reader(Path(place).expanduser())
+    try:
+        inspect.signature(reader).bind()
+    except TypeError:
+        raise DataError(
+            f"dataset {name!r} needs the place of its files; write {name}:/path/to/it"
+        ) from None
+    return reader()

@@ -1,0 +1,278 @@
+"""From image files to uint8 tensors: decoded once, in threads, and refused when damaged.
+
+All pixels in this library come through :func:`decode_image`: Pillow, RGB, bilinear resize. So two
+runs that name the same ``image_size`` see the same 8-bit images.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from reidguard.errors import DataError, InputError
+from reidguard.types import ReIDSample
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageCache",
+    "decode_image",
+    "iterate_images",
+    "list_images",
+]
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
+# Pillow knows dozens of formats, some of which start other programs; these are all we need.
+FORMATS = ("BMP", "JPEG", "PNG")
+# A photo of 33 megapixels takes 100 MB once decoded; a small file may claim far more.
+MAX_PIXELS = 2**25
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files directly in ``folder``, sorted by name; hidden files do not count.
+
+    Raises:
+        DataError: If the folder is missing or cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
+    except OSError as error:
+        raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
+    return [folder / name for name in sorted(names) if not name.startswith(".")]
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    """Decode a file completely, or say what is wrong with it."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"the image {path} claims {image.width}x{image.height} pixels, over the limit "
+                    f"of {MAX_PIXELS:,}; crop or shrink it first"
+                )
+            if image.mode[0] in "IF":  # Pillow would saturate these instead of scaling them
+                raise DataError(
+                    f"the image {path} has more than 8 bits per pixel (mode {image.mode}); "
+                    "convert it to 8-bit first"
+                )
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error...
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"cannot read the image {path}: {reason}; replace it with a whole JPEG, PNG or BMP "
+            "file (reidguard.data.check_images lists every damaged image of a dataset)"
+        ) from error
+
+
+def _decode_into(path: Path, out: NDArray[np.uint8]) -> None:
+    height, width = out.shape[1:]
+    resized = _open_rgb(path).resize((width, height), Image.Resampling.BILINEAR)
+    out[...] = np.asarray(resized).transpose(2, 0, 1)
+
+
+def _check_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise InputError(f"image_size must be (height, width) in pixels, not {image_size!r}")
+    return int(image_size[0]), int(image_size[1])
+
+
+def decode_image(path: Path | str, image_size: tuple[int, int] = (256, 128)) -> Tensor:
+    """Read one image as RGB, resized bilinearly by Pillow.
+
+    Args:
+        path: A JPEG, PNG or BMP file.
+        image_size: (height, width) of the result.
+
+    Returns:
+        uint8 tensor (3, height, width).
+
+    Raises:
+        DataError: Naming the file, if it is missing, truncated, no image, larger than 33
+            megapixels, or deeper than 8 bits.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 128), (255, 0, 0)).save(f"{folder}/red.png")
+        ...     decode_image(f"{folder}/red.png").float().mean((1, 2))
+        tensor([255.,   0.,   0.])
+    """
+    out = np.empty((3, *_check_size(image_size)), np.uint8)
+    _decode_into(Path(path), out)
+    return torch.from_numpy(out)
+
+
+def thread_pool() -> ThreadPoolExecutor:
+    """Return a pool of as many threads as this process may use cores, 16 at most."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(cores, 16), thread_name_prefix="reidguard-decode")
+
+
+def prefetch(prepare: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Yield ``prepare(job)`` in order while a background thread prepares the next one.
+
+    An error inside ``prepare`` is raised where its result is due. Closing the generator waits for
+    the job in progress and drops the rest.
+    """
+    worker = ThreadPoolExecutor(1, thread_name_prefix="reidguard-prefetch")
+    try:
+        ahead: Future[Result] | None = None
+        for job in jobs:
+            future = worker.submit(prepare, job)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = future
+        if ahead is not None:
+            yield ahead.result()
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+def iterate_images(
+    samples: Sequence[ReIDSample],
+    image_size: tuple[int, int] = (256, 128),
+    batch_size: int = 64,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Stream over images in order, keeping none: while one batch is used, the next is decoded.
+
+    Args:
+        samples: What to read.
+        image_size: (height, width).
+        batch_size: Images per batch; the last may be smaller.
+
+    Yields:
+        The batch's place in ``samples`` and its uint8 tensor (n, 3, height, width).
+
+    Raises:
+        DataError: Naming the file, if one cannot be read.
+    """
+    size = _check_size(image_size)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    places = [
+        slice(start, min(start + batch_size, len(samples)))
+        for start in range(0, len(samples), batch_size)
+    ]
+    return _iterate(samples, size, places)
+
+
+def _iterate(
+    samples: Sequence[ReIDSample], size: tuple[int, int], places: list[slice]
+) -> Iterator[tuple[slice, Tensor]]:
+    with thread_pool() as pool:
+
+        def prepare(place: slice) -> tuple[slice, Tensor]:
+            paths = [sample.path for sample in samples[place]]
+            out = np.empty((len(paths), 3, *size), np.uint8)
+            list(pool.map(_decode_into, paths, out))
+            return place, torch.from_numpy(out)
+
+        yield from prefetch(prepare, places)
+
+
+class ImageCache:
+    """The images of a split as uint8, each decoded once, when it is first asked for.
+
+    What exceeds ``memory_limit`` lives in a memory map on a temporary file without a name, which
+    the system removes with the process, however that ends. ``TMPDIR`` chooses its disk.
+
+    Args:
+        samples: What to read.
+        image_size: (height, width).
+        memory_limit: Bytes that may be kept in memory; larger sets go to the memory map. One
+            256×128 image takes 98,304 bytes.
+
+    Raises:
+        DataError: If the disk has no room for the memory map; nothing is decoded then.
+
+    Example:
+        >>> cache = ImageCache([], image_size=(128, 64))
+        >>> cache.batch([]).shape
+        torch.Size([0, 3, 128, 64])
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[ReIDSample],
+        image_size: tuple[int, int] = (256, 128),
+        *,
+        memory_limit: int = 2**30,
+    ) -> None:
+        self.samples = tuple(samples)
+        self.image_size = _check_size(image_size)
+        shape = (len(self.samples), 3, *self.image_size)
+        size = int(np.prod(shape))
+        self.on_disk = size > memory_limit
+        if self.on_disk:
+            self._store = np.frombuffer(_unnamed_map(size), np.uint8).reshape(shape)
+        else:
+            self._store = np.empty(shape, np.uint8)  # pages are taken when they are written
+        self._decoded = np.zeros(len(self.samples), bool)
+        self._pool = thread_pool()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: ArrayLike | Tensor) -> Tensor:
+        """Return images by position, as a new uint8 tensor (n, 3, height, width).
+
+        Args:
+            indices: n positions in ``samples``; they may repeat.
+
+        Raises:
+            DataError: Naming the file, if one cannot be read.
+            InputError: If a position does not exist.
+        """
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise InputError(f"image positions must lie in 0..{len(self) - 1}")
+        with self._lock:
+            missing = np.unique(wanted[~self._decoded[wanted]])
+            list(self._pool.map(self._decode, missing.tolist()))
+        return torch.from_numpy(self._store[wanted])
+
+    def _decode(self, index: int) -> None:
+        _decode_into(self.samples[index].path, self._store[index])
+        self._decoded[index] = True
+
+
+def _unnamed_map(size: int) -> mmap.mmap:
+    """Map a temporary file that is in no folder, its blocks reserved beforehand.
+
+    Without the reservation a full disk would show as SIGBUS on some later write.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="reidguard-") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:  # macOS
+                zeros = bytes(2**20)
+                for start in range(0, size, len(zeros)):
+                    stream.write(zeros[: size - start])
+                stream.flush()
+            return mmap.mmap(stream.fileno(), size)
+    except OSError as error:
+        raise DataError(
+            f"cannot reserve {size / 2**20:,.0f} MiB for decoded images in "
+            f"{tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room, or "
+            "raise memory_limit to keep them in memory"
+        ) from error

@@ -1,0 +1,123 @@
+"""Batches of P people with K images each, the form that triplet losses need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reidguard.errors import DataError, InputError
+
+__all__ = ["PKSampler"]
+
+
+class PKSampler:
+    """Draws batches of P identities × K images. Stateless: an epoch is a function of its number.
+
+    In each epoch an identity's images are shuffled and cut into groups of K. What holds exactly:
+
+    - A batch has P different identities with K images each, identity by identity.
+    - An identity of n ≥ K images offers ⌊n/K⌋ groups without a repeated image; its other n mod K
+      images, drawn anew each epoch, rest. One of n < K images offers one group, in which each
+      image appears ⌊K/n⌋ or ⌈K/n⌉ times.
+    - The number of batches B is the largest for which such groups exist; it is the same in every
+      epoch. An identity with more than B groups uses B of them. Beyond that at most P−1 groups,
+      drawn anew each epoch, rest because they no longer fill a batch.
+    - Which identities share a batch is random, weighted by the groups they have left.
+
+    Args:
+        pids: Identity of every sample.
+        identities: P.
+        images_per_identity: K.
+        seed: A non-negative number; (seed, epoch number) fixes an epoch.
+
+    Raises:
+        DataError: If there are fewer than P identities.
+
+    Example:
+        >>> sampler = PKSampler([3, 3, 3, 8, 8, 9], identities=2, images_per_identity=2)
+        >>> len(sampler), [batch.shape for batch in sampler.epoch(0)]
+        (1, [(4,)])
+    """
+
+    def __init__(
+        self,
+        pids: Sequence[int],
+        identities: int = 8,
+        images_per_identity: int = 8,
+        seed: int = 0,
+    ) -> None:
+        if identities < 1 or images_per_identity < 1:
+            raise InputError(
+                "identities and images_per_identity must be at least 1, not "
+                f"{identities} and {images_per_identity}"
+            )
+        if seed < 0:
+            raise InputError(f"seed must not be negative, but is {seed}")
+        self.identities = identities
+        self.images_per_identity = images_per_identity
+        self.seed = seed
+        values = np.asarray(pids, dtype=np.int64)
+        order = np.argsort(values, kind="stable")
+        _, starts = np.unique(values[order], return_index=True)
+        self._members: list[NDArray[np.int64]] = np.split(order, starts[1:]) if len(order) else []
+        if len(self._members) < identities:
+            found = len(self._members)
+            cure = f"lower identities to {found} or add people" if found else "add training images"
+            raise DataError(f"a batch needs {identities} identities, the data has {found}; {cure}")
+        sizes = np.array([len(member) for member in self._members])
+        self._groups = np.maximum(1, sizes // images_per_identity)
+        self._batches = self._count_batches()
+
+    def _count_batches(self) -> int:
+        # B batches of P different identities exist exactly if Σ min(groups, B) ≥ P·B. The
+        # difference is concave in B and not negative at 0, so it can be bisected.
+        low, high = 0, int(self._groups.sum()) // self.identities
+        while low < high:
+            middle = (low + high + 1) // 2
+            if np.minimum(self._groups, middle).sum() >= self.identities * middle:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def epoch(self, number: int) -> list[NDArray[np.int64]]:
+        """Return the batches of one epoch as arrays of P·K positions in ``pids``."""
+        if number < 0:
+            raise InputError(f"epochs are numbered from 0, not {number}")
+        entropy = np.random.SeedSequence([self.seed, number])
+        rng = np.random.Generator(np.random.PCG64(entropy))
+        left = self._trim(rng)
+        images = [iter(self._draw_groups(rng, member)) for member in self._members]
+        batches = []
+        for to_fill in range(self._batches, 0, -1):
+            # Weighted choice without replacement (the largest of log-weight plus Gumbel noise).
+            # Whoever has a group for every batch to come must be in this one.
+            with np.errstate(divide="ignore"):
+                keys = np.log(left) + rng.gumbel(size=len(left))
+            keys[left == to_fill] = np.inf
+            chosen = np.argsort(-keys, kind="stable")[: self.identities]
+            left[chosen] -= 1
+            batches.append(np.concatenate([next(images[i]) for i in chosen]))
+        return batches
+
+    def _trim(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return how many groups each identity gives this epoch: P·B in all, B at most each."""
+        left: NDArray[np.int64] = np.minimum(self._groups, self._batches)
+        owners = np.repeat(np.arange(len(left)), left)
+        excess = len(owners) - self.identities * self._batches
+        np.subtract.at(left, rng.choice(owners, excess, replace=False), 1)
+        return left
+
+    def _draw_groups(
+        self, rng: np.random.Generator, member: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        k = self.images_per_identity
+        shuffled = rng.permutation(member)
+        if len(shuffled) < k:
+            return [np.resize(shuffled, k)]
+        return [shuffled[start : start + k] for start in range(0, len(shuffled) - k + 1, k)]

@@ -45,9 +45,9 @@ def triplet_loss(
         >>> float(triplet_loss(points, torch.tensor([0, 0, 1, 1]), margin=2.0))
         0.375
     """
-    if embeddings.dim() != 2 or pids.shape != embeddings.shape[:1]:
+    if embeddings.dim() != 2 or pids.shape != embeddings.shape[:1] or not len(pids):
         raise InputError(
-            "triplet_loss needs embeddings (N, D) and pids (N,), not "
+            "triplet_loss needs embeddings (N, D) and pids (N,), N > 0, not "
             f"{tuple(embeddings.shape)} and {tuple(pids.shape)}"
         )
     _check_reduction(reduction)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reidguard.errors import InputError
+from reidguard.objectives.reid import ReIDObjective, identity_loss, triplet_loss
+from reidguard.types import ReIDBatch
+
+
+def loops(points, pids, margin):
+    """Eq. 10 by explicit loops over anchors, positives and negatives; one loss per valid anchor."""
+    losses = []
+    for i in range(len(pids)):
+        positives, negatives = [], []
+        for j in range(len(pids)):
+            distance = math.dist(points[i].tolist(), points[j].tolist())
+            if j != i and pids[j] == pids[i]:
+                positives.append(distance)
+            if pids[j] != pids[i]:
+                negatives.append(distance)
+        if positives and negatives:
+            losses.append(max(0.0, max(positives) - min(negatives) + margin))
+    return losses
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_triplet_equals_explicit_loops(seed, margin):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    pids = torch.randint(0, 5, (14,), generator=generator)  # some identities come once
+    expected = loops(points, pids, margin)
+    assert expected
+    torch.testing.assert_close(
+        triplet_loss(points, pids, margin), torch.tensor(expected, dtype=torch.float64).mean()
+    )
+    total = triplet_loss(points, pids, margin, reduction="sum")
+    assert float(total) == pytest.approx(sum(expected))
+
+
+def test_triplet_default_margin_is_the_papers():
+    points = torch.tensor([[0.0], [0.0], [9.0], [9.0]])
+    assert float(triplet_loss(points, torch.tensor([0, 0, 1, 1]))) == 0
+    points = torch.zeros(4, 2)
+    assert float(triplet_loss(points, torch.tensor([0, 0, 1, 1]))) == 0.5
+
+
+def test_anchors_without_partner_are_left_out():
+    points = torch.tensor([[0.0], [2.0], [3.0]])
+    pids = torch.tensor([0, 0, 1])  # the last has no positive
+    # anchor 0: 2 - 3 + 4 = 3; anchor 1: 2 - 1 + 4 = 5
+    assert float(triplet_loss(points, pids, margin=4.0)) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("pids", [[0, 1, 2], [0, 0, 0], [0]])
+def test_no_valid_anchor_is_an_error(pids):
+    with pytest.raises(InputError, match="P identities"):
+        triplet_loss(torch.randn(len(pids), 4), torch.tensor(pids, dtype=torch.long))
+
+
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(InputError, match="N > 0"):
+        triplet_loss(torch.randn(0, 4), torch.zeros(0, dtype=torch.long))
+
+
+def test_triplet_second_derivatives():
+    torch.manual_seed(0)
+    points = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    pids = torch.arange(3).repeat_interleave(3)
+
+    def loss(x):
+        return triplet_loss(x, pids, margin=3.0)
+
+    assert torch.autograd.gradcheck(loss, points)
+    assert torch.autograd.gradgradcheck(loss, points)
+
+
+def test_gradients_at_distance_zero_are_finite():
+    points = torch.zeros(4, 3, requires_grad=True)
+    loss = triplet_loss(points, torch.tensor([0, 0, 1, 1]))
+    (first,) = torch.autograd.grad(loss, points, create_graph=True)
+    assert torch.equal(first, torch.zeros_like(first))
+    (second,) = torch.autograd.grad(first.sum(), points)
+    assert torch.isfinite(second).all()
+
+
+def test_close_points_far_from_the_origin_keep_their_distance():
+    """|x|² + |y|² − 2xy would lose these distances to rounding."""
+    points = torch.full((4, 64), 100.0)
+    points[1, 0] += 0.01
+    points[2:] += 0.5
+    pids = torch.tensor([0, 0, 1, 1])
+    expected = sum(loops(points, pids, 0.5)) / 4
+    points[3, 0] += 0.01
+    expected = sum(loops(points, pids, 5.0)) / 4
+    assert float(triplet_loss(points, pids, 5.0)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast_compute_in_float32(dtype):
+    torch.manual_seed(0)
+    points = (300 * torch.randn(8, 512)).to(dtype)  # squares overflow float16
+    pids = torch.arange(4).repeat_interleave(2)
+    logits = torch.randn(8, 4).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        triplet, entropy = triplet_loss(points, pids), identity_loss(logits, pids)
+    assert triplet.dtype == entropy.dtype == torch.float32
+    assert torch.equal(triplet, triplet_loss(points.float(), pids))
+    assert torch.equal(entropy, identity_loss(logits.float(), pids))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_identity_loss_equals_its_formula(smoothing, reduction):
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(6, 4, dtype=torch.float64)
+    pids = torch.tensor([0, 1, 2, 3, 3, 0])
+    total = 0.0
+    for row, pid in zip(logits.tolist(), pids.tolist(), strict=True):
+        normaliser = sum(math.exp(value) for value in row)
+        for i, value in enumerate(row):
+            target = (1 - smoothing) * (i == pid) + smoothing / 4
+            total -= target * math.log(math.exp(value) / normaliser)
+    expected = total / 6 if reduction == "mean" else total
+    loss = identity_loss(logits, pids, smoothing, reduction=reduction)
+    assert float(loss) == pytest.approx(expected)
+
+
+def test_identity_loss_mistakes():
+    with pytest.raises(InputError, match=r"0 to 7.*knows 5"):
+        identity_loss(torch.zeros(2, 5), torch.tensor([0, 7]))
+    with pytest.raises(InputError, match="-1"):
+        identity_loss(torch.zeros(2, 5), torch.tensor([0, -1]))
+    with pytest.raises(InputError, match="smoothing"):
+        identity_loss(torch.zeros(2, 5), torch.tensor([0, 1]), smoothing=2)
+    with pytest.raises(InputError, match="identities"):
+        identity_loss(torch.zeros(2, 5), torch.tensor([0]))
+    with pytest.raises(InputError, match="reduction"):
+        triplet_loss(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), reduction="none")
+    with pytest.raises(InputError, match="pids"):
+        triplet_loss(torch.zeros(4, 2), torch.tensor([0, 0, 1]))
+
+
+# --- the objective ----------------------------------------------------------------------------
+
+PIDS = torch.tensor([0, 0, 1, 1])
+BATCH = ReIDBatch(torch.zeros(4, 3, 2, 2), PIDS, PIDS, PIDS)
+
+
+def model_with(embeddings, logits, seen=None):
+    def model(images, domain=None):
+        assert images is BATCH.images
+        if seen is not None:
+            seen.append(domain)
+        return SimpleNamespace(embeddings=embeddings, logits=logits)
+
+    return model
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_objective_adds_triplet_and_cross_entropy_in_one_pass(reduction):
+    torch.manual_seed(0)
+    points, logits = torch.randn(4, 3), torch.randn(4, 2)
+    seen: list[str | None] = []
+    loss = ReIDObjective("virtual", margin=1.5, reduction=reduction)(
+        model_with(points, logits, seen), BATCH
+    )
+    assert seen == ["virtual"]
+    each = loops(points, PIDS, 1.5)
+    triplet = sum(each) / (4 if reduction == "mean" else 1)
+    expected = triplet + float(identity_loss(logits, PIDS, reduction=reduction))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_objective_adds_the_losses_of_parts():
+    torch.manual_seed(0)
+    points, logits = [torch.randn(4, 3) for _ in range(2)], [torch.randn(4, 2) for _ in range(3)]
+    expected = sum(triplet_loss(p, PIDS) for p in points) + sum(
+        identity_loss(z, PIDS) for z in logits
+    )
+    torch.testing.assert_close(ReIDObjective()(model_with(points, logits), BATCH), expected)
+
+
+def test_objective_needs_a_classifier():
+    with pytest.raises(InputError, match="num_classes"):
+        ReIDObjective()(model_with(torch.randn(4, 3), None), BATCH)
+    with pytest.raises(InputError, match="reduction"):
+        ReIDObjective(reduction="max")

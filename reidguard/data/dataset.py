@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread_pool
 from reidguard.errors import DataError, InputError
@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "query", "gallery")
+
+Result = TypeVar("Result")
 
 
 def a_few(names: Iterable[str], shown: int = 5) -> str:
@@ -151,8 +153,7 @@ class ReIDDataset:
         """
         samples = self.split(split)
         if split not in self._fingerprints:
-            with thread_pool() as pool:
-                digests = list(pool.map(_file_digest, (s.path for s in samples), chunksize=64))
+            digests = _in_threads(_file_digest, [s.path for s in samples])
             rows = sorted(
                 (self._relative_name(s.path), s.pid, s.camid, digest)
                 for s, digest in zip(samples, digests, strict=True)
@@ -249,9 +250,18 @@ def _images_below(folder: Path) -> list[Path]:
     return [path for place in [folder, *inner] for path in list_images(place)]
 
 
+def _in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
+    # A future for every file would cost more than hashing it.
+    chunks = [paths[start : start + 32] for start in range(0, len(paths), 32)]
+    with thread_pool() as pool:
+        for results in pool.map(lambda chunk: [function(path) for path in chunk], chunks):
+            yield from results
+
+
 def _file_digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as stream:  # Path.open is half as fast
+            return hashlib.sha256(stream.read()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read the image {path}: {error.strerror}") from error
 
@@ -270,12 +280,11 @@ def check_images(
     """
     paths = sorted({s.path for split in SPLITS for s in dataset.split(split)})
     damaged = []
-    with thread_pool() as pool:
-        for done, problem in enumerate(pool.map(_damage, paths), 1):
-            if problem is not None:
-                damaged.append(problem)
-            if progress is not None:
-                progress(done, len(paths))
+    for done, problem in enumerate(_in_threads(_damage, paths), 1):
+        if problem is not None:
+            damaged.append(problem)
+        if progress is not None:
+            progress(done, len(paths))
     if damaged:
         raise DataError(
             f"{len(damaged)} of {len(paths)} images of {dataset.name} are damaged; replace them:\n"

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from reidguard.data import Augment, BatchLoader, decode_image, images
+from reidguard.errors import DataError, InputError
+from reidguard.types import ReIDBatch, ReIDSample
+
+SIZE = (32, 16)
+
+
+def make(dataset, **changes) -> BatchLoader:
+    options = {"image_size": SIZE, "identities": 4, "images_per_identity": 3, "seed": 3}
+    return BatchLoader(dataset.train, dataset.train_labels, **{**options, **changes})
+
+
+def equal(one: ReIDBatch, two: ReIDBatch) -> bool:
+    names = ("images", "pids", "camids", "indices")
+    return all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)
+
+
+def test_a_batch_holds_what_its_indices_say(synthetic_dataset):
+    loader = make(synthetic_dataset)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == 144 // 12
+    for batch in batches:
+        assert batch.images.dtype == torch.float32
+        assert batch.images.shape == (12, 3, *SIZE)
+        assert batch.indices.dtype == batch.pids.dtype == batch.camids.dtype == torch.int64
+        for position, index in enumerate(batch.indices.tolist()):
+            sample = synthetic_dataset.train[index]
+            pixels = decode_image(sample.path, SIZE)
+            assert torch.equal(batch.images[position], pixels.float() / 255)
+            assert batch.pids[position] == synthetic_dataset.train_labels[sample.pid]
+            assert batch.camids[position] == sample.camid
+    assert {int(pid) for batch in batches for pid in batch.pids} == set(range(16))
+
+
+@pytest.mark.parametrize("augment", [None, Augment()])
+def test_an_epoch_can_begin_anywhere(synthetic_dataset, augment):
+    whole = list(make(synthetic_dataset, augment=augment).epoch(5))
+    for start in (0, 1, 7, len(whole)):
+        rest = list(make(synthetic_dataset, augment=augment).epoch(5, start))
+        assert len(rest) == len(whole) - start
+        assert all(equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_skipped_batches_are_not_read(synthetic_dataset, monkeypatch):
+    opened = []
+    original = images._open_rgb
+    monkeypatch.setattr(images, "_open_rgb", lambda path: opened.append(path) or original(path))
+    loader = make(synthetic_dataset)
+    (last,) = loader.epoch(0, start=len(loader) - 1)
+    assert {synthetic_dataset.train[i].path for i in last.indices.tolist()} == set(opened)
+
+
+def test_augmentation_depends_on_seed_epoch_and_batch(synthetic_dataset):
+    plain = make(synthetic_dataset)
+    one = make(synthetic_dataset, augment=Augment())
+    for batch, augmented in zip(plain.epoch(0), one.epoch(0), strict=True):
+        assert torch.equal(batch.indices, augmented.indices)
+        assert not torch.equal(batch.images, augmented.images)
+    seeds = {
+        make(synthetic_dataset, seed=seed)._generator(number, position).initial_seed()
+        for seed in range(3)
+        for number in range(3)
+        for position in range(3)
+    }
+    assert len(seeds) == 27
+
+
+def test_global_random_state_is_neither_used_nor_changed(synthetic_dataset):
+    torch.manual_seed(0)
+    one = next(make(synthetic_dataset, augment=Augment()).epoch(0))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+    torch.manual_seed(77)
+    assert equal(one, next(make(synthetic_dataset, augment=Augment()).epoch(0)))
+
+
+def test_stopping_early_ends_the_background_thread(synthetic_dataset):
+    def workers() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if "prefetch" in t.name}
+
+    before = workers()
+    batches = make(synthetic_dataset).epoch(0)
+    next(batches)
+    assert workers() - before
+    batches.close()
+    assert not workers() - before
+
+
+def test_a_damaged_image_is_named(synthetic_dataset, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"oops")
+    samples = [*synthetic_dataset.train[:9], ReIDSample(tmp_path / "broken.png", 1, 0)]
+    loader = BatchLoader(
+        samples, synthetic_dataset.train_labels, identities=1, images_per_identity=10
+    )
+    with pytest.raises(DataError, match=r"broken\.png"):
+        list(loader.epoch(0))
+
+
+def test_mistakes_are_refused(synthetic_dataset):
+    with pytest.raises(DataError, match="16 identities have no label"):
+        BatchLoader(synthetic_dataset.train, {})
+    with pytest.raises(DataError, match="lower identities to 16"):
+        make(synthetic_dataset, identities=17)
+    with pytest.raises(InputError, match="start"):
+        make(synthetic_dataset).epoch(0, start=13)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reidguard.data import check_images, decode_image, load_dataset, read_market1501
+from reidguard.errors import DataError
+from reidguard.types import ReIDSample
+
+FILES = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0007_c3s2_000001_00.png"],
+    "query": ["0010_c2s1_000001_00.jpg", "1488_c6s3_094992_00.jpg.jpg"],
+    "bounding_box_test": [
+        "-1_c1s1_000401_03.jpg",
+        "-1_c6s1_000401_03.jpg",
+        "0000_c4s6_022316_04.jpg",
+        "0010_c5s1_000001_01.JPG",
+    ],
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Market-1501's layout with empty files: listing reads no image."""
+    root = tmp_path / "data" / "market1501"
+    for folder, names in FILES.items():
+        (root / folder).mkdir(parents=True)
+        for name in [*names, "Thumbs.db", "._0002_c1s1_000451_03.jpg", "readme.txt"]:
+            (root / folder / name).touch()
+    return root
+
+
+def test_names_become_people_and_cameras(root):
+    dataset = read_market1501(root)
+    assert dataset.train == (
+        ReIDSample(root / "bounding_box_train" / "0002_c1s1_000451_03.jpg", 2, 1),
+        ReIDSample(root / "bounding_box_train" / "0007_c3s2_000001_00.png", 7, 3),
+    )
+    assert [(s.pid, s.camid) for s in dataset.query] == [(10, 2), (1488, 6)]
+    assert [(s.pid, s.camid) for s in dataset.gallery] == [(0, 4), (10, 5)]
+    summary = dataset.summary()
+    assert (summary["junk"], summary["distractors"]) == (2, 1)
+    assert summary["gallery"]["identities"] == 1
+    assert dataset.train_labels == {2: 0, 7: 1}
+
+
+def test_a_subset_is_noted_and_no_error(root):
+    assert read_market1501(root).summary()["notes"] == [
+        "bounding_box_train holds 2 of 12,936 official images",
+        "query holds 2 of 3,368 official images",
+        "bounding_box_test holds 4 of 19,732 official images",
+    ]
+
+
+def test_the_path_may_be_the_folder_or_its_parent(root):
+    assert read_market1501(root.parent).root == root
+    assert load_dataset(f"market1501:{root.parent}").query == read_market1501(root).query
+    official = root.parent / "Market-1501-v15.09.15"
+    root.rename(official)
+    assert read_market1501(root.parent).root == official
+
+
+@pytest.mark.parametrize("folder", FILES)
+def test_a_missing_or_empty_folder_is_named_with_what_belongs_there(root, folder):
+    shutil.rmtree(root / folder)
+    with pytest.raises(DataError, match=f"{folder} is missing; expected.*0002_c1s1_000451_03.jpg"):
+        read_market1501(root)
+    (root / folder).mkdir()
+    (root / folder / "Thumbs.db").touch()
+    with pytest.raises(DataError, match=f"{folder} holds no image; expected"):
+        read_market1501(root)
+
+
+def test_a_wrong_place_says_what_was_expected(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="bounding_box_train/, query/, bounding_box_test/"):
+            read_market1501(place)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photo.jpg",
+        "0002_c1s1_000451_03 (1).jpg",
+        "2_c_000451.png",
+        "-2_c1s1_000451_03.jpg",
+        "0002_c1_000451_03.jpg",
+        "0002_c1s1_000451_03.jpg.png.jpg",
+        "９_c1s1_000451_03.jpg",
+    ],
+)
+def test_an_image_name_that_does_not_parse_is_named(root, name):
+    (root / "query" / name).touch()
+    with pytest.raises(DataError) as error:
+        read_market1501(root)
+    assert name in str(error.value)
+
+
+def test_distractors_belong_into_the_gallery(root):
+    for folder in ("query", "bounding_box_train"):
+        path = root / folder / "0000_c1s1_000451_03.jpg"
+        path.touch()
+        with pytest.raises(DataError, match=f"{folder}.*0000.*bounding_box_test"):
+            read_market1501(root)
+        path.unlink()
+
+
+def test_one_image_under_two_extensions_is_refused(root):
+    (root / "query" / "0010_c2s1_000001_00.png").touch()
+    with pytest.raises(DataError, match=r"0010_c2s1_000001_00\.(jpg|png)"):
+        read_market1501(root)
+
+
+def test_the_real_set_has_its_official_counts(market):
+    assert market.summary() == {
+        "name": "market1501",
+        "licence": "research only; not to be distributed; no commercial use",
+        "train": {"images": 12936, "identities": 751, "cameras": 6},
+        "query": {"images": 3368, "identities": 750, "cameras": 6},
+        "gallery": {"images": 19732 - 3819, "identities": 750, "cameras": 6},
+        "distractors": 2798,
+        "junk": 3819,
+        "notes": [],
+    }
+    assert market.train_labels.keys().isdisjoint(s.pid for s in market.query)
+    assert {s.pid for s in market.query} == {s.pid for s in market.gallery} - {0}
+
+
+def test_real_images_decode(market):
+    for sample in random.Random(0).sample(market.gallery, 20):
+        assert decode_image(sample.path).shape == (3, 256, 128)
+
+
+@pytest.mark.slow
+def test_no_real_image_is_damaged(market):
+    check_images(market)

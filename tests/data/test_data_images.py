@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +188,24 @@ def test_a_disk_without_room_is_a_clear_error(samples):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_the_disk_space_is_reserved_before_anything_is_decoded(samples, monkeypatch):
+    # With a sparse file, a disk that fills up later would kill the process by SIGBUS.
+    opened = []
+    original = tempfile.TemporaryFile
+
+    def record(**options):
+        stream = original(**options)
+        opened.append(os.dup(stream.fileno()))
+        return stream
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", record)
+    ImageCache(samples, (256, 128), memory_limit=0)
+    (handle,) = opened
+    reserved = os.fstat(handle).st_blocks * 512
+    os.close(handle)
+    assert reserved >= len(samples) * 3 * 256 * 128
+
+
 def test_kill_9_leaves_nothing_behind(samples, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -246,6 +267,23 @@ def test_while_one_batch_is_used_the_next_is_prepared():
     assert prepared[1].wait(10)
     assert not prepared[2].is_set()
     assert list(results) == [1, 2]
+
+
+def test_closing_waits_for_the_job_in_progress():
+    begun, finished = threading.Event(), []
+
+    def prepare(job: int) -> int:
+        if job:
+            begun.set()
+            time.sleep(0.2)
+        finished.append(job)
+        return job
+
+    results = images.prefetch(prepare, range(9))
+    next(results)
+    assert begun.wait(10)
+    results.close()
+    assert finished == [0, 1]
 
 
 def test_an_error_ahead_comes_after_the_good_results():

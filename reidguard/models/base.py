@@ -41,7 +41,8 @@ class ReIDOutput:
     logits: Tensor | list[Tensor] | None
 
 
-class ReIDModel(nn.Module, ABC):
+# ABC goes first: `higher` mixes its own (ABC, Module) class into a copy of this one.
+class ReIDModel(ABC, nn.Module):
     """A network that turns [0, 1] RGB images of any size into features for retrieval.
 
     A subclass implements :meth:`embed`. Classifiers, one per domain, come from

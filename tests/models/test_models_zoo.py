@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import higher
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.func import functional_call
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import create_model, frozen
@@ -271,3 +273,44 @@ def test_training_lowers_the_loss():
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ide", {"backbone": "resnet18"}), ("osnet_x0_25", {})]
+)
+def test_meta_gradient_with_higher_equals_a_functional_loop(name, options):
+    """`higher` copies the class itself, which not every class survives."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=3, size=(32, 16), **options).double().eval()
+    pids = torch.tensor([0, 0, 1, 1, 2, 2])
+    batch = ReIDBatch(torch.rand(6, 3, 32, 16, dtype=torch.float64), pids, pids, pids)
+    objective, rate = ReIDObjective(margin=5.0), 0.01
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self):
+            return objective(self.inner, batch) + self.inner.features(batch.images).square().mean()
+
+    learned = Wrapper()
+    parameters = dict(learned.named_parameters())
+    optimiser = torch.optim.SGD(learned.parameters(), rate)
+    with higher.innerloop_ctx(learned, optimiser, copy_initial_weights=False) as (fast, inner):
+        inner.step(fast())
+        ours = torch.autograd.grad(fast(), list(parameters.values()))
+
+    def functional(weights):
+        return functional_call(learned, weights, ())
+
+    first = torch.autograd.grad(
+        functional(parameters), list(parameters.values()), create_graph=True
+    )
+    stepped = {
+        key: weight - rate * gradient
+        for (key, weight), gradient in zip(parameters.items(), first, strict=True)
+    }
+    expected = torch.autograd.grad(functional(stepped), list(parameters.values()))
+    for key, mine, theirs in zip(parameters, ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, msg=lambda text, key=key: f"{key}: {text}")

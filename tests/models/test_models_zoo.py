@@ -276,7 +276,8 @@ def test_training_lowers_the_loss():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("ide", {"backbone": "resnet18"}), ("osnet_x0_25", {})]
+    ("name", "options"),
+    [pytest.param("ide", {"backbone": "resnet18"}, marks=pytest.mark.slow), ("osnet_x0_25", {})],
 )
 def test_meta_gradient_with_higher_equals_a_functional_loop(name, options):
     """`higher` copies the class itself, which not every class survives."""

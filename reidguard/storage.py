@@ -7,6 +7,7 @@ meets tensors of one save beside the card of another.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -27,6 +28,7 @@ __all__ = [
     "library_versions",
     "load_tensors",
     "read_card",
+    "remove_temporaries",
     "save_tensors",
     "write_json",
 ]
@@ -69,6 +71,13 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(path: Path | str) -> None:
+    """Remove what killed writers of ``path`` left behind."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:

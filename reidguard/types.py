@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,13 @@ from reidguard.errors import InputError
 
 __all__ = [
     "Budget",
+    "Embedder",
     "InputSpec",
+    "Metric",
     "ReIDBatch",
     "ReIDSample",
-    "check_images",
     "check_image_values",
+    "check_images",
 ]
 
 # Room for float32 rounding. One operation errs by at most 6e-8 on [0, 1]; a grey level is 4e-3.
@@ -65,6 +67,20 @@ def check_image_values(images: Tensor) -> None:
             f"images must lie in [0, 1] and be finite, but range from {low:.4g} to {high:.4g}; "
             "pass unnormalised RGB divided by 255: a model's mean and std belong in its InputSpec"
         )
+
+
+Metric = Literal["euclidean", "cosine"]
+
+
+class Embedder(Protocol):
+    """What attacks and rankings need of a model: features, and the metric that compares them."""
+
+    @property
+    def metric(self) -> Metric:
+        """How features are compared."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return (N, D) features of (N, 3, H, W) images in [0, 1], before any normalisation."""
 
 
 @dataclass(frozen=True)

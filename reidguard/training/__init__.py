@@ -1,1 +1,6 @@
-"""training"""
+"""Learning: the loop that attacks and models share, and its optimisers."""
+
+from reidguard.training.loop import Batches, Progress, ProgressCallback, learn
+from reidguard.training.optim import MISGD
+
+__all__ = ["MISGD", "Batches", "Progress", "ProgressCallback", "learn"]

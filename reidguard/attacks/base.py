@@ -1,0 +1,154 @@
+"""The contract of every attack: perturb as you like, the base class keeps you inside the ε-ball."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import final
+
+from reidguard.errors import CheckpointError, InputError
+from reidguard.registry import Registry
+from reidguard.storage import library_versions, load_tensors, save_tensors
+from reidguard.types import Budget, check_image_values, check_images
+
+__all__ = ["ATTACKS", "Attack", "create_attack", "load_attack", "register_attack"]
+
+
+class Attack(ABC, nn.Module):
+    """A map from images to adversarial images that never leaves its budget.
+
+    Calling the attack is final: it checks the images, calls :meth:`perturb` and projects the
+    result onto the ε-ball and [0, 1] with :meth:`Budget.project`. A subclass writes only
+    :meth:`perturb`, and keeps each constructor argument as an attribute of the same name, from
+    which :meth:`save` writes it down.
+
+    Args:
+        budget: The L∞ ball around every image.
+    """
+
+    training_facts: dict[str, Any] | None = None
+    """How the parameters were learnt, if they were; saved in the card."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        super().__init__()
+        self.budget = budget if budget is not None else Budget()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "__call__"):
+            if name in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, which would let it leave the ε-ball; "
+                    "override perturb(x) instead"
+                )
+
+    @abstractmethod
+    def perturb(self, x: Tensor) -> Tensor:
+        """Return perturbed images of the same shape; any values, any float dtype."""
+
+    @final
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[misc]  # Module's is an attribute
+        """Return the adversarial images of ``x``.
+
+        Args:
+            x: (N, 3, H, W) in [0, 1], any float dtype, any size.
+
+        Returns:
+            Same shape and dtype, with ``|result - x| <= eps + 1e-6``, in [0, 1].
+
+        Raises:
+            InputError: For a wrong shape or dtype and, on the CPU, for values outside [0, 1]. On
+                a GPU that look would stall the device, so it is left to where data enters.
+        """
+        check_images(x)
+        if x.device.type == "cpu":
+            check_image_values(x)
+        return self.budget.project(self.perturb(x), x)
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor arguments that rebuild this attack, as JSON values."""
+        names = [p for p in inspect.signature(type(self)).parameters if p != "budget"]
+        try:
+            return {"eps": self.budget.eps, **{name: getattr(self, name) for name in names}}
+        except AttributeError as error:
+            raise CheckpointError(
+                f"{type(self).__name__} cannot be saved: keep each constructor argument as an "
+                f"attribute of the same name, or override config() and from_config() ({error})"
+            ) from None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Attack:
+        """Rebuild what :meth:`config` described."""
+        arguments = dict(config)
+        return cls(budget=Budget(arguments.pop("eps")), **arguments)
+
+    def card(self) -> dict[str, Any]:
+        """Return what a saved file says about itself."""
+        return {
+            "kind": "attack",
+            "name": ATTACKS.name_of(type(self)),
+            "config": self.config(),
+            "training": self.training_facts,
+            "versions": library_versions(),
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write parameters and card as one safetensors file, atomically.
+
+        Raises:
+            CheckpointError: If the class is not registered or the file cannot be written.
+        """
+        save_tensors(path, self.state_dict(), self.card())
+
+
+ATTACKS: Registry[Attack] = Registry("attack", group="reidguard.attacks")
+A = TypeVar("A", bound=type[Attack])
+
+
+def register_attack(name: str) -> Any:
+    """Return a class decorator that files an :class:`Attack` under ``name``."""
+    return ATTACKS.register(name)
+
+
+def create_attack(name: str, /, **options: Any) -> Attack:
+    """Build a registered attack.
+
+    Example:
+        >>> create_attack("delta", size=(64, 32)).size
+        (64, 32)
+    """
+    factory = ATTACKS.get(name)
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        accepted = ", ".join(inspect.signature(factory).parameters)
+        raise InputError(f"attack {name!r}: {error}; it takes: {accepted}") from None
+    return factory(**options)
+
+
+def load_attack(path: Path | str) -> Attack:
+    """Rebuild a saved attack on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of another kind, or does not fit.
+    """
+    tensors, card = load_tensors(path)
+    if card.get("kind") != "attack":
+        raise CheckpointError(f"{path} holds a {card.get('kind', 'something else')}, no attack")
+    cls = ATTACKS.get(str(card["name"]))
+    if not (isinstance(cls, type) and issubclass(cls, Attack)):
+        raise CheckpointError(f"attack {card['name']!r} is not a class, so it cannot be loaded")
+    try:
+        attack = cls.from_config(card["config"])
+        attack.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit attack {card['name']!r}: {error}") from error
+    if any(not torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
+        raise CheckpointError(f"{path} holds values that are not finite")
+    attack.training_facts = card.get("training")
+    return attack

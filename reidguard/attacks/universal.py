@@ -1,0 +1,178 @@
+"""Attacks with parameters that are learnt once and then serve every image."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from reidguard.attacks.base import Attack
+from reidguard.data import BatchLoader, ReIDDataset
+from reidguard.errors import InputError
+from reidguard.meta import LEARNERS, MetaLearner
+from reidguard.models import ReIDModel, frozen, weights_fingerprint
+from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective, comparable_features
+from reidguard.training import MISGD, Progress, ProgressCallback, learn
+from reidguard.types import ReIDBatch
+
+__all__ = ["UniversalAttack"]
+
+
+class UniversalAttack(Attack):
+    """An attack learnt on training images and then applied to any image, without further work."""
+
+    @abstractmethod
+    def clip_parameters(self) -> None:
+        """Bring the parameters back into their bounds, in place, after an optimiser's step."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the optimiser's groups; a family may give its stages steps of their own."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def fit(
+        self,
+        model: ReIDModel,
+        meta_train: ReIDDataset,
+        meta_test: ReIDDataset | None = None,
+        *,
+        learner: MetaLearner | str = "plain",
+        objective: AttackLoss | str = "misranking",
+        epochs: int = 10,
+        steps: int | None = None,
+        identities: int = 8,
+        images_per_identity: int = 8,
+        lr: float | None = None,
+        image_size: tuple[int, int] = (256, 128),
+        seed: int = 0,
+        checkpoint: Path | str | None = None,
+        checkpoint_every: int = 50,
+        progress: ProgressCallback | None = None,
+    ) -> Self:
+        """Learn the parameters on the training images of a dataset (Algorithm 1).
+
+        The model is only read: its weights are frozen meanwhile, and its modes and flags come
+        back as they were. Clean features are computed once and kept. MI-SGD starts from the
+        parameters as they are; its rate falls by e^-0.01 an epoch.
+
+        Args:
+            model: The surrogate, on the same device as the attack.
+            meta_train: Its ``train`` split is the source domain.
+            meta_test: Its ``train`` split is the other domain, for learners that use one.
+            learner: A learner or its registered name.
+            objective: A loss on features or its registered name.
+            epochs: Passes over the images.
+            steps: Steps in all, in place of ``epochs``.
+            identities: Identities in a batch.
+            images_per_identity: Images of each; the paper takes 8 of 8.
+            lr: Size of a step; ε/10 by default.
+            image_size: Height and width the images are resized to.
+            seed: Fixes the batches.
+            checkpoint: File from which an interrupted run resumes, bit for bit.
+            checkpoint_every: Steps between two writes of that file.
+            progress: Called with a :class:`~reidguard.training.Progress` after every step.
+
+        Returns:
+            The attack itself.
+        """
+        learner = LEARNERS.create(learner) if isinstance(learner, str) else learner
+        loss = ATTACK_LOSSES.create(objective) if isinstance(objective, str) else objective
+        device = next(self.parameters()).device
+        model_device = next(model.parameters(), torch.empty(0, device=device)).device
+        if model_device != device:
+            raise InputError(
+                f"the attack is on {device} and the model on {model_device}; "
+                f"move one of them first: attack.to({str(model_device)!r})"
+            )
+        step_size = self.budget.eps / 10 if lr is None else lr
+
+        def batches(dataset: ReIDDataset) -> BatchLoader:
+            return BatchLoader(
+                dataset.train,
+                dataset.train_labels,
+                image_size=image_size,
+                identities=identities,
+                images_per_identity=images_per_identity,
+                seed=seed,
+            )
+
+        loaders = [batches(meta_train)]
+        if meta_test is not None and learner.needs_meta_test:
+            loaders.append(batches(meta_test))
+        if steps is None:
+            steps = epochs * max(len(loader) for loader in loaders)
+        facts: dict[str, Any] = {
+            "learner": LEARNERS.name_of(type(learner)),
+            "objective": ATTACK_LOSSES.name_of(type(loss)),
+            "steps": steps,
+            "identities": identities,
+            "images_per_identity": images_per_identity,
+            "lr": step_size,
+            "image_size": list(image_size),
+            "seed": seed,
+            "model": weights_fingerprint(model),
+            "meta_train": {"name": meta_train.name, "train": meta_train.fingerprint("train")},
+        }
+        if len(loaders) > 1 and meta_test is not None:
+            facts["meta_test"] = {"name": meta_test.name, "train": meta_test.fingerprint("train")}
+        with frozen(model):
+            learn(
+                self,
+                learner=learner,
+                objective=FeatureObjective(model, loss),
+                optimizer=MISGD(self.parameter_groups(step_size), lr=step_size),
+                meta_train=_with_features(loaders[0], model, steps, progress),
+                meta_test=_with_features(loaders[1], model, steps, progress)
+                if len(loaders) > 1
+                else None,
+                steps=steps,
+                schedule=lambda epoch: math.exp(-0.01 * epoch),
+                after_step=self.clip_parameters,
+                seed=seed,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                settings={**facts, "attack": self.config()},
+                progress=progress,
+            )
+        self.training_facts = facts
+        return self
+
+
+class _CleanFeatures:
+    """Batches that carry the clean features of their images, computed in one pass."""
+
+    def __init__(self, loader: BatchLoader, features: Tensor) -> None:
+        self.loader = loader
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[ReIDBatch]:
+        for batch in self.loader.epoch(number, start):
+            features = self.features[batch.indices.to(self.features.device)]
+            yield replace(batch, features=features)
+
+
+@torch.no_grad()
+def _with_features(
+    loader: BatchLoader, model: ReIDModel, steps: int, progress: ProgressCallback | None
+) -> BatchLoader | _CleanFeatures:
+    """Compute all clean features first, unless fewer steps than one epoch would use them."""
+    if steps < len(loader):
+        return loader
+    device = next(model.parameters(), torch.empty(0)).device
+    count = len(loader.samples)
+    parts = []
+    for start in range(0, count, 64):
+        pixels = loader.cache.batch(range(start, min(start + 64, count)))
+        parts.append(comparable_features(model, pixels.to(device).float() / 255))
+        if progress is not None:
+            progress(Progress("clean features", min(start + 64, count), count))
+    return _CleanFeatures(loader, torch.cat(parts))

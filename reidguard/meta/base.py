@@ -1,0 +1,59 @@
+"""How a module learns from one pair of batches: the contract of every learner."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from reidguard.registry import Registry
+
+__all__ = ["LEARNERS", "MetaLearner", "Objective", "StepResult"]
+
+Objective = Callable[[Any, Any], Tensor]
+"""``objective(module, batch) -> scalar``: what ``module`` minimises."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of learning saw.
+
+    Args:
+        train_loss: Meta-train loss before the step, detached, still on its device.
+        test_loss: Meta-test loss, or None for a learner that has no meta-test.
+        unused: Names of parameters that received no gradient.
+    """
+
+    train_loss: Tensor
+    test_loss: Tensor | None = None
+    unused: tuple[str, ...] = ()
+
+
+class MetaLearner(ABC):
+    """One step of meta-train, meta-test and meta-update on any module, attack or model alike."""
+
+    needs_meta_test: bool
+    """Whether :meth:`step` must be given a meta-test batch."""
+
+    @abstractmethod
+    def step(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        meta_train_batch: Any,
+        meta_test_batch: Any | None = None,
+    ) -> StepResult:
+        """Leave the (meta-)gradient in ``.grad`` of the parameters; the caller's optimiser steps.
+
+        Args:
+            module: What learns. Its parameters are left as they are.
+            objective: Scalar loss of a module on a batch.
+            meta_train_batch: Batch of the source domain.
+            meta_test_batch: Batch of the other domain, for learners that use one.
+        """
+
+
+LEARNERS: Registry[MetaLearner] = Registry("learner", group="reidguard.learners")

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from reidguard.errors import InputError
+from reidguard.types import Budget, InputSpec, check_image_values, check_images
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+shapes = st.tuples(st.integers(1, 2), st.just(3), st.integers(1, 5), st.integers(1, 4))
+any_values = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def pixels_and_anything(draw):
+    """8-bit originals, and any floats of the same shape as what an attack may have made."""
+    shape = draw(shapes)
+    pixels = torch.from_numpy(draw(hnp.arrays("uint8", shape)))
+    wild = torch.from_numpy(draw(hnp.arrays("float32", shape, elements=any_values)))
+    return pixels, wild
+
+
+def inside(y, x, eps):
+    """The invariant itself, in float64 and with no tolerance but the promised 1e-6."""
+    y, x = y.double(), x.double()
+    return bool(((y - x).abs() <= eps + 1e-6).all() and (y >= 0).all() and (y <= 1).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(case=pixels_and_anything(), eps=st.floats(0, 1))
+def test_projection_never_leaves_the_ball_and_is_idempotent(dtype, case, eps):
+    pixels, wild = case
+    budget = Budget(eps)
+    x = (pixels.double() / 255).to(dtype)
+    y = budget.project(wild.to(dtype), x)
+    assert y.dtype == dtype
+    assert inside(y, x, eps)
+    assert torch.equal(budget.project(y, x), y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(case=pixels_and_anything(), eps=st.floats(0, 1))
+def test_eight_bit_image_stays_inside(dtype, case, eps):
+    pixels, wild = case
+    budget = Budget(eps)
+    x = (pixels.double() / 255).to(dtype)
+    image = budget.quantize(wild.to(dtype), x)
+    assert image.dtype == torch.uint8
+    assert (image.int() - pixels.int()).abs().max() <= math.floor(255 * eps + 1e-6)
+    assert torch.equal(budget.quantize(x, x), pixels)  # no perturbation, no change
+
+
+def test_half_precision_rounds_inwards_where_rounding_would_leave():
+    x = torch.full((1, 3, 1, 1), 74 / 255).to(torch.bfloat16)
+    eps = 7.3 / 255
+    naive = (x.float() + eps).to(torch.bfloat16)
+    assert not inside(naive, x, eps)
+    y = Budget(eps).project(x + 1, x)
+    assert inside(y, x, eps)
+    # and it is the largest such number: the next one is outside
+    after = torch.nextafter(y, torch.ones_like(y))
+    assert not inside(after, x, eps)
+
+
+def test_eight_levels_at_eps_seven_and_a_half_are_seven():
+    x = torch.full((1, 3, 1, 1), 100 / 255)
+    assert int(Budget(7.5 / 255).quantize(x + 1, x)[0, 0, 0, 0]) == 107
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_values_fall_back_to_the_original(value):
+    x = torch.rand(1, 3, 2, 2)
+    y = x + 0.01
+    y[0, 0, 0, 0] = value
+    projected = Budget(8 / 255).project(y, x)
+    assert projected[0, 0, 0, 0] == x[0, 0, 0, 0]
+    torch.testing.assert_close(projected[0, 1], y[0, 1].clamp(0, 1))
+
+
+def test_gradient_is_the_true_one_of_the_clip():
+    x = torch.full((1, 3, 1, 2), 0.5, dtype=torch.float64)
+    free, clipped = 0.51, 0.9
+    y = torch.tensor([free, clipped], dtype=torch.float64).expand(1, 3, 1, 2).clone()
+    y.requires_grad_()
+    Budget(8 / 255).project(y, x).sum().backward()
+    assert y.grad[..., 0].eq(1).all()
+    assert y.grad[..., 1].eq(0).all()
+
+
+def test_quantize_refuses_originals_that_are_not_eight_bit():
+    x = torch.full((1, 3, 1, 1), 0.5)
+    with pytest.raises(InputError, match="divided by 255"):
+        Budget().quantize(x, x)
+
+
+@pytest.mark.parametrize("eps", [-0.1, 8.0, float("nan")])
+def test_budget_refuses_what_is_no_radius(eps):
+    with pytest.raises(InputError, match="eps"):
+        Budget(eps)
+
+
+def test_grey_levels_given_as_eps_name_the_cure():
+    with pytest.raises(InputError, match="write 8/255"):
+        Budget(8)
+
+
+@pytest.mark.parametrize(
+    ("images", "cure"),
+    [
+        (torch.rand(3, 4, 4), "unsqueeze"),
+        (torch.rand(1, 4, 4, 3), "shape"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "/ 255"),
+        ("photo.jpg", "Tensor"),
+    ],
+)
+def test_wrong_images_name_the_cure(images, cure):
+    with pytest.raises(InputError, match=cure):
+        check_images(images)
+
+
+@pytest.mark.parametrize("bad", [255.0, -0.5, float("nan")])
+def test_values_outside_the_unit_range_are_refused(bad):
+    images = torch.rand(1, 3, 2, 2)
+    images[0, 0, 0, 0] = bad
+    with pytest.raises(InputError, match="divided by 255"):
+        check_image_values(images)
+
+
+def test_input_spec_normalises_like_its_definition_and_survives_json():
+    spec = InputSpec(size=None, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    x = torch.rand(2, 3, 3, 2)
+    expected = torch.stack(
+        [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(spec.mean, spec.std, strict=True))]
+    )
+    torch.testing.assert_close(spec.apply(x), expected.transpose(0, 1))
+    assert InputSpec.from_dict(spec.to_dict()) == spec

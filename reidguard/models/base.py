@@ -77,6 +77,8 @@ class ReIDModel(ABC, nn.Module):
         self.load_report: LoadReport | None = None
         #: Registry name and arguments, set by `create_model`: what a checkpoint is rebuilt from.
         self.recipe: tuple[str, dict[str, Any]] | None = None
+        #: How the weights were learnt, if this library did; `save` writes it into the card.
+        self.training_facts: dict[str, Any] | None = None
 
     def build_classifiers(self, width: int) -> None:
         """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""
@@ -163,7 +165,8 @@ class ReIDModel(ABC, nn.Module):
 
         Args:
             path: Target file, which :func:`load_model` reads.
-            training: Facts about the training to keep in the card (JSON values).
+            training: Facts about the training to keep in the card (JSON values); by default
+                :attr:`training_facts`.
 
         Raises:
             InputError: If the model was not built by :func:`create_model`, so that no file could
@@ -177,6 +180,7 @@ class ReIDModel(ABC, nn.Module):
                 "and use create_model(name), or keep its state_dict() yourself"
             )
         name, kwargs = self.recipe
+        facts = self.training_facts if training is None else training
         card = {
             "kind": "model",
             "name": name,
@@ -186,7 +190,7 @@ class ReIDModel(ABC, nn.Module):
             # pairs: a card sorts its keys, and the order of domains is the model's
             "num_classes": [list(pair) for pair in self.num_classes.items()],
             "versions": library_versions(),
-            "training": None if training is None else dict(training),
+            "training": None if facts is None else dict(facts),
         }
         try:
             json.dumps(card, allow_nan=False)

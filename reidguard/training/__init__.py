@@ -2,5 +2,6 @@
 
 from reidguard.training.loop import Batches, Progress, ProgressCallback, learn
 from reidguard.training.optim import MISGD
+from reidguard.training.recipe import train_model
 
-__all__ = ["MISGD", "Batches", "Progress", "ProgressCallback", "learn"]
+__all__ = ["MISGD", "Batches", "Progress", "ProgressCallback", "learn", "train_model"]

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from reidguard.data import Augment, ReIDDataset, iterate_images
+from reidguard.errors import CheckpointError, InputError
+from reidguard.models import ReIDModel, create_model, frozen, load_model
+from reidguard.ranking import RankingResult, rank
+from reidguard.training import Progress, train_model
+
+SIZE = (64, 32)
+SHORT = {"image_size": SIZE, "identities": 8, "images_per_identity": 4, "lr": 1e-3}
+
+
+def small_model(seed: int = 0, num_classes: object = 16) -> ReIDModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model("ide", backbone="test_resnet", size=SIZE, num_classes=num_classes)
+
+
+def figures(model: ReIDModel, dataset: ReIDDataset) -> RankingResult:
+    features = {}
+    with frozen(model), torch.no_grad():
+        for split in ("query", "gallery"):
+            batches = iterate_images(dataset.split(split), SIZE)
+            features[split] = torch.cat([model.features(x.float() / 255) for _, x in batches])
+    labels = {
+        f"{split}_{field}s": [getattr(s, field) for s in dataset.split(split)]
+        for split in features
+        for field in ("pid", "camid")
+    }
+    return rank(features["query"], features["gallery"], metric=model.metric, **labels)
+
+
+def assert_same_weights(one: nn.Module, two: nn.Module) -> None:
+    ours, theirs = one.state_dict(), two.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+class Killed(BaseException):
+    """Not an Exception, as KeyboardInterrupt is none."""
+
+
+def kill_at(step: int):
+    def progress(told: Progress) -> None:
+        if told.done == step and told.metrics:
+            raise Killed
+
+    return progress
+
+
+def test_a_small_model_learns_people_it_has_not_seen(synthetic_dataset):
+    """The test identities are other people than the training ones."""
+    model = small_model()
+    before = figures(model, synthetic_dataset)
+    losses = []
+    result = train_model(
+        model,
+        synthetic_dataset,
+        steps=24,
+        **SHORT,
+        progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
+    )
+    after = figures(model, synthetic_dataset)
+    assert result is model
+    assert len(losses) == 24
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert after.mAP > before.mAP + 0.25
+    assert after.rank_k(1) > before.rank_k(1) + 0.25
+
+
+@pytest.mark.parametrize(("step", "resumed_from"), [(1, 0), (5, 3), (6, 3)])
+def test_killed_and_resumed_equals_never_killed(synthetic_dataset, tmp_path, step, resumed_from):
+    """Killed before any checkpoint, between two, and just before one; all random parts on."""
+    whole = train_model(small_model(), synthetic_dataset, steps=8, **SHORT)
+    run = {**SHORT, "steps": 8, "checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 3}
+    with pytest.raises(Killed):
+        train_model(small_model(), synthetic_dataset, **run, progress=kill_at(step))
+    told: list[Progress] = []
+    # A checkpoint brings its own weights, so those given do not matter - if there is one.
+    other = small_model(seed=7 if resumed_from else 0)
+    resumed = train_model(other, synthetic_dataset, **run, progress=told.append)
+    assert told[0].done == resumed_from
+    assert_same_weights(resumed, whole)
+
+
+def test_same_seed_same_bytes_and_another_seed_others(synthetic_dataset, tmp_path):
+    files = []
+    for run, seed in enumerate((3, 3, 4)):
+        model = small_model()
+        torch.manual_seed(run)  # the caller's generator plays no part
+        train_model(model, synthetic_dataset, steps=2, **SHORT, seed=seed)
+        model.save(tmp_path / f"{run}.safetensors")
+        files.append((tmp_path / f"{run}.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_epochs_follow_the_stretched_schedule(synthetic_dataset, tmp_path):
+    """Two batches an epoch. With 85 epochs the schedule would be the paper's own."""
+    model, rates = small_model(), []
+    original = torch.optim.Adam.step
+
+    def spy(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", spy)
+        train_model(
+            model, synthetic_dataset, epochs=4, image_size=SIZE, images_per_identity=8, lr=1e-3
+        )
+    flat = 40 / 85 * 4
+    expected = [1e-3 * min(1.0, 0.1 ** ((epoch - flat) / flat)) for epoch in range(4)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
+    assert rates[2] == 1e-3 > rates[4]
+    assert model.training_facts["steps"] == 8
+
+
+def test_modes_flags_and_facts(synthetic_dataset, tmp_path):
+    model = small_model(num_classes={"other": 3, "synthetic": 16})
+    model.eval()
+    model.classifier.train()
+    model.backbone.conv1.requires_grad_(False)
+    stem = [p.clone() for p in model.backbone.conv1.parameters()]
+    other = model.classifier["other"].weight.clone()
+    modes = [module.training for module in model.modules()]
+    train_model(model, synthetic_dataset, steps=1, **SHORT, augment=None)
+    assert [module.training for module in model.modules()] == modes
+    for now, before in zip(model.backbone.conv1.parameters(), stem, strict=True):
+        assert torch.equal(now, before)
+        assert not now.requires_grad
+    assert torch.equal(model.classifier["other"].weight, other)  # another domain's
+
+    facts = model.training_facts
+    assert facts["domain"] == "synthetic"
+    assert facts["augment"] is None
+    assert facts["train"]["fingerprint"] == synthetic_dataset.fingerprint("train")
+    model.save(tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors").training_facts == facts
+
+
+def test_modes_come_back_after_a_failure(synthetic_dataset):
+    model = small_model().eval()
+    with pytest.raises(Killed):
+        train_model(model, synthetic_dataset, steps=2, **SHORT, progress=kill_at(1))
+    assert not any(module.training for module in model.modules())
+
+
+def test_mistakes_name_the_cure(synthetic_dataset, tmp_path):
+    cure = r"num_classes=\{'synthetic': 16\}"
+    with pytest.raises(InputError, match=f"no classifier for synthetic.*{cure}"):
+        train_model(small_model(num_classes=None), synthetic_dataset)
+    with pytest.raises(InputError, match=f"has: a, b.*{cure}"):
+        train_model(small_model(num_classes={"a": 16, "b": 16}), synthetic_dataset)
+    with pytest.raises(InputError, match=f"'default' knows 4 identities.*show 16; .*{cure}"):
+        train_model(small_model(num_classes=4), synthetic_dataset)
+    with pytest.raises(InputError, match="at least one step"):
+        train_model(small_model(), synthetic_dataset, epochs=0)
+    with pytest.raises(InputError, match="lr must be above 0"):
+        train_model(small_model(), synthetic_dataset, lr=0)
+
+    run = {**SHORT, "steps": 1, "checkpoint": tmp_path / "c.safetensors"}
+    train_model(small_model(), synthetic_dataset, **run)
+    with pytest.raises(CheckpointError, match=r"augment.*another folder"):
+        train_model(small_model(), synthetic_dataset, **run, augment=Augment(erase=0))
+    stranger = create_model("osnet_x0_25", num_classes=16)
+    with pytest.raises(CheckpointError, match="network"):
+        train_model(stranger, synthetic_dataset, **run)

@@ -27,6 +27,8 @@ class CombinatorialAttack(UniversalAttack):
     ) -> None:
         stage = budget if budget is not None else Budget()
         super().__init__(Budget(2 * stage.eps) if stacked else stage)
+        self.resolution = resolution
+        self.size = size
         self.stacked = stacked
         self.color = ColorAttack(stage, resolution)
         self.delta = DeltaAttack(stage, size)
@@ -35,6 +37,10 @@ class CombinatorialAttack(UniversalAttack):
         if self.stacked:
             return self.delta(self.color(x))
         return self.color.perturb(x) + self.delta.resized(*x.shape[2:])
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor arguments; ``eps`` is that of one stage."""
+        return {**super().config(), "eps": self.color.budget.eps}
 
     @torch.no_grad()
     def clip_parameters(self) -> None:

@@ -49,6 +49,7 @@ class UniversalAttack(Attack):
         identities: int = 8,
         images_per_identity: int = 8,
         lr: float | None = None,
+        momentum: float = 0.5,
         image_size: tuple[int, int] = (256, 128),
         seed: int = 0,
         checkpoint: Path | str | None = None,
@@ -72,6 +73,8 @@ class UniversalAttack(Attack):
             identities: Identities in a batch.
             images_per_identity: Images of each; the paper takes 8 of 8.
             lr: Size of a step; ε/10 by default.
+            momentum: How much of the past MI-SGD keeps. UAP-Retrieval keeps all of it (1.0),
+                which in few steps is weaker: see ``docs/departures.md``.
             image_size: Height and width the images are resized to.
             seed: Fixes the batches.
             checkpoint: File from which an interrupted run resumes, bit for bit.
@@ -114,6 +117,7 @@ class UniversalAttack(Attack):
             "identities": identities,
             "images_per_identity": images_per_identity,
             "lr": step_size,
+            "momentum": momentum,
             "image_size": list(image_size),
             "seed": seed,
             "model": weights_fingerprint(model),
@@ -126,7 +130,7 @@ class UniversalAttack(Attack):
                 self,
                 learner=learner,
                 objective=FeatureObjective(model, loss),
-                optimizer=MISGD(self.parameter_groups(step_size), lr=step_size),
+                optimizer=MISGD(self.parameter_groups(step_size), step_size, momentum),
                 meta_train=_with_features(loaders[0], model, steps, progress),
                 meta_test=_with_features(loaders[1], model, steps, progress)
                 if len(loaders) > 1

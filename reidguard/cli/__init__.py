@@ -1,1 +1,5 @@
-"""cli"""
+"""The command ``reidguard``: parse, call the library, print."""
+
+from reidguard.cli.app import main
+
+__all__ = ["main"]

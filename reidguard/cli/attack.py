@@ -1,0 +1,290 @@
+"""``reidguard attack``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reidguard.attacks import (
+    ATTACKS,
+    Attack,
+    ColorAttack,
+    UniversalAttack,
+    create_attack,
+    load_attack,
+)
+from reidguard.cli import common
+from reidguard.cli.options import Options, Parser, epsilon, pathname
+from reidguard.cli.runs import Metrics, RunFolder, default_folder, open_run
+from reidguard.cli.show import Display, note
+from reidguard.data import ReIDDataset, load_dataset
+from reidguard.errors import InputError
+from reidguard.evaluation import save_adversarial
+from reidguard.meta import LEARNERS
+from reidguard.models import ReIDModel
+from reidguard.objectives import ATTACK_LOSSES
+from reidguard.types import Budget
+
+EXAMPLES = """\
+  learn an additive attack in 100 steps, look at every 8th query, keep the images:
+    reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
+        --attack delta --eps 8/255 --steps 100 --query-every 8 --out runs/delta \\
+        --save-images runs/delta/images
+
+  colours and delta together, each with a budget of its own (so twice the budget in all):
+    reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
+        --attack combinatorial --set stacked=true --set resolution=17
+
+  apply a saved attack to another model:
+    reidguard attack --data market1501:/data/market1501 --model osnet_x1_0:other.pth \\
+        --load runs/delta/attack.safetensors
+
+Only training images are learnt from; only queries are attacked. Figures are given twice: for the
+float images, and for the 8-bit images that --save-images writes.
+
+The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
+attack.safetensors, result.json and result.md. The same command goes on after an interruption, and
+gives the same attack as if there had been none.
+"""
+
+# Options of learning, which say nothing about an attack that is only applied.
+LEARNING = (
+    "attack",
+    "set",
+    "eps",
+    "objective",
+    "learner",
+    "meta_data",
+    "epochs",
+    "steps",
+    "lr",
+    "identities",
+    "images_per_identity",
+    "seed",
+)
+
+
+def parser(summary: str) -> Parser:
+    """Return the command's parser."""
+    made = Parser("attack", summary, EXAMPLES)
+    common.add_victim(made)
+    made.section("attack")
+    made.option("--attack", "reidguard list attacks", metavar="NAME", default="delta")
+    made.pairs("--set", "option of the attack's constructor, such as resolution=17")
+    made.option(
+        "--eps",
+        "L∞ budget in [0, 1] pixel units",
+        epsilon,
+        metavar="X",
+        default=8 / 255,
+        shown="8/255",
+    )
+    made.option(
+        "--load", "apply this saved attack; nothing is learnt", pathname, metavar="ATTACK_FILE"
+    )
+    made.section("learning")
+    made.option("--objective", "reidguard list objectives", metavar="NAME", default="misranking")
+    made.option("--learner", "reidguard list learners", metavar="NAME", default="plain")
+    made.option(
+        "--meta-data",
+        "dataset whose training images are the other domain, for learners that use one",
+        metavar="NAME[:PATH]",
+    )
+    common.add_learning(made, lr="eps/10", epochs=10)
+    common.add_evaluation(made)
+    made.option(
+        "--save-images",
+        "write the adversarial images of all queries there as PNG, each under its query's name",
+        pathname,
+        metavar="DIR",
+    )
+    made.option(
+        "--cube",
+        "write the colour table as a .cube file, for image editors",
+        pathname,
+        metavar="FILE",
+    )
+    common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")
+    return made
+
+
+def run(options: Options) -> int:
+    """Learn or load, evaluate, save."""
+    device = common.set_up_machine(options)
+    if options.load is not None:
+        return _apply(options, device)
+    for registry, name in (
+        (ATTACKS, options.attack),
+        (LEARNERS, options.learner),
+        (ATTACK_LOSSES, options.objective),
+    ):
+        registry.get(name)  # before anything slow
+    attack = _create(options)
+    if options.cube is not None:
+        _colour_table(attack)
+    dataset = load_dataset(options.data)
+    other = None if options.meta_data is None else load_dataset(options.meta_data)
+    model = common.make_model(options)
+    recipe: dict[str, Any] = {
+        "learner": options.learner,
+        "objective": options.objective,
+        "identities": options.identities,
+        "images_per_identity": options.images_per_identity,
+        "lr": options.lr,
+        "image_size": options.image_size,
+        "seed": options.seed,
+        **({"steps": options.steps} if options.steps else {"epochs": options.epochs or 10}),
+    }
+    settings = {
+        "command": "attack",
+        "attack": options.attack,
+        "set": attack.config(),
+        "recipe": recipe,
+        "meta_data": None if other is None else common.data_settings(other, "train"),
+        **_measured(options, model, dataset, device),
+    }
+    out = options.out or default_folder("attack", f"{options.attack}-{dataset.name}", settings)
+    products = ("attack.safetensors", "result.json", "result.md")
+    with (
+        open_run(
+            out,
+            argv=options.argv,
+            options=options.values(),
+            settings=settings,
+            products=products,
+        ) as folder,
+        Display() as display,
+    ):
+        target = folder / "attack.safetensors"
+        model.to(device)
+        seconds = None
+        if target.exists():
+            attack = _load(target)
+        else:
+            with Metrics(folder / "metrics.jsonl", display) as metrics:
+                attack.to(device).fit(
+                    model,
+                    dataset,
+                    other,
+                    **recipe,
+                    checkpoint=folder / "checkpoint.safetensors",
+                    checkpoint_every=options.checkpoint_every,
+                    progress=metrics,
+                )
+            attack.save(target)
+            seconds = metrics.seconds_per_step
+        _conclude(options, folder, model, dataset, attack.to(device), seconds, display)
+        print(f"attack: {target}")
+    return 0
+
+
+def _apply(options: Options, device: torch.device) -> int:
+    needless = [name for name in LEARNING if name in options.given]
+    if needless:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in needless)
+        raise InputError(
+            f"--load applies a saved attack as it is: leave out {flags}, or leave out --load to "
+            "learn one"
+        )
+    attack = load_attack(options.load)
+    if options.cube is not None:
+        _colour_table(attack)
+    dataset = load_dataset(options.data)
+    model = common.make_model(options)
+    settings = {
+        "command": "attack --load",
+        "attack": common.file_digest(options.load),
+        **_measured(options, model, dataset, device),
+    }
+    label = f"{options.load.stem}-{dataset.name}"
+    out = options.out or default_folder("attack", label, settings)
+    with (
+        open_run(
+            out,
+            argv=options.argv,
+            options=options.values(),
+            settings=settings,
+            products=("result.json", "result.md"),
+        ) as folder,
+        Display() as display,
+    ):
+        _conclude(options, folder, model.to(device), dataset, attack.to(device), None, display)
+        print(f"run: {out}")
+    return 0
+
+
+def _create(options: Options) -> UniversalAttack:
+    if taken := {"budget", "eps"} & options.set.keys():
+        raise InputError(f"{taken.pop()} is no --set option: write --eps 8/255")
+    wanted = dict(options.set)
+    # What is added pixel by pixel has the images' size, unless the user says otherwise.
+    if "size" in inspect.signature(ATTACKS.get(options.attack)).parameters:
+        wanted.setdefault("size", options.image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        attack = common.make(
+            "--set", create_attack, options.attack, budget=Budget(options.eps), **wanted
+        )
+    if not isinstance(attack, UniversalAttack):
+        raise InputError(f"{options.attack} is no universal attack: it has nothing to learn")
+    return attack
+
+
+def _colour_table(attack: Attack) -> ColorAttack:
+    for part in attack.modules():
+        if isinstance(part, ColorAttack):
+            return part
+    raise InputError(f"{type(attack).__name__} has no colour table to write: leave --cube out")
+
+
+def _load(path: Path) -> UniversalAttack:
+    attack = load_attack(path)
+    assert isinstance(attack, UniversalAttack)  # _create made it
+    return attack
+
+
+def _measured(
+    options: Options, model: ReIDModel, dataset: ReIDDataset, device: torch.device
+) -> dict[str, Any]:
+    return {
+        "data": common.data_settings(dataset, "train", "query", "gallery"),
+        "model": common.model_settings(model),
+        "image_size": options.image_size,
+        "query_every": options.query_every,
+        "device": device.type,
+    }
+
+
+def _conclude(
+    options: Options,
+    folder: RunFolder,
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    attack: Attack,
+    seconds: float | None,
+    display: Display,
+) -> None:
+    """Evaluate, unless that is done; write what else is asked for; print."""
+    if folder.finished:
+        note(f"{folder.path} is finished already; nothing is measured again")
+    else:
+        result = common.measure(options, model, dataset, attack, display)
+        facts = {"training": attack.training_facts, "seconds_per_step": seconds}
+        common.save_result(folder, result, facts)
+        folder.finish()
+    print((folder / "result.md").read_text("utf-8"))
+    if options.save_images is not None:
+        save_adversarial(
+            attack,
+            dataset,
+            options.save_images,
+            image_size=options.image_size,
+            progress=display.phase("saving images"),
+        )
+        print(f"images: {options.save_images}")
+    if options.cube is not None:
+        _colour_table(attack).save_cube(options.cube)
+        print(f"colour table: {options.cube}")

@@ -1,0 +1,253 @@
+"""What several commands share: their options, and the objects that these name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reidguard.attacks import Attack
+from reidguard.cli.options import (
+    Options,
+    Parser,
+    image_size,
+    not_negative,
+    pathname,
+    positive,
+    rate,
+)
+from reidguard.cli.runs import RunFolder
+from reidguard.cli.show import Display, note
+from reidguard.data import ReIDDataset
+from reidguard.errors import CheckpointError, InputError
+from reidguard.evaluation import EvaluationResult, FeatureStore, Protocol, evaluate
+from reidguard.models import MODELS, ReIDModel, create_model, load_model, weights_fingerprint
+from reidguard.storage import atomic_write, write_json
+
+__all__ = [
+    "add_evaluation",
+    "add_learning",
+    "add_machine",
+    "add_victim",
+    "data_settings",
+    "file_digest",
+    "make",
+    "make_model",
+    "measure",
+    "model_settings",
+    "save_result",
+    "set_up_machine",
+]
+
+
+def add_victim(parser: Parser) -> None:
+    """Add the options that say which dataset and which model."""
+    parser.section("data and model")
+    parser.option(
+        "--data",
+        "dataset: its name and place, such as market1501:/data/market1501 "
+        "(reidguard list datasets)",
+        metavar="NAME[:PATH]",
+        required=True,
+    )
+    parser.option(
+        "--model",
+        "model: a file that reidguard saved, or a name (reidguard list models) with a file of "
+        "weights, torchreid's .pth files included",
+        metavar="FILE|NAME[:WEIGHTS]",
+        required=True,
+    )
+    parser.pairs("--model-set", "option of the model's constructor, such as backbone=resnet18")
+
+
+def add_learning(parser: Parser, *, lr: str, epochs: int) -> None:
+    """Add the options of learning, with these defaults."""
+    parser.option(
+        "--epochs", f"passes over the training images (default: {epochs})", positive, metavar="N"
+    )
+    parser.option("--steps", "steps in all, in place of --epochs", positive, metavar="N")
+    parser.exclusive("epochs", "steps")
+    parser.option("--lr", f"size of a step (default: {lr})", rate, metavar="X")
+    parser.option("--identities", "people in a batch", positive, metavar="P", default=8)
+    parser.option("--images-per-identity", "images of each", positive, metavar="K", default=8)
+    parser.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    parser.option(
+        "--checkpoint-every", "steps between two checkpoints", positive, metavar="N", default=20
+    )
+
+
+def add_evaluation(parser: Parser) -> None:
+    """Add the options of evaluation."""
+    parser.section("evaluation")
+    parser.option(
+        "--image-size",
+        "size at which images are read, attacked and saved; models resize further by themselves",
+        image_size,
+        metavar="HxW",
+        default=(256, 128),
+        shown="256x128",
+    )
+    parser.option(
+        "--query-every", "use every n-th query, for a quick look", positive, metavar="N", default=1
+    )
+    parser.option(
+        "--cache",
+        "folder for clean features, which later calls reuse; it can be deleted at any time",
+        pathname,
+        metavar="DIR",
+        shown="$XDG_CACHE_HOME/reidguard/features or ~/.cache/reidguard/features",
+    )
+
+
+def add_machine(parser: Parser, *, out: str) -> None:
+    """Add the options that change no result, or only its last bits."""
+    parser.section("output and machine")
+    parser.option("--out", out, pathname, metavar="RUN_DIR")
+    parser.option(
+        "--config",
+        "TOML file of options: keys are their names without dashes; the command line wins",
+        pathname,
+        metavar="FILE",
+    )
+    parser.option("--device", "cpu, cuda, cuda:1, ...", metavar="NAME", shown="cuda if there is")
+    parser.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
+
+
+def set_up_machine(options: Options) -> torch.device:
+    """Set the number of threads and return the device.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu"
+        ) from error
+    return device
+
+
+def make(what: str, build: Any, *arguments: Any, **kwargs: Any) -> Any:
+    """Call a constructor with options from the command line; its complaints become ours."""
+    try:
+        return build(*arguments, **kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError | CheckpointError):
+            raise
+        raise InputError(f"{what}: {error}") from error
+
+
+def make_model(options: Options, *, num_classes: int | None = None) -> ReIDModel:
+    """Build the model that ``--model`` and ``--model-set`` name.
+
+    Args:
+        options: Of the command.
+        num_classes: Training identities, where a fresh model shall be trained.
+    """
+    spec: str = options.model
+    name, colon, weights = spec.partition(":")
+    if not colon and spec not in MODELS and (spec.endswith(".safetensors") or Path(spec).is_file()):
+        if options.model_set:
+            raise InputError(f"{spec} knows how its model was built; leave --model-set out")
+        if not spec.endswith(".safetensors"):
+            raise InputError(f"say which network {spec} belongs to: --model NAME:{spec}")
+        return load_model(Path(spec).expanduser())
+    if colon and not weights:
+        raise InputError(f"the path after {name!r}: is empty; write {name}:/path/to/weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(getattr(options, "seed", 0))
+        model: ReIDModel = make(
+            "--model-set",
+            create_model,
+            name,
+            num_classes=num_classes,
+            weights=Path(weights).expanduser() if weights else None,
+            **options.model_set,
+        )
+    if not weights and num_classes is None:
+        note(
+            f"warning: no weights are given for {name}, so it is as its constructor makes it "
+            f"(usually at random); give {name}:/path/to/weights"
+        )
+    return model
+
+
+def model_settings(model: ReIDModel) -> dict[str, Any]:
+    """Return what identifies a model in a manifest."""
+    return {
+        "class": type(model).__name__,
+        "weights": weights_fingerprint(model),
+        "input_spec": model.input_spec.to_dict(),
+        "metric": model.metric,
+    }
+
+
+def data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:
+    """Return what identifies a dataset in a manifest."""
+    return {
+        "name": dataset.name,
+        **{split: dataset.fingerprint(split) for split in splits if dataset.split(split)},
+    }
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def measure(
+    options: Options,
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    attack: Attack | None,
+    display: Display,
+) -> EvaluationResult | None:
+    """Evaluate as the options say; None where the dataset has nothing to search for or in."""
+    if not dataset.query or not dataset.gallery:
+        note(f"{dataset.name} has no query or no gallery images, so there is no evaluation")
+        return None
+    return evaluate(
+        model,
+        dataset,
+        attack,
+        Protocol(image_size=options.image_size),
+        store=_feature_store(options.cache),
+        query_every=options.query_every,
+        progress=display.phase("evaluating"),
+    )
+
+
+def save_result(
+    folder: RunFolder, result: EvaluationResult | None, facts: Mapping[str, Any]
+) -> None:
+    """Write result.json and result.md."""
+    write_json(
+        folder / "result.json",
+        {"evaluation": None if result is None else result.to_dict(), **facts},
+    )
+    with atomic_write(folder / "result.md") as temporary:
+        temporary.write_text("" if result is None else result.to_markdown(), "utf-8")
+
+
+def _feature_store(chosen: Path | None) -> FeatureStore:
+    if chosen is not None:
+        return FeatureStore(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        return FeatureStore(Path(cache) / "reidguard" / "features")
+    except CheckpointError as error:
+        warnings.warn(f"{error} with --cache; features are not kept this time", stacklevel=2)
+        return FeatureStore()

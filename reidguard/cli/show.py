@@ -1,0 +1,109 @@
+"""How far a command is, on standard error: bars for people, now and then a line for logs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from reidguard.training import Progress
+
+__all__ = ["Display", "note", "table"]
+
+EVERY = 10.0  # seconds between two lines where standard error is no terminal
+
+
+def note(text: str) -> None:
+    """Tell something that is no result."""
+    print(f"reidguard: {text}", file=sys.stderr)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return a Markdown table, padded for reading; numbers to the right, the first row on top."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [
+        all(cell[:1].isdigit() or cell[:1] in "-∞" for cell in column)
+        for column in zip(*rows[1:], strict=True)
+    ]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = [
+        "-" * (w - 1) + ":" if flush else "-" * w for w, flush in zip(widths, right, strict=True)
+    ]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+
+
+class Display:
+    """Shows progress, one phase after the other.
+
+    Args:
+        stream: Standard error by default. On a terminal it gets bars, else lines.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self._bars = self.stream.isatty()
+        self._bar: Any = None
+        self._phase: str | None = None
+        self._done = 0
+        self._start = (0.0, 0)
+        self._shown = 0.0
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, told: Progress) -> None:
+        """Show what the library tells."""
+        self._update(told.phase, told.done, told.total, told.metrics)
+
+    def phase(self, name: str) -> Callable[[int, int], None]:
+        """Return a callback (done, total) for a phase of that name."""
+        return lambda done, total: self._update(name, done, total, {})
+
+    def close(self) -> None:
+        """End the phase that is shown, as when something went wrong."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._phase = None, None
+
+    def _update(self, phase: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if phase != self._phase or done < self._done:
+            self.close()
+            self._phase, self._start, self._shown = phase, (now, done), now
+            if self._bars:
+                self._bar = tqdm(
+                    total=total, initial=done, desc=phase, file=self.stream, dynamic_ncols=True
+                )
+        self._done = done
+        if self._bar is not None:
+            if metrics:
+                self._bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif now - self._shown >= EVERY or done == total:
+            self._shown = now
+            self._line(phase, done, total, metrics, now)
+        if done == total:
+            self.close()
+
+    def _line(
+        self, phase: str, done: int, total: int, metrics: Mapping[str, float], now: float
+    ) -> None:
+        began, first = self._start
+        parts = [f"{phase} {done}/{total}", *(f"{k} {v:.4g}" for k, v in metrics.items())]
+        seconds = now - began
+        parts.append(f"{seconds:.0f} s")
+        if first < done < total:
+            parts.append(f"about {seconds / (done - first) * (total - done):.0f} s left")
+        print(", ".join(parts), file=self.stream, flush=True)

@@ -1,0 +1,103 @@
+"""``reidguard train``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reidguard.cli import common
+from reidguard.cli.options import Options, Parser, amount
+from reidguard.cli.runs import Metrics, default_folder, open_run
+from reidguard.cli.show import Display, note
+from reidguard.data import load_dataset
+from reidguard.models import load_model
+from reidguard.training import train_model
+
+EXAMPLES = """\
+  the paper's recipe, on a ResNet-50 with weights of your own:
+    reidguard train --data market1501:/data/market1501 --model ide:resnet50.pth --out runs/ide
+
+  a small network, from nothing, on drawn people:
+    reidguard train --data synthetic --model ide --model-set backbone=resnet10t \\
+        --model-set size=64x32 --image-size 64x32 --steps 40 --lr 1e-3 --out runs/tiny
+
+The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
+model.safetensors, result.json and result.md. The same command goes on after an interruption, and
+gives the same weights as if there had been none.
+"""
+
+
+def parser(summary: str) -> Parser:
+    """Return the command's parser."""
+    made = Parser("train", summary, EXAMPLES)
+    common.add_victim(made)
+    made.section("learning")
+    common.add_learning(made, lr="3e-4", epochs=85)
+    made.option("--weight-decay", "of Adam", amount, metavar="X", default=5e-4)
+    common.add_evaluation(made)
+    common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")
+    return made
+
+
+def run(options: Options) -> int:
+    """Train, evaluate, save."""
+    device = common.set_up_machine(options)
+    dataset = load_dataset(options.data)
+    model = common.make_model(options, num_classes=dataset.num_train_pids or None)
+    length: dict[str, Any] = {"steps": options.steps}
+    if options.steps is None:
+        length = {"epochs": options.epochs or 85}
+    recipe = {
+        **length,
+        "lr": options.lr or 3e-4,
+        "weight_decay": options.weight_decay,
+        "identities": options.identities,
+        "images_per_identity": options.images_per_identity,
+        "image_size": options.image_size,
+        "seed": options.seed,
+    }
+    settings = {
+        "command": "train",
+        "data": common.data_settings(dataset, "train", "query", "gallery"),
+        "model": common.model_settings(model),
+        "recipe": recipe,
+        "query_every": options.query_every,
+        "device": device.type,
+    }
+    name = options.model.partition(":")[0].rpartition("/")[2].removesuffix(".safetensors")
+    out = options.out or default_folder("train", name, settings)
+    with (
+        open_run(
+            out,
+            argv=options.argv,
+            options=options.values(),
+            settings=settings,
+            products=("model.safetensors", "result.json", "result.md"),
+        ) as folder,
+        Display() as display,
+    ):
+        target = folder / "model.safetensors"
+        if folder.finished:
+            note(f"{out} is finished already; nothing is done again")
+        else:
+            seconds = None
+            if target.exists():
+                model = load_model(target).to(device)
+            else:
+                with Metrics(folder / "metrics.jsonl", display) as metrics:
+                    train_model(
+                        model.to(device),
+                        dataset,
+                        **recipe,
+                        checkpoint=folder / "checkpoint.safetensors",
+                        checkpoint_every=options.checkpoint_every,
+                        progress=metrics,
+                    )
+                model.save(target)
+                seconds = metrics.seconds_per_step
+            result = common.measure(options, model, dataset, None, display)
+            facts = {"training": model.training_facts, "seconds_per_step": seconds}
+            common.save_result(folder, result, facts)
+            folder.finish()
+        print((folder / "result.md").read_text("utf-8"))
+        print(f"model: {target}")
+    return 0

@@ -319,7 +319,10 @@ class _Counter:
         self.centre = None
         if metric == "euclidean":
             # Distances do not change when all features move by one vector; errors shrink.
-            self.centre = gallery.mean(0, dtype=torch.float64)
+            total = torch.zeros(gallery.shape[1], dtype=torch.float64, device=self.device)
+            for start, stop in blocks(len(gallery), gallery):  # mean() would copy all to float64
+                total += gallery[start:stop].double().sum(0)
+            self.centre = total / len(gallery)
             largest = float(torch.stack([n.max() for n in norms]).max())
             if largest > 0:  # a power of two is exact, and squares stay in range
                 self.scale = 2.0 ** -math.ceil(math.log2(largest))
@@ -459,14 +462,13 @@ class _Thresholds:
         span = (end - low[:, :1]) / (self.cells - 2)
         self.origin = torch.where(some[:, None], low[:, :1] - span, 0.0)
         self.per_key = torch.where(some[:, None], 1 / span, 0.0)
-        self.counted = torch.zeros(size, self.cells + 1, dtype=torch.int64, device=device)
+        self.counted = torch.zeros(size, self.cells + 1, dtype=torch.int32, device=device)
         self.low_cell = self._cell(torch.where(present, low, _FAR))
         high_cell = self._cell(torch.where(present, high, _FAR))
         change = torch.zeros(size, self.cells + 2, dtype=torch.int32, device=device)
         change.scatter_add_(1, self.low_cell, present.int())
         change.scatter_add_(1, high_cell + 1, -present.int())
-        self.in_band = change.cumsum(1)[:, : self.cells + 1] > 0
-        self.one = torch.ones((), dtype=torch.int64, device=device)
+        self.in_band = change.cumsum(1, dtype=torch.int32)[:, : self.cells + 1] > 0
 
     def _cell(self, keys: Tensor) -> Tensor:
         # Each operation keeps the order of keys, so a key below an edge is in no later cell.
@@ -475,7 +477,7 @@ class _Thresholds:
     def count(self, tile: Tensor) -> tuple[Tensor, Tensor]:
         """Count a (q, g) tile of keys; return the pairs (row, column) that need exact distances."""
         cell = self._cell(tile)
-        self.counted.scatter_add_(1, cell, self.one.expand_as(cell))
+        self.counted.scatter_add_(1, cell, self.counted.new_ones(()).expand_as(cell))
         row, col = self.in_band.gather(1, cell).nonzero(as_tuple=True)
         passed = _lower_bound(self.edges, row, tile[row, col])
         unsure = passed % 2 == 1
@@ -489,11 +491,11 @@ class _Thresholds:
     def _step(self, row: Tensor, passed: Tensor) -> None:
         # An image that is behind the first `passed` matches is ahead of all others.
         flat = row * self.steps.shape[1] + passed
-        self.steps.view(-1).scatter_add_(0, flat, self.one.expand_as(flat))
+        self.steps.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
     def ahead(self) -> Tensor:
         """Return the (q, M) numbers of images counted before each match."""
-        sure = self.counted.masked_fill(self.in_band, 0).cumsum(1)
+        sure = self.counted.masked_fill(self.in_band, 0).cumsum(1, dtype=torch.int32)
         return sure.gather(1, self.low_cell) + self.steps[:, :-1].cumsum(1)
 
 

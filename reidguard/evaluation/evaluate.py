@@ -1,0 +1,341 @@
+"""`evaluate`: what a model retrieves, clean and under an attack on its queries."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reidguard.attacks import Attack
+from reidguard.data import ReIDDataset, iterate_images
+from reidguard.errors import InputError
+from reidguard.evaluation.features import (
+    FeatureStore,
+    module_device,
+    to_device,
+    to_float,
+)
+from reidguard.evaluation.protocol import Protocol
+from reidguard.evaluation.quality import achieved_linf, psnr, ssim
+from reidguard.models import ReIDModel, frozen
+from reidguard.ranking import RankingResult, rank
+from reidguard.storage import atomic_write, library_versions, write_json
+
+__all__ = ["AttackedResult", "EvaluationResult", "evaluate"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedResult:
+    """What one kind of adversarial query did: float images, or the 8-bit ones to be saved.
+
+    Attributes:
+        ranking: Retrieval figures with these queries.
+        psnr: Mean over queries, dB; infinite if any query is unchanged.
+        ssim: Mean over queries.
+        linf: Largest change of any pixel of any query, in [0, 1] units.
+    """
+
+    ranking: RankingResult
+    psnr: float
+    ssim: float
+    linf: float
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """Figures of one model on one dataset, clean and, with an attack, attacked.
+
+    Attributes:
+        clean: Retrieval figures with the queries as they are.
+        attacked: With the attack's float images; None without an attack.
+        attacked_8bit: With the images that a person could save as PNG; None without an attack.
+        attack: Class and budget of the attack (``eps`` in [0, 1] units); None without one.
+        dataset: Name and fingerprints of the dataset.
+        counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
+            reader), skipped (queries without a match, which count in no mean).
+        skipped: Files of the skipped queries.
+        protocol: The protocol, with the metric that was used.
+        weights: Fingerprint of the model's weights.
+        seconds: Wall time: gallery (features; near 0 when they were kept), queries, ranking.
+    """
+
+    clean: RankingResult
+    attacked: AttackedResult | None
+    attacked_8bit: AttackedResult | None
+    attack: dict[str, Any] | None
+    dataset: dict[str, Any]
+    counts: dict[str, int]
+    skipped: tuple[str, ...]
+    protocol: dict[str, Any]
+    weights: str
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; shares lie in [0, 1], L∞ is in grey levels (1/255)."""
+        return {
+            "clean": _ranking_dict(self.clean),
+            "attacked": _attacked_dict(self.attacked),
+            "attacked_8bit": _attacked_dict(self.attacked_8bit),
+            "attack": self.attack,
+            "dataset": self.dataset,
+            "counts": self.counts,
+            "skipped": list(self.skipped),
+            "protocol": self.protocol,
+            "weights": self.weights,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "versions": library_versions(),
+        }
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as indented JSON. An infinite PSNR is null."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """Return a table for people: figures in percent, L∞ in grey levels."""
+        ranks = [k for k in (1, 5, 10) if k <= len(self.clean.cmc)]
+        head = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP", "L∞ ·255", "PSNR", "SSIM"]
+        rows = [("clean", self.clean, ["0", "∞", "1.000"])]
+        for name, result in (
+            ("attacked, float", self.attacked),
+            ("attacked, 8-bit", self.attacked_8bit),
+        ):
+            if result is not None:
+                decibel = "∞" if math.isinf(result.psnr) else f"{result.psnr:.1f}"
+                seen = [f"{255 * result.linf:.2f}", decibel, f"{result.ssim:.3f}"]
+                rows.append((name, result.ranking, seen))
+        lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+        for name, ranking, seen in rows:
+            shares = [ranking.mAP, *(ranking.rank_k(k) for k in ranks), ranking.mINP]
+            lines.append([name, *(f"{100 * share:.1f}" for share in shares), *seen])
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        attack = ""
+        if self.attack is not None:
+            attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"
+        title = f"{self.dataset['name']}{attack} ({counts})"
+        return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+
+    def save(self, path: Path | str) -> None:
+        """Write the result atomically: as a table if ``path`` ends in .md, else as JSON."""
+        if Path(path).suffix == ".md":
+            with atomic_write(path) as temporary:
+                temporary.write_text(self.to_markdown(), encoding="utf-8")
+        else:
+            write_json(path, json.loads(self.to_json()))
+
+
+def _ranking_dict(ranking: RankingResult) -> dict[str, Any]:
+    return {"mAP": ranking.mAP, "mINP": ranking.mINP, "cmc": ranking.cmc.tolist()}
+
+
+def _attacked_dict(result: AttackedResult | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {
+        **_ranking_dict(result.ranking),
+        "psnr": None if math.isinf(result.psnr) else result.psnr,
+        "ssim": result.ssim,
+        "linf": 255 * result.linf,
+    }
+
+
+def evaluate(
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    attack: Attack | None = None,
+    protocol: Protocol | None = None,
+    *,
+    store: FeatureStore | None = None,
+    batch_size: int = 64,
+    query_every: int = 1,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Rank the gallery for every query, clean and attacked.
+
+    Only queries are perturbed. Each is decoded once, and its adversarial image measured twice: as
+    the attack made it, and as :meth:`Budget.quantize` rounds it to the 8-bit image that a person
+    could save. Model and attack run in eval mode on the model's device and come back untouched.
+
+    Args:
+        model: The victim.
+        dataset: Its query and gallery are used.
+        attack: Perturbs the queries; None measures the clean model only.
+        protocol: How to read and score; None is ``Protocol()``.
+        store: Keeps clean features for further calls, so that the gallery is extracted once for
+            any number of attacks; None keeps them for this call.
+        batch_size: Images per forward pass. Changes figures by float noise at most.
+        query_every: Use every n-th query, for a quick look.
+        progress: Called with (images done, images in all).
+
+    Raises:
+        InputError: If model and attack are on different devices, an option has a wrong value, or
+            features are not finite.
+        DataError: If an image cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from reidguard.attacks import DeltaAttack
+        >>> from reidguard.data import read_synthetic
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     people = read_synthetic(f"{folder}/set", identities=2)
+        ...     small = Protocol(image_size=(64, 32))
+        ...     result = evaluate(model, people, DeltaAttack(size=(64, 32)), small)
+        >>> result.attacked.linf  # a fresh delta changes nothing
+        0.0
+    """
+    protocol = Protocol() if protocol is None else protocol
+    if query_every < 1:
+        raise InputError(f"query_every must be at least 1, not {query_every}")
+    device = module_device(model)
+    if attack is not None and module_device(attack, device) != device:
+        raise InputError(
+            f"the model is on {device}, the attack on {module_device(attack)}; "
+            f"call attack.to({str(device)!r})"
+        )
+    store = FeatureStore() if store is None else store
+    size, dtype = protocol.image_size, protocol.dtype
+    queries = dataset.query[::query_every]
+    if not queries or not dataset.gallery:
+        raise InputError(f"{dataset.name} has no query or no gallery images; nothing can be ranked")
+
+    clock = time.perf_counter()
+    seconds = {}
+    key = store.key(model, dataset, "gallery", image_size=size, dtype=dtype)
+    kept = store.get(key, device) is not None
+    ahead = 0 if kept else len(dataset.gallery)
+    total = ahead + len(queries)
+    gallery = store.features(
+        model,
+        dataset,
+        "gallery",
+        image_size=size,
+        dtype=dtype,
+        batch_size=batch_size,
+        progress=None if progress is None else lambda done, _: progress(done, total),
+    )
+    seconds["gallery"] = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    key = store.key(model, dataset, "query", image_size=size, dtype=dtype, every=query_every)
+    clean = store.get(key, device)
+    seen = _Queries()
+    if clean is None or attack is not None:
+        with torch.no_grad(), frozen(model):
+            for place, pixels in iterate_images(queries, size, batch_size):
+                seen.add(model, attack, to_device(pixels, device), dtype, clean is None)
+                if progress is not None:
+                    progress(ahead + place.stop, total)
+    elif progress is not None:
+        progress(total, total)
+    if clean is None:
+        clean = torch.cat(seen.clean)
+        store.put(key, clean)
+    seconds["queries"] = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    metric = model.metric if protocol.metric is None else protocol.metric
+
+    def ranked(features: Tensor) -> RankingResult:
+        return rank(
+            features,
+            gallery,
+            query_pids=[s.pid for s in queries],
+            query_camids=[s.camid for s in queries],
+            gallery_pids=[s.pid for s in dataset.gallery],
+            gallery_camids=[s.camid for s in dataset.gallery],
+            metric=metric,
+            same_camera=protocol.same_camera,
+            max_rank=protocol.max_rank,
+        )
+
+    clean_ranking = ranked(clean)
+    attacked, attacked_8bit = (
+        (seen.float_images.result(ranked), seen.byte_images.result(ranked))
+        if attack is not None
+        else (None, None)
+    )
+    seconds["ranking"] = time.perf_counter() - clock
+    skipped = clean_ranking.skipped.tolist()
+    return EvaluationResult(
+        clean=clean_ranking,
+        attacked=attacked,
+        attacked_8bit=attacked_8bit,
+        attack=None
+        if attack is None
+        else {"name": type(attack).__name__, "eps": attack.budget.eps},
+        dataset={
+            "name": dataset.name,
+            "query_every": query_every,
+            "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
+        },
+        counts={
+            "query": len(queries),
+            "gallery": len(dataset.gallery),
+            "distractors": sum(s.pid == 0 for s in dataset.gallery),
+            "junk": dataset.junk,
+            "skipped": len(skipped),
+        },
+        skipped=tuple(str(queries[i].path) for i in skipped),
+        protocol={**protocol.to_dict(), "metric": metric},
+        weights=key["weights"],
+        seconds=seconds,
+    )
+
+
+class _Measured:
+    """Features and quality of one kind of adversarial images, left on the device until the end."""
+
+    def __init__(self) -> None:
+        self.features: list[Tensor] = []
+        self.quality: list[Tensor] = []
+
+    def add(self, features: Tensor, x_adv: Tensor, x: Tensor) -> None:
+        self.features.append(features)
+        values = (psnr(x_adv, x), ssim(x_adv, x), achieved_linf(x_adv, x))
+        self.quality.append(torch.stack([v.double() for v in values]))
+
+    def result(self, ranked: Callable[[Tensor], RankingResult]) -> AttackedResult:
+        decibel, similarity, linf = torch.cat(self.quality, dim=1).cpu()
+        return AttackedResult(
+            ranking=ranked(torch.cat(self.features)),
+            psnr=float(decibel.mean()),
+            ssim=float(similarity.mean()),
+            linf=float(linf.max()),
+        )
+
+
+class _Queries:
+    def __init__(self) -> None:
+        self.clean: list[Tensor] = []
+        self.float_images = _Measured()
+        self.byte_images = _Measured()
+
+    def add(
+        self,
+        model: ReIDModel,
+        attack: Attack | None,
+        pixels: Tensor,
+        dtype: torch.dtype,
+        want_clean: bool,
+    ) -> None:
+        x = to_float(pixels, dtype)
+        if want_clean:
+            self.clean.append(model.features(x))
+        if attack is None:
+            return
+        with frozen(attack):
+            x_adv = attack(x)
+        x_8bit = to_float(attack.budget.quantize(x_adv, x), dtype)
+        self.float_images.add(model.features(x_adv), x_adv, x)
+        self.byte_images.add(model.features(x_8bit), x_8bit, x)

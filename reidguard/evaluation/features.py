@@ -1,0 +1,222 @@
+"""Features of whole splits: extracted in batches, kept, and reused for every attack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reidguard.data import ReIDDataset, iterate_images
+from reidguard.errors import CheckpointError, InputError
+from reidguard.models import ReIDModel, frozen, weights_fingerprint
+from reidguard.storage import load_tensors, save_tensors
+from reidguard.types import ReIDSample
+
+__all__ = ["FeatureStore", "extract_features"]
+
+Progress = Callable[[int, int], None]
+
+
+def module_device(module: torch.nn.Module, default: torch.device | None = None) -> torch.device:
+    """Return the device of a module's parameters and buffers; ``default`` if it has none.
+
+    Raises:
+        InputError: If they are on several devices.
+    """
+    devices = {t.device for group in (module.parameters(), module.buffers()) for t in group}
+    if len(devices) > 1:
+        raise InputError(
+            f"{type(module).__name__} is spread over {', '.join(sorted(map(str, devices)))}; "
+            "move it to one device first"
+        )
+    return devices.pop() if devices else default or torch.device("cpu")
+
+
+def to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images; to a GPU from pinned memory, without waiting."""
+    if device.type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
+def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 images divided by 255, each value rounded once to ``dtype``.
+
+    On a GPU the result is channels-last, which convolutions are faster on.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    on_gpu = pixels.device.type == "cuda"
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    return pixels.to(wide, memory_format=layout).div_(255).to(dtype)
+
+
+def extract_features(
+    model: ReIDModel,
+    samples: Sequence[ReIDSample],
+    *,
+    image_size: tuple[int, int] = (256, 128),
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return the test-time features of images on disk.
+
+    The model runs in eval mode on the device of its parameters and comes back untouched.
+
+    Args:
+        model: Gives the features.
+        samples: What to read.
+        image_size: (height, width) of the images that the model gets.
+        batch_size: Images per forward pass.
+        dtype: Float type of the images.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        (N, D) on the model's device, not normalised.
+
+    Raises:
+        DataError: If an image cannot be read.
+        InputError: If there are no samples.
+    """
+    if not samples:
+        raise InputError("there are no samples to extract features of")
+    device = module_device(model)
+    parts = []
+    with torch.no_grad(), frozen(model):
+        for place, pixels in iterate_images(samples, image_size, batch_size):
+            parts.append(model.features(to_float(to_device(pixels, device), dtype)))
+            if progress is not None:
+                progress(place.stop, len(samples))
+    return torch.cat(parts)
+
+
+class FeatureStore:
+    """Clean features by what determines them, in memory and, if asked, on disk.
+
+    The key holds the model's weights and architecture, its InputSpec, the content and order of the
+    samples, the image size and the dtype. So a changed model or dataset never meets old features,
+    while every attack on the same model reuses them. A damaged file is computed again.
+
+    Args:
+        directory: Where to keep features between runs; None keeps them in memory only.
+
+    Raises:
+        CheckpointError: If the directory cannot be made.
+
+    Example:
+        >>> store = FeatureStore()
+        >>> len(store)
+        0
+    """
+
+    def __init__(self, directory: Path | str | None = None) -> None:
+        self.directory = Path(directory).expanduser() if directory is not None else None
+        self._memory: dict[str, Tensor] = {}
+        if self.directory is not None:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot make the feature folder {self.directory}: {error.strerror}; choose "
+                    "another one"
+                ) from error
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def key(
+        self,
+        model: ReIDModel,
+        dataset: ReIDDataset,
+        split: str,
+        *,
+        image_size: tuple[int, int] = (256, 128),
+        dtype: torch.dtype = torch.float32,
+        every: int = 1,
+    ) -> dict[str, Any]:
+        """Return what determines the features of every ``every``-th sample of a split."""
+        names = [_name(sample.path, dataset.root) for sample in dataset.split(split)]
+        return {
+            "weights": weights_fingerprint(model),
+            "input_spec": model.input_spec.to_dict(),
+            "split": dataset.fingerprint(split),
+            "order": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+            "every": every,
+            "image_size": list(image_size),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def get(self, key: dict[str, Any], device: torch.device) -> Tensor | None:
+        """Return the (N, D) features of a key on ``device``, or None if they are not there."""
+        name = _hash(key)
+        if name not in self._memory and self.directory is not None:
+            try:
+                tensors, card = load_tensors(self._path(name))
+                if card["key"] == key and tensors["features"].dim() == 2:
+                    self._memory[name] = tensors["features"]
+            except (CheckpointError, KeyError):
+                return None  # absent or damaged: the caller computes them, put() replaces the file
+        found = self._memory.get(name)
+        if found is not None and found.device != device:
+            found = self._memory[name] = found.to(device)
+        return found
+
+    def put(self, key: dict[str, Any], features: Tensor) -> None:
+        """Keep features under their key, replacing a damaged file.
+
+        Raises:
+            CheckpointError: If the file cannot be written; they are kept in memory then.
+        """
+        name = _hash(key)
+        self._memory[name] = features.detach()
+        if self.directory is not None:
+            save_tensors(self._path(name), {"features": features}, {"kind": "features", "key": key})
+
+    def features(
+        self,
+        model: ReIDModel,
+        dataset: ReIDDataset,
+        split: str,
+        *,
+        image_size: tuple[int, int] = (256, 128),
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Return the features of a split, extracting them at the first call.
+
+        Arguments and result are those of :func:`extract_features`; ``progress`` is only called
+        while extracting.
+        """
+        key = self.key(model, dataset, split, image_size=image_size, dtype=dtype)
+        found = self.get(key, module_device(model))
+        if found is None:
+            found = extract_features(
+                model,
+                dataset.split(split),
+                image_size=image_size,
+                batch_size=batch_size,
+                dtype=dtype,
+                progress=progress,
+            )
+            self.put(key, found)
+        return found
+
+    def _path(self, name: str) -> Path:
+        assert self.directory is not None
+        return self.directory / f"features-{name}.safetensors"
+
+
+def _hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _name(path: Path, root: Path | None) -> str:
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return path.name

@@ -1,0 +1,76 @@
+"""The choices that two evaluations must share before their figures may be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reidguard.errors import InputError
+from reidguard.ranking import METRICS, SAME_CAMERA
+
+__all__ = ["Protocol"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are read and rankings scored. The defaults are the usual ones of the field.
+
+    Junk (identity -1) never counts, distractors (0) stay in the gallery, ties count against the
+    match, and only queries are perturbed; these are not choices.
+
+    Args:
+        image_size: (height, width) of the 8-bit images that attacks see and saved images have.
+            The model resizes further by its own InputSpec.
+        metric: ``"euclidean"`` or ``"cosine"``; None takes the model's own.
+        same_camera: ``"exclude"`` leaves out, per query, gallery images of the same identity by the
+            same camera; ``"keep"`` counts them as matches.
+        max_rank: Length of the CMC curve.
+        dtype: Float type of the images given to the attack and the model.
+
+    Example:
+        >>> Protocol(image_size=(384, 128)).to_dict()["image_size"]
+        [384, 128]
+    """
+
+    image_size: tuple[int, int] = (256, 128)
+    metric: str | None = None
+    same_camera: str = "exclude"
+    max_rank: int = 50
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        size = tuple(self.image_size) if isinstance(self.image_size, (tuple, list)) else ()
+        if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+            raise InputError(
+                f"image_size must be (height, width) in pixels, not {self.image_size!r}"
+            )
+        object.__setattr__(self, "image_size", size)
+        if self.metric is not None and self.metric not in METRICS:
+            raise InputError(
+                f"unknown metric {self.metric!r}; use one of {', '.join(METRICS)}, or None for the "
+                "model's own"
+            )
+        if self.same_camera not in SAME_CAMERA:
+            raise InputError(
+                f"same_camera must be one of {', '.join(SAME_CAMERA)}, not {self.same_camera!r}"
+            )
+        if not isinstance(self.max_rank, int) or self.max_rank < 1:
+            raise InputError(f"max_rank must be a positive integer, not {self.max_rank!r}")
+        if self.dtype not in _DTYPES:
+            raise InputError(
+                f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {self.dtype!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "image_size": list(self.image_size),
+            "metric": self.metric,
+            "same_camera": self.same_camera,
+            "max_rank": self.max_rank,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }

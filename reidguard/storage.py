@@ -155,7 +155,9 @@ def _open(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
         with safetensors.safe_open(path, framework="pt", device="cpu") as stream:
             card = _card_of(path, stream.metadata())
             keys = stream.keys() if tensors else []
-            return {key: stream.get_tensor(key) for key in keys}, card
+            # clone: the file's tensors lie at odd addresses, where convolutions round differently,
+            # and a loaded model must give the bits of the one that was saved.
+            return {key: stream.get_tensor(key).clone() for key in keys}, card
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); copy it again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,14 +11,36 @@ from reidguard.attacks.base import register_attack
 from reidguard.attacks.color import ColorAttack
 from reidguard.attacks.delta import DeltaAttack
 from reidguard.attacks.universal import UniversalAttack
-from reidguard.types import Budget
+from reidguard.types import Budget, check_images
 
 __all__ = ["CombinatorialAttack"]
 
 
 @register_attack("combinatorial")
 class CombinatorialAttack(UniversalAttack):
-    """``x̃ = f(x) + δ`` (Eq. 4)."""
+    """Recolours an image and then adds δ: ``x̃ = f(x) + δ`` (Eq. 4).
+
+    Joint (the default) bounds the whole by one ε, as the paper says: each stage may use all of
+    it, and their sum is clipped to the ball. The gradient through that clip is the true one: a
+    pixel beyond the ball moves neither stage, so each learns where the other leaves room. (A
+    straight-through gradient is weaker; ``docs/departures.md`` has the figures.)
+
+    Stacked is what the paper's released code does: each stage has the whole ε to itself and the
+    result may be 2ε from the image. Such an attack says so: its ``budget`` is 2ε. Compare it with
+    others at that budget only.
+
+    Args:
+        budget: The ball: of the whole when joint, of each stage when stacked.
+        resolution: Nodes along each axis of the colour grid.
+        size: Height and width of δ in pixels.
+        stacked: Give each stage the whole of ``budget``.
+
+    Example:
+        >>> CombinatorialAttack(Budget(8 / 255)).budget.levels
+        8
+        >>> CombinatorialAttack(Budget(8 / 255), stacked=True).budget.levels
+        16
+    """
 
     def __init__(
         self,
@@ -26,7 +50,7 @@ class CombinatorialAttack(UniversalAttack):
         stacked: bool = False,
     ) -> None:
         stage = budget if budget is not None else Budget()
-        super().__init__(Budget(2 * stage.eps) if stacked else stage)
+        super().__init__(Budget(min(2 * stage.eps, 1.0)) if stacked else stage)
         self.resolution = resolution
         self.size = size
         self.stacked = stacked
@@ -34,9 +58,23 @@ class CombinatorialAttack(UniversalAttack):
         self.delta = DeltaAttack(stage, size)
 
     def perturb(self, x: Tensor) -> Tensor:
+        """Return f(x) + δ; stacked, each stage is projected by itself."""
         if self.stacked:
-            return self.delta(self.color(x))
-        return self.color.perturb(x) + self.delta.resized(*x.shape[2:])
+            stacked: Tensor = self.delta(self.color(x))
+            return stacked
+        return self.color.perturb(x) + self.delta.resized(x.shape[2], x.shape[3])
+
+    def stage_sizes(self, x: Tensor) -> tuple[float, float]:
+        """Return how much each stage does: mean |f(x) − x| and mean |δ|, in [0, 1] units.
+
+        Args:
+            x: (N, 3, H, W) images in [0, 1].
+        """
+        check_images(x)
+        with torch.no_grad():
+            recoloured = (self.color(x) - x).abs().mean()
+            added = self.delta.resized(x.shape[2], x.shape[3]).abs().mean()
+        return float(recoloured), float(added)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments; ``eps`` is that of one stage."""
@@ -44,5 +82,6 @@ class CombinatorialAttack(UniversalAttack):
 
     @torch.no_grad()
     def clip_parameters(self) -> None:
+        """Keep each stage within its own ball."""
         self.color.clip_parameters()
         self.delta.clip_parameters()

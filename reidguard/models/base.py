@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
@@ -60,6 +61,10 @@ class ReIDModel(ABC, nn.Module):
     #: Names under which parameters serve only the training labels. Checkpoints may lack them.
     head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
 
+    #: How the pixels of inputs are laid out. Convolutions are fastest on channels-last, on the CPU
+    #: and the GPU alike (OSNet x0.25: half the time of a pass).
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
     def __init__(
         self,
         *,
@@ -107,7 +112,7 @@ class ReIDModel(ABC, nn.Module):
         """
         check_images(x)
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
-        inputs = self.input_spec.apply(x)
+        inputs = self.input_spec.apply(x).contiguous(memory_format=self.memory_format)
         return self.embed(inputs if weight is None else inputs.to(weight.dtype))
 
     def logits(self, features: Tensor, domain: str) -> Tensor:
@@ -242,8 +247,10 @@ def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
 def frozen(model: M) -> Iterator[M]:
     """Borrow a model: inside, it is in eval mode and no parameter asks for a gradient.
 
-    Gradients to the input still flow. Afterwards, also after an exception, the training flag of
-    every submodule and ``requires_grad`` of every parameter are what they were.
+    Gradients to the input still flow. Meanwhile the convolutions of a :class:`ReIDModel` have their
+    weights in its ``memory_format``, which saves the same conversion in every pass. Afterwards,
+    also after an exception, the weights, the training flag of every submodule and
+    ``requires_grad`` of every parameter are what they were.
 
     Args:
         model: Any module.
@@ -258,14 +265,20 @@ def frozen(model: M) -> Iterator[M]:
     """
     modes = [(module, module.training) for module in model.modules()]
     wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    layout = getattr(model, "memory_format", torch.contiguous_format)
+    weights = [(parameter, parameter.data) for parameter, _ in wants if parameter.dim() == 4]
     try:
         # Set the flags themselves: train() and eval() reach children, and may be overridden.
         for module, _ in modes:
             module.training = False
         for parameter, _ in wants:
             parameter.requires_grad_(False)
+        for parameter, data in weights:
+            parameter.data = data.contiguous(memory_format=layout)
         yield model
     finally:
+        for parameter, data in weights:
+            parameter.data = data
         for module, mode in modes:
             module.training = mode
         for parameter, wanted in wants:

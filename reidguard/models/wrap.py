@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
@@ -18,6 +19,8 @@ Features = str | Callable[[nn.Module, Tensor], Tensor]
 
 class WrappedModel(ReIDModel):
     """What :func:`wrap_model` gives; ``network`` is the module inside."""
+
+    memory_format = torch.contiguous_format  # a stranger's network may call view()
 
     def __init__(
         self, network: nn.Module, input_spec: InputSpec, metric: Metric, features: Features | None

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reidguard.attacks import DeltaAttack, load_attack
+from reidguard.cli import demo, main
+from reidguard.cli.show import Display, table
+from reidguard.data import load_dataset, write_synthetic
+from reidguard.evaluation import Protocol, evaluate, verify
+from reidguard.models import load_model
+from reidguard.training import MISGD, Progress
+
+SIZE = (64, 32)
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())["evaluation"]
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def attacked(victim, tmp_path_factory) -> Path:
+    """The run folder of a finished delta attack of 6 steps, with its images in images/."""
+    out = tmp_path_factory.mktemp("runs") / "delta"
+    call = ["attack", *victim, "--steps", "6", "--query-every", "3", "--out", str(out)]
+    assert main([*call, "--save-images", str(out / "images")]) == 0
+    return out
+
+
+def test_train_writes_a_run(trained, synthetic_dataset):
+    assert steps_of(trained) == list(range(1, 13))
+    model = load_model(trained / "model.safetensors")
+    assert model.training_facts["steps"] == 12
+    figures = evaluate(model, synthetic_dataset, protocol=Protocol(image_size=SIZE)).to_dict()
+    saved = result_of(trained)
+    assert saved["clean"] == figures["clean"]
+    assert saved["weights"] == figures["weights"]
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["started"] <= manifest["finished"]
+    assert manifest["command"][:2] == ["reidguard", "train"]
+    assert manifest["settings"]["data"]["train"] == synthetic_dataset.fingerprint("train")
+    assert manifest["settings"]["recipe"]["seed"] == 0
+    assert {"reidguard", "torch", "python"} <= manifest["versions"].keys()
+
+
+def test_the_same_command_again_reuses(trained, train_call, capsys):
+    before = contents(trained)
+    assert main([*train_call, "--out", str(trained)]) == 0
+    told = capsys.readouterr()
+    assert "finished already" in told.err
+    assert (trained / "result.md").read_text() in told.out
+    assert contents(trained) == before
+
+
+def test_other_settings_are_refused(trained, train_call, refused):
+    line = refused(*train_call, "--seed", "1", "--out", trained)
+    assert "recipe seed: 0 there, 1 now" in line
+    assert "another folder with --out" in line
+    assert "query_every: 1 there, 2 now" in refused(
+        *train_call, "--query-every", "2", "--out", trained
+    )
+
+
+def test_attack_gives_the_figures_of_the_library(attacked, trained, synthetic_dataset, capsys):
+    model = load_model(trained / "model.safetensors")
+    attack = load_attack(attacked / "attack.safetensors")
+    assert isinstance(attack, DeltaAttack)
+    assert attack.size == SIZE
+    own = DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=6, image_size=SIZE)
+    assert torch.equal(attack.delta, own.delta)
+    figures = evaluate(
+        model, synthetic_dataset, own, Protocol(image_size=SIZE), query_every=3
+    ).to_dict()
+    saved = result_of(attacked)
+    for part in ("clean", "attacked", "attacked_8bit"):
+        assert saved[part] == figures[part]
+    assert saved["attacked"]["mAP"] < saved["clean"]["mAP"]
+    assert steps_of(attacked) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("every", ["1", "3"])
+def test_saved_images_give_exactly_the_8bit_figures(attacked, victim, tmp_path, every, capsys):
+    """With every query, or a third of them: all images are saved either way."""
+    load = ["--load", str(attacked / "attack.safetensors"), "--query-every", every]
+    assert main(["attack", *victim, *load, "--out", str(tmp_path / "attack")]) == 0
+    call = ["evaluate", *victim, "--query", str(attacked / "images"), "--query-every", every]
+    capsys.readouterr()
+    assert main([*call, "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "result.md").read_text() in capsys.readouterr().out
+    again, before = result_of(tmp_path / "again"), result_of(tmp_path / "attack")
+    for name in ("mAP", "mINP", "cmc"):
+        assert again["clean"][name] == before["attacked_8bit"][name]
+    assert len(list((attacked / "images").glob("*.png"))) == 48
+
+
+def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *victim]) == 0
+    assert "| clean |" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_features_are_kept_where_the_user_says(victim, private_cache, tmp_path, capsys):
+    assert main(["evaluate", *victim]) == 0
+    assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query
+    assert "evaluating 150/150" in capsys.readouterr().err
+    assert main(["evaluate", *victim]) == 0
+    assert "evaluating 48/48" in capsys.readouterr().err  # the gallery was kept
+    assert main(["evaluate", *victim, "--cache", str(tmp_path / "mine")]) == 0
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_end(victim, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["evaluate", *victim]) == 0
+    assert "reidguard: warning: cannot make the feature folder" in capsys.readouterr().err
+
+
+def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call = ["attack", *victim, "--steps", "1", "--attack", "color", "--set", "resolution=3"]
+    for _ in range(2):
+        assert main([*call, "--cube", "a.cube"]) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert main([*call, "--eps", "4/255"]) == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(folder.name.startswith("attack-color-synthetic-") for folder in folders)
+    assert "LUT_3D_SIZE 3" in Path("a.cube").read_text()
+    budgets = {round(255 * load_attack(f / "attack.safetensors").budget.eps) for f in folders}
+    assert budgets == {4, 8}
+
+
+def test_a_stacked_attack_states_twice_the_budget(victim, synthetic_dataset, tmp_path, capsys):
+    call = ["attack", *victim, "--steps", "1", "--attack", "combinatorial"]
+    call += ["--set", "stacked=true", "--set", "resolution=3", "--eps", "4/255"]
+    assert main([*call, "--out", str(tmp_path / "r")]) == 0
+    assert "ε = 8/255" in capsys.readouterr().out
+    attack = load_attack(tmp_path / "r" / "attack.safetensors")
+    assert verify(attack, synthetic_dataset, image_size=SIZE).passed
+    assert math.isclose(255 * attack.budget.eps, 8)
+
+
+def test_options_that_do_not_fit(attacked, victim, refused, tmp_path):
+    load = ["--load", attacked / "attack.safetensors"]
+    assert "leave out --eps, --steps" in refused(
+        "attack", *victim, *load, "--steps", 3, "--eps", "1/255"
+    )
+    assert "no colour table" in refused("attack", *victim, *load, "--cube", tmp_path / "x")
+    assert "no colour table" in refused("attack", *victim, "--cube", tmp_path / "x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
+    assert "holds other files, such as letter.txt" in refused(
+        "attack", *victim, "--out", tmp_path / "other"
+    )
+    assert "choose a new or empty folder" in refused(
+        "evaluate", *victim, "--out", tmp_path / "other"
+    )
+    assert "match the queries" in refused("evaluate", *victim, "--query", tmp_path)
+
+
+def test_a_config_file_gives_options(victim, tmp_path, refused, capsys):
+    file = tmp_path / "attack.toml"
+    file.write_text('attack = "color"\neps = "2/255"\nsteps = 1\n[set]\nresolution = 4\n')
+    call = ["attack", *victim, "--config", str(file), "--eps", "3/255"]
+    assert main([*call, "--out", str(tmp_path / "r")]) == 0
+    attack = load_attack(tmp_path / "r" / "attack.safetensors")
+    assert attack.config() == {"eps": 3 / 255, "resolution": 4}
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["options"]["steps"] == 1
+    file.write_text("stesp = 1")
+    assert f"{file}: unknown key 'stesp': did you mean 'steps'" in refused(*call)
+
+
+def test_training_only_data_is_learnt_and_not_evaluated(synthetic_root, tmp_path, capsys):
+    lines = ["path,pid,camid,split"]
+    for image in sorted((synthetic_root / "bounding_box_train").glob("*.png")):
+        lines.append(f"{image},{int(image.name[:4])},{image.name[6]},train")
+    (tmp_path / "people.csv").write_text("\n".join(lines))
+    call = ["train", "--data", f"csv:{tmp_path / 'people.csv'}", "--model", "ide"]
+    call += ["--model-set", "backbone=test_resnet", "--image-size", "64x32", "--steps", "1"]
+    assert main([*call, "--out", str(tmp_path / "r")]) == 0
+    assert "there is no evaluation" in capsys.readouterr().err
+    assert result_of(tmp_path / "r") is None
+    model = ["--model", str(tmp_path / "r" / "model.safetensors")]
+    assert main(["evaluate", *call[1:3], *model]) == 2
+    assert "nothing can be evaluated" in capsys.readouterr().err
+
+
+def test_a_model_without_weights_is_told(data, capsys):
+    assert main(["evaluate", *data, "--model", "osnet_x0_25", "--model-set", "size=32x16"]) == 0
+    assert "warning: no weights are given for osnet_x0_25" in capsys.readouterr().err
+
+
+def test_weights_of_elsewhere(data, trained, tmp_path, capsys):
+    """A plain state dict, its classifier dropped: the same figures as our own file."""
+    state = load_model(trained / "model.safetensors").state_dict()
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "w.pth")
+    network = ["--model-set", "backbone=test_resnet", "--model-set", "size=64x32"]
+    call = ["evaluate", *data, "--image-size", "64x32", *network, "--out", str(tmp_path / "r")]
+    assert main([*call, "--model", f"ide:{tmp_path / 'w.pth'}"]) == 0
+    assert result_of(tmp_path / "r")["clean"] == result_of(trained)["clean"]
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert main(["list", "attacks"]) == 0
+    attacks = capsys.readouterr().out
+    assert attacks.startswith("color ")
+    assert "combinatorial" in attacks
+    assert main(["list"]) == 0
+    everything = capsys.readouterr().out
+    for name in ("attacks:", "osnet_x0_25", "plain", "misranking", "market1501"):
+        assert name in everything
+
+
+def test_data(synthetic_root, tmp_path, capsys):
+    assert main(["data", f"synthetic:{synthetic_root}", "--check"]) == 0
+    told = capsys.readouterr()
+    assert "| train   |    144 |         16 |       3 |" in told.out
+    assert "distractors in the gallery: 6" in told.out
+    assert "every image can be read" in told.out
+    assert "checking images 294/294" in told.err
+
+    broken = write_synthetic(tmp_path / "s", identities=2, cameras=2, images_per_camera=2)
+    victim = sorted((broken / "query").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert main(["data", f"synthetic:{broken}", "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 22 images of synthetic are damaged" in error
+    assert str(victim) in error
+
+
+def test_failures_of_a_run_have_exit_code_1(victim, tmp_path, monkeypatch, capsys):
+    """A loss that explodes, and a defect in the code: one line each."""
+    call = ["attack", *victim, "--steps", "2", "--attack", "color"]
+
+    def explode(self):
+        self.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(MISGD, "step", explode)
+    monkeypatch.setattr("reidguard.attacks.ColorAttack.clip_parameters", lambda self: None)
+    assert main([*call, "--out", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("reidguard: error: ")
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["status"] == "failed"
+
+    def defect(self):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(MISGD, "step", defect)
+    assert main([*call, "--out", str(tmp_path / "b")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("reidguard: error: RuntimeError: a defect (for the traceback: ")
+    assert main([*call, "--out", str(tmp_path / "b"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SIZE", SIZE)
+    monkeypatch.setattr(demo, "TRAIN_STEPS", 10)
+    monkeypatch.setattr(demo, "ATTACK_STEPS", 1)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert (out / "summary.md").read_text() in told
+    for attack in ("delta", "color", "combinatorial"):
+        assert f"| {attack:13} |  8/255 |" in told
+        assert len(list((out / "images" / attack).glob("*.png"))) == 48
+    with Image.open(out / "picture.png") as picture:
+        assert picture.width == 8 + 11 * (2 * 32 + 8)
+        assert picture.height > 24 + 2 * 64
+    summary = (out / "summary.md").read_text()
+    assert main(["demo", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("finished already") == 4
+    assert (out / "summary.md").read_text() == summary
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr("reidguard.cli.show.time.monotonic", lambda: next(clock))
+    log, terminal = StringIO(), Terminal()
+    for stream in (log, terminal):
+        with Display(stream) as display:
+            display(Progress("learning", 2, 8))
+            for step in range(3, 9):
+                display(Progress("learning", step, 8, {"loss": 0.5}))
+            display.phase("evaluating")(10, 10)
+    assert log.getvalue().splitlines() == [
+        "learning 5/8, loss 0.5, 12 s, about 12 s left",
+        "learning 8/8, loss 0.5, 24 s",
+        "evaluating 10/10, 0 s",
+    ]
+    assert "learning: 100%" in terminal.getvalue()
+    assert "8/8" in terminal.getvalue()
+    assert "loss=0.5" in terminal.getvalue()
+
+
+def test_tables_are_aligned():
+    assert table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
+        "| name  |  mAP |",
+        "| ----- | ---: |",
+        "| clean |  7.5 |",
+        "| x     | 10.0 |",
+    ]
+
+
+def test_the_library_prints_nothing(trained, synthetic_root, tmp_path, capfd):
+    """What the command line shows is the command line's."""
+    dataset = load_dataset("synthetic", synthetic_root)
+    model = load_model(trained / "model.safetensors")
+    attack = DeltaAttack(size=SIZE).fit(model, dataset, steps=1, image_size=SIZE)
+    attack.save(tmp_path / "a.safetensors")
+    evaluate(model, dataset, attack, Protocol(image_size=SIZE))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,200 @@
+"""Interrupted, killed, torn: the same command goes on and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reidguard.cli import main
+from reidguard.storage import load_tensors
+from reidguard.training import MISGD
+
+STEPS = 16
+
+
+def steps_of(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name in ("attack.safetensors", "checkpoint.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    for result in results:
+        del result["seconds_per_step"], result["evaluation"]["seconds"]
+    assert results[0] == results[1]
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="session")
+def call(victim, tmp_path_factory) -> list[str]:
+    steps = ["--steps", str(STEPS), "--checkpoint-every", "3", "--query-every", "8"]
+    cache = ["--cache", str(tmp_path_factory.mktemp("cache"))]
+    return ["attack", *victim, *steps, *cache, "--threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def whole(call, tmp_path_factory) -> Path:
+    """The run folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*call, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_ctrl_c_then_the_same_command(call, whole, tmp_path, monkeypatch, capsys, step):
+    """Before the first checkpoint, and between two."""
+    out = tmp_path / "run"
+    taken = []
+    original = MISGD.step
+
+    def interrupted(self, closure=None):
+        if len(taken) == step:
+            raise KeyboardInterrupt
+        taken.append(original(self, closure))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MISGD, "step", interrupted)
+        assert main([*call, "--out", str(out)]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("reidguard: interrupted; ")
+    assert last.endswith(f"to go on: reidguard {' '.join(call)} --out {out}")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["status"], manifest["finished"]) == ("interrupted", None)
+
+    assert main([*call, "--out", str(out)]) == 0
+    assert f"going on with {out}" in capsys.readouterr().err
+    assert steps_of(out) == list(range(1, STEPS + 1))
+    assert_same_run(out, whole)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert len(manifest["resumed"]) == 1
+
+
+@pytest.mark.parametrize("missing", ["result.json", "attack.safetensors", "result.md"])
+def test_a_finished_run_that_lost_a_file_makes_it_again(call, whole, tmp_path, missing):
+    out = tmp_path / "run"
+    out.mkdir()
+    for path in whole.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+    (out / missing).unlink()
+    (out / ".attack.safetensors.abc.tmp").touch()  # as a killed writer leaves it
+    assert main([*call, "--out", str(out)]) == 0
+    assert_same_run(out, whole)
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_a_torn_line_is_written_anew(call, whole, tmp_path):
+    """A kill may cut the last line short; a later one may be of a step that is repeated."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("manifest.json", "metrics.jsonl"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    with (out / "metrics.jsonl").open("r+") as stream:
+        stream.truncate(len(stream.read()) - 9)
+    assert main([*call, "--out", str(out)]) == 0
+    assert steps_of(out) == list(range(1, STEPS + 1))
+    assert_same_run(out, whole)
+
+
+def test_a_damaged_manifest_is_told(call, whole, tmp_path, refused):
+    (tmp_path / "manifest.json").write_text("{")
+    assert "damaged or of another program" in refused(*call, "--out", tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_two_processes_in_one_folder(call, whole, refused):
+    import fcntl
+
+    with (whole / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert "another process is working" in refused(*call, "--out", whole)
+
+
+# A shell starts background jobs, such as this test perhaps, with Ctrl-C ignored.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from reidguard.cli import main
+sys.exit(main())
+"""
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Return once metrics.jsonl has so many lines, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if len((out / "metrics.jsonl").read_bytes().splitlines()) >= count:
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.005)
+
+
+def kill_and_finish(call: list[str], out: Path, kills: int, seed: int) -> int:
+    """Kill the command some times, each a bit further on, then let it end; count the kills."""
+    draw = random.Random(seed)
+    done = 0
+    for number in range(kills):
+        with start([*call, "--out", str(out)]) as process:
+            if draw.random() < 0.3:  # anywhere, imports and clean features included
+                time.sleep(draw.uniform(0, 8))
+            else:
+                wait_for_steps(process, out, 1 + number * (STEPS - 1) // kills)
+                time.sleep(draw.uniform(0, 0.15))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        done += process.returncode == -signal.SIGKILL
+    assert main([*call, "--out", str(out)]) == 0
+    return done
+
+
+def test_kill_9_and_a_real_ctrl_c(call, whole, tmp_path):
+    out = tmp_path / "run"
+    with start([*call, "--out", str(out)]) as process:
+        wait_for_steps(process, out, 4)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "to go on: reidguard attack" in told.splitlines()[-1]
+    assert kill_and_finish(call, out, kills=2, seed=int.from_bytes(os.urandom(4), "big")) > 0
+    assert steps_of(out) == list(range(1, STEPS + 1))
+    assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_many_kills(call, whole, tmp_path, seed):
+    out = tmp_path / "run"
+    assert kill_and_finish(call, out, kills=20, seed=seed) >= 15
+    assert steps_of(out) == list(range(1, STEPS + 1))
+    assert_same_run(out, whole)
+    assert load_tensors(out / "attack.safetensors")[1]["training"]["steps"] == STEPS

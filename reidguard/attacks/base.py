@@ -51,8 +51,8 @@ class Attack(ABC, nn.Module):
     def perturb(self, x: Tensor) -> Tensor:
         """Return perturbed images of the same shape; any values, any float dtype."""
 
-    @final
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[misc]  # Module's is an attribute
+    @final  # type: ignore[misc]  # for Module, forward is an attribute
+    def forward(self, x: Tensor) -> Tensor:
         """Return the adversarial images of ``x``.
 
         Args:

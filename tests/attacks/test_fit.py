@@ -185,15 +185,15 @@ def test_resuming_in_process_gives_the_same_bits(model, synthetic_dataset, tmp_p
     whole = attack().fit(model, synthetic_dataset, epochs=2, **SMALL)
     path = tmp_path / "checkpoint"
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(p):
         if p.phase == "learning" and p.done == 4:
-            raise Stop
+            raise StopError
 
     options = {"checkpoint": path, "checkpoint_every": 1, **SMALL}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         attack().fit(model, synthetic_dataset, epochs=2, progress=stop, **options)
     resumed = attack().fit(model, synthetic_dataset, epochs=2, **options)
     for name, value in whole.state_dict().items():

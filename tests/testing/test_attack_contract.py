@@ -49,9 +49,14 @@ def test_the_base_class_holds_a_cheater_inside():
 
 @pytest.mark.parametrize("mode", ["random", "in place"])
 def test_checks_notice_randomness_and_writing_to_the_input(mode):
-    with pytest.raises(AssertionError):
+    def failures():
         for check in ATTACK_CHECKS:
-            check(lambda budget: Cheater(budget, mode))
+            try:
+                check(lambda budget: Cheater(budget, mode))
+            except AssertionError:
+                yield check
+
+    assert list(failures())
 
 
 def test_a_subclass_cannot_take_the_projection_away():

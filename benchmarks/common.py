@@ -1,0 +1,61 @@
+"""What all benchmarks share: where real data lies, and results that say how they came about."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from reidguard.data import load_dataset
+from reidguard.models import create_model
+from reidguard.storage import library_versions, write_json
+
+RESULTS = Path(__file__).with_name("results")
+CHECKPOINT = "osnet_x0_25_market1501.pth"
+
+
+def market():
+    """Market-1501 below $REIDGUARD_DATA."""
+    if "REIDGUARD_DATA" not in os.environ:
+        sys.exit("set REIDGUARD_DATA to the folder that holds market1501/")
+    return load_dataset("market1501", os.environ["REIDGUARD_DATA"])
+
+
+def osnet():
+    """The published OSNet x0.25 from $REIDGUARD_WEIGHTS."""
+    if "REIDGUARD_WEIGHTS" not in os.environ:
+        sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {CHECKPOINT}")
+    return create_model("osnet_x0_25", weights=Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT)
+
+
+def commit() -> str:
+    """The commit that runs, marked when files differ from it."""
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def save(name: str, figures: dict, dataset=None) -> None:
+    """Write figures and their circumstances to results/NAME.json."""
+    fingerprints = None
+    if dataset is not None:
+        splits = ("train", "query", "gallery")
+        fingerprints = {split: dataset.fingerprint(split) for split in splits}
+    RESULTS.mkdir(exist_ok=True)
+    write_json(
+        RESULTS / f"{name}.json",
+        {
+            "command": shlex.join(
+                ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+            ),
+            "commit": commit(),
+            "data": fingerprints,
+            "threads": torch.get_num_threads(),
+            "versions": library_versions(),
+            **figures,
+        },
+    )

@@ -1,1 +1,162 @@
-"""Attack and harden person re-identification models."""
+"""Attack and harden person re-identification models.
+
+Every public name can be had from here, as in ``reidguard.evaluate``. Each is imported when it is
+first used, so that ``import reidguard`` and the command line's help do not wait for torch and timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reidguard.attacks import (
+        ATTACKS,
+        Attack,
+        ColorAttack,
+        CombinatorialAttack,
+        DeltaAttack,
+        UniversalAttack,
+        create_attack,
+        load_attack,
+        register_attack,
+    )
+    from reidguard.data import (
+        DATASETS,
+        ReIDDataset,
+        load_dataset,
+        register_dataset,
+    )
+    from reidguard.defenses import DEFENSES, Defense
+    from reidguard.errors import (
+        CheckpointError,
+        DataError,
+        InputError,
+        RegistryError,
+        ReIDGuardError,
+        TrainingError,
+    )
+    from reidguard.evaluation import (
+        AttackedResult,
+        EvaluationResult,
+        FeatureStore,
+        Protocol,
+        VerifyReport,
+        evaluate,
+        save_adversarial,
+        verify,
+    )
+    from reidguard.meta import LEARNERS, MetaLearner, StepResult
+    from reidguard.models import (
+        MODELS,
+        LoadReport,
+        ReIDModel,
+        ReIDOutput,
+        create_model,
+        load_model,
+        load_weights,
+        register_model,
+        wrap_model,
+    )
+    from reidguard.objectives import ATTACK_LOSSES, AttackLoss
+    from reidguard.ranking import RankingResult, rank
+    from reidguard.registry import Registry
+    from reidguard.training import Progress, train_model
+    from reidguard.types import Budget, InputSpec, ReIDBatch, ReIDSample
+
+    __version__: str
+
+__all__ = [
+    "ATTACKS",
+    "ATTACK_LOSSES",
+    "DATASETS",
+    "DEFENSES",
+    "LEARNERS",
+    "MODELS",
+    "Attack",
+    "AttackLoss",
+    "AttackedResult",
+    "Budget",
+    "CheckpointError",
+    "ColorAttack",
+    "CombinatorialAttack",
+    "DataError",
+    "Defense",
+    "DeltaAttack",
+    "EvaluationResult",
+    "FeatureStore",
+    "InputError",
+    "InputSpec",
+    "LoadReport",
+    "MetaLearner",
+    "Progress",
+    "Protocol",
+    "RankingResult",
+    "ReIDBatch",
+    "ReIDDataset",
+    "ReIDGuardError",
+    "ReIDModel",
+    "ReIDOutput",
+    "ReIDSample",
+    "Registry",
+    "RegistryError",
+    "StepResult",
+    "TrainingError",
+    "UniversalAttack",
+    "VerifyReport",
+    "__version__",
+    "create_attack",
+    "create_model",
+    "evaluate",
+    "load_attack",
+    "load_dataset",
+    "load_model",
+    "load_weights",
+    "rank",
+    "register_attack",
+    "register_dataset",
+    "register_model",
+    "save_adversarial",
+    "train_model",
+    "verify",
+    "wrap_model",
+]
+
+# Where the names above live. The tests hold it against the imports that type checkers see.
+_NAMES = {
+    "attacks": "ATTACKS Attack ColorAttack CombinatorialAttack DeltaAttack UniversalAttack "
+    "create_attack load_attack register_attack",
+    "data": "DATASETS ReIDDataset load_dataset register_dataset",
+    "defenses": "DEFENSES Defense",
+    "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
+    "evaluation": "AttackedResult EvaluationResult FeatureStore Protocol VerifyReport evaluate "
+    "save_adversarial verify",
+    "meta": "LEARNERS MetaLearner StepResult",
+    "models": "MODELS LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
+    "register_model wrap_model",
+    "objectives": "ATTACK_LOSSES AttackLoss",
+    "ranking": "RankingResult rank",
+    "registry": "Registry",
+    "training": "Progress train_model",
+    "types": "Budget InputSpec ReIDBatch ReIDSample",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        value: Any = metadata.version("reidguard")
+    elif name in _HOME:
+        value = getattr(import_module(f"reidguard.{_HOME[name]}"), name)
+    elif name in _NAMES:
+        value = import_module(f"reidguard.{name}")
+    else:
+        raise AttributeError(f"module 'reidguard' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_NAMES})

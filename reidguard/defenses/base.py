@@ -1,0 +1,47 @@
+"""The contract of every defense: a model goes in, a more robust one comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from reidguard.data import ReIDDataset
+from reidguard.models import ReIDModel
+from reidguard.registry import Registry
+
+__all__ = ["DEFENSES", "Defense"]
+
+
+class Defense(ABC):
+    """A way to learn a robust model. What it needs beside models and data, its constructor takes.
+
+    No defense is built in yet; those of other packages join through the entry-point group
+    ``reidguard.defenses``.
+
+    Example:
+        >>> import copy
+        >>> class DoNothing(Defense):
+        ...     def fit(self, model, meta_train, meta_test=None):
+        ...         return copy.deepcopy(model)
+    """
+
+    @abstractmethod
+    def fit(
+        self,
+        model: ReIDModel,
+        meta_train: ReIDDataset,
+        meta_test: ReIDDataset | None = None,
+    ) -> ReIDModel:
+        """Learn a robust model on training images.
+
+        Args:
+            model: Where learning starts. It is only read: weights, buffers, modes and
+                ``requires_grad`` come back as they were.
+            meta_train: Its ``train`` split is the source domain.
+            meta_test: Its ``train`` split is the other domain, for defenses that use one.
+
+        Returns:
+            A new model, on the device of ``model``.
+        """
+
+
+DEFENSES: Registry[Defense] = Registry("defense", group="reidguard.defenses")

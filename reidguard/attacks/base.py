@@ -146,7 +146,7 @@ def load_attack(path: Path | str) -> Attack:
     try:
         attack = cls.from_config(card["config"])
         attack.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, InputError) as error:
         raise CheckpointError(f"{path} does not fit attack {card['name']!r}: {error}") from error
     if any(not torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
         raise CheckpointError(f"{path} holds values that are not finite")

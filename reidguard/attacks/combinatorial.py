@@ -52,7 +52,7 @@ class CombinatorialAttack(UniversalAttack):
         stage = budget if budget is not None else Budget()
         super().__init__(Budget(min(2 * stage.eps, 1.0)) if stacked else stage)
         self.resolution = resolution
-        self.size = size
+        self.size = (int(size[0]), int(size[1]))
         self.stacked = stacked
         self.color = ColorAttack(stage, resolution)
         self.delta = DeltaAttack(stage, size)

@@ -86,8 +86,9 @@ def rank(
     match nothing. Among equal distances every other image stands before a match, so a model that
     maps all to one point scores what it deserves. A query without any match is skipped.
 
-    Beside the features themselves it needs about ``28 * chunk_size**2 + 24 * chunk_size * D``
-    bytes, however large the gallery is.
+    Beside the features themselves it needs about
+    ``chunk_size * (28 * chunk_size + 24 * D + 50_000)``
+    bytes and 16 per gallery image, however large the gallery is.
 
     Args:
         query: (Q, D) features, any float dtype, any device.

@@ -1,15 +1,16 @@
 """The attacks on real data: OSNet x0.25 on Market-1501, 100 steps of 32 training images.
 
 Run: python benchmarks/attacks.py [--seeds 0 1 2] [--query-every 1] [--only delta ...]
-Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. Rows that results/NAME.json has already are not run
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder in which clean features
+are kept for the next run. Rows that results/NAME.json has already are not run
 again, so a run that was stopped goes on; --fresh starts anew.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from common import RESULTS, commit, market, osnet, save
@@ -70,7 +71,7 @@ def run(name: str, attacks: dict, options) -> None:
     """Run every attack with every seed, saving after each."""
     torch.set_num_threads(options.threads)
     model, dataset = osnet(), market()
-    store = FeatureStore(options.cache)
+    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
     path = RESULTS / f"{name}.json"
     rows = [] if options.fresh or not path.exists() else json.loads(path.read_text("utf-8"))["rows"]
     known = {(r["attack"], r["seed"]) for r in rows}
@@ -136,7 +137,6 @@ def parser(description) -> argparse.ArgumentParser:
     made.add_argument("--query-every", type=int, default=1)
     made.add_argument("--only", nargs="+", help="attacks to run")
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--cache", type=Path, help="keep clean features in this folder")
     made.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
     return made
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from reidguard.cli.options import did_you_mean
 from reidguard.errors import InputError, ReIDGuardError, TrainingError
-from reidguard.storage import library_versions
 
 __all__ = ["main"]
 
@@ -99,6 +98,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(USAGE.format(commands=table), end="")
         return 0
     if command == "--version":
+        from reidguard.storage import library_versions  # here, since it imports torch
+
         print("\n".join(f"{name} {version}" for name, version in library_versions().items()))
         return 0
     if command not in COMMANDS:

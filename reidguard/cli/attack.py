@@ -272,8 +272,7 @@ def _conclude(
         note(f"{folder.path} is finished already; nothing is measured again")
     else:
         result = common.measure(options, model, dataset, attack, display)
-        facts = {"training": attack.training_facts, "seconds_per_step": seconds}
-        common.save_result(folder, result, facts)
+        common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()
     print((folder / "result.md").read_text("utf-8"))
     if options.save_images is not None:

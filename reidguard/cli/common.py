@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -231,15 +232,32 @@ def measure(
 
 
 def save_result(
-    folder: RunFolder, result: EvaluationResult | None, facts: Mapping[str, Any]
+    folder: RunFolder,
+    result: EvaluationResult | None,
+    training: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
 ) -> None:
-    """Write result.json and result.md."""
-    write_json(
-        folder / "result.json",
-        {"evaluation": None if result is None else result.to_dict(), **facts},
-    )
+    """Write result.json and result.md.
+
+    Args:
+        folder: Where.
+        result: What was measured.
+        training: How the model or attack was learnt.
+        seconds: A step took, if any was taken now.
+    """
+    content = {
+        "evaluation": None if result is None else result.to_dict(),
+        "training": training,
+        "seconds_per_step": None if seconds is None else round(seconds, 4),
+    }
+    write_json(folder / "result.json", content)
+    lines = [] if result is None else [result.to_markdown()]
+    if training is not None:
+        each = "" if seconds is None else f", {seconds:.3g} s each"
+        lines.append(f"learnt in {training['steps']} steps{each}\n")
+    lines.append(f"`{shlex.join(folder.manifest['command'])}`\n")
     with atomic_write(folder / "result.md") as temporary:
-        temporary.write_text("" if result is None else result.to_markdown(), "utf-8")
+        temporary.write_text("\n".join(lines), "utf-8")
 
 
 def _feature_store(chosen: Path | None) -> FeatureStore:

@@ -72,7 +72,7 @@ def run(options: Options) -> int:
             note(f"{options.out} is finished already; nothing is measured again")
         else:
             result = common.measure(options, model.to(device), dataset, None, display)
-            common.save_result(folder, result, {})
+            common.save_result(folder, result)
             folder.finish()
         print((folder / "result.md").read_text("utf-8"))
         print(f"run: {options.out}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from reidguard.errors import InputError, ReIDGuardError
-from reidguard.types import Budget
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +45,8 @@ def epsilon(text: str) -> float:
     value = _number(text)
     if math.isnan(value):
         raise InputError(f"{text!r} is no radius: write 8/255 or 0.03")
+    from reidguard.types import Budget  # here, since it imports torch, which help should not
+
     return Budget(value).eps
 
 

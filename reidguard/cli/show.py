@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -83,9 +84,7 @@ class Display:
             self.close()
             self._phase, self._start, self._shown = phase, (now, done), now
             if self._bars:
-                self._bar = tqdm(
-                    total=total, initial=done, desc=phase, file=self.stream, dynamic_ncols=True
-                )
+                self._bar = self._new_bar(phase, done, total)
         self._done = done
         if self._bar is not None:
             if metrics:
@@ -96,6 +95,14 @@ class Display:
             self._line(phase, done, total, metrics, now)
         if done == total:
             self.close()
+
+    def _new_bar(self, phase: str, done: int, total: int) -> Any:
+        try:
+            known = os.get_terminal_size(self.stream.fileno()).columns > 0
+        except (OSError, ValueError):
+            known = False  # some terminals in containers have no width, and tqdm would be silent
+        width: dict[str, Any] = {"dynamic_ncols": True} if known else {"ncols": 80}
+        return tqdm(total=total, initial=done, desc=phase, file=self.stream, **width)
 
     def _line(
         self, phase: str, done: int, total: int, metrics: Mapping[str, float], now: float

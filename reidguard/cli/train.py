@@ -95,8 +95,7 @@ def run(options: Options) -> int:
                 model.save(target)
                 seconds = metrics.seconds_per_step
             result = common.measure(options, model, dataset, None, display)
-            facts = {"training": model.training_facts, "seconds_per_step": seconds}
-            common.save_result(folder, result, facts)
+            common.save_result(folder, result, model.training_facts, seconds)
             folder.finish()
         print((folder / "result.md").read_text("utf-8"))
         print(f"model: {target}")

@@ -117,6 +117,8 @@ class EvaluationResult:
             shares = [ranking.mAP, *(ranking.rank_k(k) for k in ranks), ranking.mINP]
             lines.append([name, *(f"{100 * share:.1f}" for share in shares), *seen])
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        if (every := self.dataset["query_every"]) > 1:
+            counts += f"; one query in {every}"
         attack = ""
         if self.attack is not None:
             attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"

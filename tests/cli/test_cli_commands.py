@@ -58,6 +58,9 @@ def test_train_writes_a_run(trained, synthetic_dataset):
     assert manifest["settings"]["data"]["train"] == synthetic_dataset.fingerprint("train")
     assert manifest["settings"]["recipe"]["seed"] == 0
     assert {"reidguard", "torch", "python"} <= manifest["versions"].keys()
+    report = (trained / "result.md").read_text()
+    assert "learnt in 12 steps, " in report
+    assert f"`reidguard train --data {manifest['options']['data']} --model ide " in report
 
 
 def test_the_same_command_again_reuses(trained, train_call, capsys):
@@ -92,6 +95,7 @@ def test_attack_gives_the_figures_of_the_library(attacked, trained, synthetic_da
     for part in ("clean", "attacked", "attacked_8bit"):
         assert saved[part] == figures[part]
     assert saved["attacked"]["mAP"] < saved["clean"]["mAP"]
+    assert "one query in 3" in (attacked / "result.md").read_text()
     assert steps_of(attacked) == [1, 2, 3, 4, 5, 6]
 
 

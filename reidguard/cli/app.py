@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any
 
 from reidguard.cli.options import did_you_mean
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted, 141 if the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # "ε" and "∞" are not in every encoding
+            stream.reconfigure(errors="replace")
     try:
         with _short_warnings():
             code = _dispatch(arguments)

@@ -93,7 +93,7 @@ def parser(summary: str) -> Parser:
         "dataset whose training images are the other domain, for learners that use one",
         metavar="NAME[:PATH]",
     )
-    common.add_learning(made, lr="eps/10", epochs=10)
+    common.add_learning(made, lr="eps/10", epochs=10, checkpoint_every=20)
     common.add_evaluation(made)
     made.option(
         "--save-images",
@@ -116,12 +116,13 @@ def run(options: Options) -> int:
     device = common.set_up_machine(options)
     if options.load is not None:
         return _apply(options, device)
-    for registry, name in (
-        (ATTACKS, options.attack),
-        (LEARNERS, options.learner),
-        (ATTACK_LOSSES, options.objective),
-    ):
-        registry.get(name)  # before anything slow
+    # Mistakes that need no data, before anything slow.
+    ATTACK_LOSSES.get(options.objective)
+    if LEARNERS.create(options.learner).needs_meta_test and options.meta_data is None:
+        raise InputError(
+            f"learner {options.learner!r} needs a second dataset: give it with --meta-data "
+            "NAME:PATH, or take --learner plain"
+        )
     attack = _create(options)
     if options.cube is not None:
         _colour_table(attack)

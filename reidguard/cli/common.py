@@ -66,7 +66,7 @@ def add_victim(parser: Parser) -> None:
     parser.pairs("--model-set", "option of the model's constructor, such as backbone=resnet18")
 
 
-def add_learning(parser: Parser, *, lr: str, epochs: int) -> None:
+def add_learning(parser: Parser, *, lr: str, epochs: int, checkpoint_every: int) -> None:
     """Add the options of learning, with these defaults."""
     parser.option(
         "--epochs", f"passes over the training images (default: {epochs})", positive, metavar="N"
@@ -78,7 +78,11 @@ def add_learning(parser: Parser, *, lr: str, epochs: int) -> None:
     parser.option("--images-per-identity", "images of each", positive, metavar="K", default=8)
     parser.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
     parser.option(
-        "--checkpoint-every", "steps between two checkpoints", positive, metavar="N", default=20
+        "--checkpoint-every",
+        "steps between two checkpoints",
+        positive,
+        metavar="N",
+        default=checkpoint_every,
     )
 
 

@@ -31,7 +31,7 @@ def parser(summary: str) -> Parser:
     made = Parser("train", summary, EXAMPLES)
     common.add_victim(made)
     made.section("learning")
-    common.add_learning(made, lr="3e-4", epochs=85)
+    common.add_learning(made, lr="3e-4", epochs=85, checkpoint_every=100)
     made.option("--weight-decay", "of Adam", amount, metavar="X", default=5e-4)
     common.add_evaluation(made)
     common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")

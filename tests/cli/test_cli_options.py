@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from reidguard.cli import main
 from reidguard.cli.app import COMMANDS
 from reidguard.cli.options import Parser, epsilon, image_size, key_value, pathname, rate
 from reidguard.errors import InputError
+from reidguard.meta import LEARNERS, PlainLearner
 
 
 @pytest.mark.parametrize(
@@ -189,12 +191,31 @@ def test_unknown_names_end_in_one_line(refused, data, victim, tmp_path):
     assert f"--model NAME:{weights}" in refused("evaluate", *data, "--model", weights)
 
 
+def test_a_learner_of_two_domains_asks_for_the_second(victim, refused, monkeypatch):
+    class Both(PlainLearner):
+        needs_meta_test = True
+
+    monkeypatch.setitem(LEARNERS._factories, "both", Both)
+    assert "--meta-data NAME:PATH" in refused("attack", *victim, "--learner", "both")
+
+
 def test_as_a_module_without_a_terminal():
     done = subprocess.run(
         [sys.executable, "-m", "reidguard", "--help"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "reidguard COMMAND --help" in done.stdout
+
+
+def test_an_encoding_without_greek():
+    done = subprocess.run(
+        [sys.executable, "-m", "reidguard", "list", "attacks"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"at most ?" in done.stdout
 
 
 def test_the_reader_of_the_output_goes_away():

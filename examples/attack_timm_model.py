@@ -17,11 +17,12 @@ people = rg.load_dataset("synthetic", out / "people")  # drawn people: nothing i
 # Stands for your own network: a few seconds of training give it something to lose.
 torch.manual_seed(0)
 ide = rg.create_model("ide", backbone="test_resnet", size=SIZE, num_classes=people.num_train_pids)
-rg.train_model(ide, people, steps=40, lr=1e-3, images_per_identity=4, image_size=SIZE)
+rg.train_model(ide, people, steps=40, lr=3e-3, images_per_identity=4, image_size=SIZE)
 network = ide.backbone  # a plain timm network from here on; put yours in its place
 
 # The attack, in ten lines.
-model = rg.wrap_model(network, input_spec=rg.InputSpec(size=SIZE), metric="euclidean")
+spec = rg.InputSpec(SIZE, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+model = rg.wrap_model(network, input_spec=spec, metric="euclidean")
 attack = rg.DeltaAttack(rg.Budget(8 / 255), size=SIZE)
 attack.fit(model, people, steps=20, image_size=SIZE)
 attack.save(out / "delta.safetensors")

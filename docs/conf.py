@@ -1,0 +1,24 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+from importlib import metadata
+
+project = "reidguard"
+author = "the reidguard developers"
+release = version = metadata.version("reidguard")
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+exclude_patterns = ["_build"]
+
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "Attack and harden person re-identification models",
+    "page_width": "1080px",
+}
+html_show_copyright = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # else attributes would be described twice
+doctest_test_doctest_blocks = "default"

@@ -1,0 +1,63 @@
+"""The README's Python runs, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reidguard import load_attack
+from reidguard.cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_python_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where the people are drawn
+    torch.manual_seed(0)
+    (code,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    result = names["result"]
+    assert capsys.readouterr().out == result.to_markdown() + "\n"
+    assert result.attacked_8bit.ranking.mAP < 0.7 * result.clean.mAP
+    assert round(255 * result.attacked_8bit.linf) == 8
+    assert len(list((tmp_path / "adversarial").glob("*.png"))) == len(names["people"].query)
+    assert torch.equal(load_attack("delta.safetensors").delta, names["attack"].delta)
+
+
+def test_the_example_is_about_ten_lines() -> None:
+    (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line]) <= 11
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    there = set(re.findall(r"^(\w+):", makefile, re.M))
+    told = set(
+        re.findall(r"\bmake (\w+)", "".join(blocks("sh")) + "".join(re.findall("`.*?`", README)))
+    )
+    assert {"test", "demo"} <= told
+    assert told <= there
+
+
+def test_commands_exist() -> None:
+    told = set(re.findall(r"^reidguard (\w+)", "".join(blocks("sh")), re.M))
+    assert {"attack", "evaluate", "demo"} <= told <= set(COMMANDS)
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

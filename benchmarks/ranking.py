@@ -1,6 +1,6 @@
 """Time and memory of ranking 3,368 x 15,913 x 2048 beside the matrix product alone.
 
-Run: python benchmarks/ranking.py [--json FILE]. Each case is timed in the same process as the
+Run: python benchmarks/ranking.py. Each case is timed in the same process as the
 product ``query @ gallery.T``, the two alternating, with the same threads. CPU seconds (all threads)
 stand beside wall seconds, since only they mean something on a busy machine. Memory is the growth of
 the process's peak over the features themselves, measured for one gallery and one four times larger.
@@ -10,12 +10,12 @@ the densest part of the distances. "clustered" features resemble a working model
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 
 import torch
+from common import save
 
 from reidguard.ranking import rank
 
@@ -95,7 +95,6 @@ def memory(gallery: int, width: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory-of", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -106,8 +105,6 @@ def main() -> None:
         return
     result = {
         "shape": [QUERIES, GALLERY, WIDTH],
-        "threads": options.threads,
-        "torch": torch.__version__,
         "speed": [],
         "memory_mib": {},
     }
@@ -122,9 +119,7 @@ def main() -> None:
         extra = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         result["memory_mib"][str(gallery)] = round(extra, 1)
         print(f"extra memory, gallery of {gallery}: {extra:.0f} MiB", flush=True)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=2)
+    save("ranking", result)
 
 
 if __name__ == "__main__":

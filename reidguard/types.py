@@ -134,12 +134,16 @@ class Budget:
                 f"{tuple(x.shape)}; a perturbation must keep the image size"
             )
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        centre = x.to(wide)
-        low = (centre - self.eps).clamp(min=0)
-        high = (centre + self.eps).clamp(max=1)
-        clipped = torch.where(torch.isfinite(x_adv), x_adv.to(wide), centre).clamp(low, high)
+        centre, wanted = x.to(wide), x_adv.to(wide)
+        # A look at the sum costs one pass over the images, the replacement costs six. On a GPU
+        # the look would stall the device, and the passes are cheap.
+        if wanted.device.type != "cpu" or not math.isfinite(float(wanted.detach().sum())):
+            wanted = torch.where(torch.isfinite(wanted), wanted, centre)
+        clipped = wanted.clamp(centre - self.eps, centre + self.eps).clamp(0, 1)
         if x.dtype == wide:
             return clipped
+        low = (centre - self.eps).clamp(min=0)
+        high = (centre + self.eps).clamp(max=1)
         return _round_inwards(clipped.to(x.dtype), low, high)
 
     def quantize(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -212,9 +216,12 @@ class InputSpec:
     def apply(self, images: Tensor) -> Tensor:
         """Resize (bilinear, antialiased when shrinking) and normalise (N, 3, H, W) images."""
         if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
-            images = F.interpolate(
-                images, self.size, mode="bilinear", align_corners=False, antialias=True
+            # In half precision the CPU has no antialiased resizing, and the weights would be coarse.
+            wide = images.to(torch.promote_types(images.dtype, torch.float32))
+            wide = F.interpolate(
+                wide, self.size, mode="bilinear", align_corners=False, antialias=True
             )
+            images = wide.to(images.dtype)
         mean = images.new_tensor(self.mean).view(3, 1, 1)
         std = images.new_tensor(self.std).view(3, 1, 1)
         return (images - mean) / std

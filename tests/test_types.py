@@ -137,3 +137,11 @@ def test_input_spec_normalises_like_its_definition_and_survives_json():
     )
     torch.testing.assert_close(spec.apply(x), expected.transpose(0, 1))
     assert InputSpec.from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_input_spec_resizes_every_float_type(dtype):
+    x = torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    resized = InputSpec(size=(4, 3)).apply(x.to(dtype))
+    assert resized.dtype == dtype
+    torch.testing.assert_close(resized.float(), InputSpec(size=(4, 3)).apply(x), atol=0.05, rtol=0)

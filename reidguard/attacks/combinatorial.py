@@ -23,7 +23,7 @@ class CombinatorialAttack(UniversalAttack):
     Joint (the default) bounds the whole by one ε, as the paper says: each stage may use all of
     it, and their sum is clipped to the ball. The gradient through that clip is the true one: a
     pixel beyond the ball moves neither stage, so each learns where the other leaves room. (A
-    straight-through gradient is weaker; ``docs/departures.md`` has the figures.)
+    straight-through gradient is weaker; see ``docs/departures.rst``.)
 
     Stacked is what the paper's released code does: each stage has the whole ε to itself and the
     result may be 2ε from the image. Such an attack says so: its ``budget`` is 2ε. Compare it with
@@ -65,7 +65,7 @@ class CombinatorialAttack(UniversalAttack):
         return self.color.perturb(x) + self.delta.resized(x.shape[2], x.shape[3])
 
     def stage_sizes(self, x: Tensor) -> tuple[float, float]:
-        """Return how much each stage does: mean |f(x) − x| and mean |δ|, in [0, 1] units.
+        """Return how much each stage does: means of ``|f(x) − x|`` and ``|δ|``, in [0, 1] units.
 
         Args:
             x: (N, 3, H, W) images in [0, 1].

@@ -53,7 +53,7 @@ def test_checks_notice_randomness_and_writing_to_the_input(mode):
         for check in ATTACK_CHECKS:
             try:
                 check(lambda budget: Cheater(budget, mode))
-            except AssertionError:
+            except Exception:  # a group of them, if several examples fail
                 yield check
 
     assert list(failures())

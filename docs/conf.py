@@ -6,7 +6,7 @@ project = "reidguard"
 author = "the reidguard developers"
 release = version = metadata.version("reidguard")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]  # examples are run by pytest
 exclude_patterns = ["_build"]
 
 html_theme = "alabaster"
@@ -21,4 +21,3 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # else attributes would be described twice
-doctest_test_doctest_blocks = "default"

@@ -119,8 +119,8 @@ class ReIDDataset:
         """Count images, identities and cameras; distractors are no identity.
 
         Returns:
-            ``{"name", "licence", "train": {"images", "identities", "cameras"}, "query": {...},
-            "gallery": {...}, "distractors", "junk", "notes"}``, ready for JSON.
+            Name, licence, for each split the numbers of images, identities and cameras, the numbers
+            of distractors and junk images, and notes; ready for JSON.
         """
         counts: dict[str, Any] = {"name": self.name, "licence": self.licence}
         for split in SPLITS:

@@ -1,0 +1,60 @@
+"""The documentation's examples run, its lists are those of the code, and it builds."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reidguard.attacks import ATTACKS
+from reidguard.cli.app import COMMANDS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("name", ["concepts.rst", "departures.rst", "extending.rst"])
+def test_examples_in_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))  # a page registers one
+    result = doctest.testfile(str(DOCS / name), module_relative=False)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_architecture_shows_the_enforced_layers() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (layers,) = [c["layers"] for c in config["tool"]["importlinter"]["contracts"] if "layers" in c]
+    enforced = [layer.replace("reidguard.", "") for layer in layers]
+    page = (DOCS / "architecture.rst").read_text("utf-8")
+    rows = re.findall(r"^    (\S.*?)  ", page.partition("::\n")[2], re.M)
+    assert rows == enforced
+
+
+def test_cli_page_lists_the_commands() -> None:
+    page = (DOCS / "cli.rst").read_text("utf-8")
+    assert re.findall(r"^``(\w+)``  ", page, re.M) == list(COMMANDS)
+
+
+def test_api_page_lists_every_public_package() -> None:
+    shown = set(re.findall(r"automodule:: reidguard\.(\w+)", (DOCS / "api.rst").read_text("utf-8")))
+    there = {p.stem for p in (ROOT / "reidguard").iterdir() if (p / "__init__.py").exists()}
+    assert shown >= there - {"cli"}
+    assert shown >= {"errors", "registry", "types"}
+
+
+@pytest.mark.slow
+def test_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(DOCS), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "DeltaAttack" in (tmp_path / "api.html").read_text("utf-8")

@@ -275,7 +275,7 @@ def _conclude(
         result = common.measure(options, model, dataset, attack, display)
         common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()
-    print((folder / "result.md").read_text("utf-8"))
+    common.print_result(folder)
     if options.save_images is not None:
         save_adversarial(
             attack,

@@ -41,6 +41,7 @@ __all__ = [
     "make_model",
     "measure",
     "model_settings",
+    "print_result",
     "save_result",
     "set_up_machine",
 ]
@@ -262,6 +263,12 @@ def save_result(
     lines.append(f"`{shlex.join(folder.manifest['command'])}`\n")
     with atomic_write(folder / "result.md") as temporary:
         temporary.write_text("\n".join(lines), "utf-8")
+
+
+def print_result(folder: RunFolder) -> None:
+    """Print result.md but for its last paragraph, the command, which the reader has just given."""
+    paragraphs = (folder / "result.md").read_text("utf-8").split("\n\n")
+    print("\n\n".join(paragraphs[:-1]), end="\n\n")
 
 
 def _feature_store(chosen: Path | None) -> FeatureStore:

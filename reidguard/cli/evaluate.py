@@ -74,6 +74,6 @@ def run(options: Options) -> int:
             result = common.measure(options, model.to(device), dataset, None, display)
             common.save_result(folder, result)
             folder.finish()
-        print((folder / "result.md").read_text("utf-8"))
+        common.print_result(folder)
         print(f"run: {options.out}")
     return 0

@@ -97,6 +97,6 @@ def run(options: Options) -> int:
             result = common.measure(options, model, dataset, None, display)
             common.save_result(folder, result, model.training_facts, seconds)
             folder.finish()
-        print((folder / "result.md").read_text("utf-8"))
+        common.print_result(folder)
         print(f"model: {target}")
     return 0

@@ -216,7 +216,7 @@ class InputSpec:
     def apply(self, images: Tensor) -> Tensor:
         """Resize (bilinear, antialiased when shrinking) and normalise (N, 3, H, W) images."""
         if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
-            # In half precision the CPU has no antialiased resizing, and the weights would be coarse.
+            # The CPU resizes no half precision with antialiasing, and weights would be coarse.
             wide = images.to(torch.promote_types(images.dtype, torch.float32))
             wide = F.interpolate(
                 wide, self.size, mode="bilinear", align_corners=False, antialias=True

@@ -39,7 +39,8 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _splat(grad, *ctx.saved_tensors, ctx.resolution), None, None
+        places, part = ctx.saved_tensors
+        return _splat(grad, places, part, ctx.resolution), None, None
 
 
 class _Splat(torch.autograd.Function):
@@ -66,15 +67,16 @@ class _Splat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _interpolate(grad, *ctx.saved_tensors), None, None, None
+        places, part = ctx.saved_tensors
+        return _interpolate(grad, places, part), None, None, None
 
 
 _interpolate = cast("Callable[[Tensor, Tensor, Tensor], Tensor]", _Interpolate.apply)
 _splat = cast("Callable[[Tensor, Tensor, Tensor, int], Tensor]", _Splat.apply)
 
-# On a CPU, torch samples pictures two to three times as fast as volumes. So the table is laid out as
-# a picture: one page of (green, blue) after another for each step of red. A page holds six channels,
-# the three colours and their rise to the next page, and red is interpolated by hand.
+# On a CPU, torch samples pictures two to three times as fast as volumes. So the table is laid out
+# as a picture: one page of (green, blue) after another for each step of red. A page holds six
+# channels, the three colours and their rise to the next page; red is interpolated by hand.
 
 
 def _pages(table: Tensor, count: int) -> Tensor:

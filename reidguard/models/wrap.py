@@ -74,8 +74,8 @@ def wrap_model(
     Args:
         module: Takes normalised (N, 3, H, W) images and gives features (N, D), or maps
             (N, C, H, W) that are then averaged over all places. It is not copied.
-        input_spec: Size and normalisation that the network was trained with; 256×128 and
-            ImageNet's mean and standard deviation by default.
+        input_spec: Size and normalisation that the network was trained with. By default 256×128,
+            and the mean and standard deviation that a timm network names, else ImageNet's.
         metric: How its features are compared, "euclidean" or "cosine".
         features: Where the features come from if calling the module does not give them: the name
             of a method, or a function of (module, images). The function should use the module
@@ -100,4 +100,11 @@ def wrap_model(
             raise InputError("features must be the name of a method or a function, or be left out")
         if not callable(getattr(module, features, None)):
             raise InputError(f"{type(module).__name__} has no method {features!r} to take features")
-    return WrappedModel(module, input_spec or InputSpec(), metric, features)
+    return WrappedModel(module, input_spec or _default_spec(module), metric, features)
+
+
+def _default_spec(module: nn.Module) -> InputSpec:
+    cfg = getattr(module, "pretrained_cfg", None)  # what timm keeps
+    if isinstance(cfg, dict) and "mean" in cfg and "std" in cfg:
+        return InputSpec(mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+    return InputSpec()

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import higher
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
 from torch.func import functional_call
 
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import create_model, frozen
+from reidguard.models import create_model, frozen, wrap_model
 from reidguard.objectives.reid import ReIDObjective
-from reidguard.types import ReIDBatch, check_images
+from reidguard.types import InputSpec, ReIDBatch, check_images
 
 PUBLISHED = "osnet_x0_25_market1501.pth"
 
@@ -315,3 +316,12 @@ def test_meta_gradient_with_higher_equals_a_functional_loop(name, options):
     expected = torch.autograd.grad(functional(stepped), list(parameters.values()))
     for key, mine, theirs in zip(parameters, ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_wrapped_timm_network_brings_its_normalisation():
+    network = timm.create_model("test_resnet", num_classes=0)
+    spec = wrap_model(network).input_spec
+    assert spec.mean == tuple(network.pretrained_cfg["mean"])
+    assert spec.std == tuple(network.pretrained_cfg["std"])
+    assert spec.size == (256, 128)
+    assert wrap_model(nn.Conv2d(3, 4, 3)).input_spec == InputSpec()

@@ -29,7 +29,7 @@ class DeltaAttack(UniversalAttack):
         >>> attack = DeltaAttack(Budget(8 / 255), size=(4, 2))
         >>> _ = attack.delta.data.fill_(1.0)  # hostile: far outside the budget
         >>> x = torch.full((1, 3, 8, 4), 0.5)
-        >>> round(float((attack(x) - x).max()) * 255, 3)
+        >>> round(float((attack(x) - x).detach().max()) * 255, 3)
         8.0
     """
 

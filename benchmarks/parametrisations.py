@@ -93,7 +93,7 @@ class LearntSplit(Variant):
 
     def stage_sizes(self, x):
         color, delta = super().stage_sizes(x)
-        share = float(self.share)
+        share = float(self.share.detach())
         return color * (1 - share), delta * share
 
 

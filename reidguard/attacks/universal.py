@@ -73,8 +73,8 @@ class UniversalAttack(Attack):
             identities: Identities in a batch.
             images_per_identity: Images of each; the paper takes 8 of 8.
             lr: Size of a step; ε/10 by default.
-            momentum: How much of the past MI-SGD keeps. UAP-Retrieval keeps all of it (1.0),
-                which in few steps is weaker: see ``docs/departures.rst``.
+            momentum: How much of the past MI-SGD keeps. UAP-Retrieval keeps all of it (1.0):
+                see ``docs/departures.rst``.
             image_size: Height and width the images are resized to.
             seed: Fixes the batches.
             checkpoint: File from which an interrupted run resumes, bit for bit.

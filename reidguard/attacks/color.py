@@ -74,7 +74,7 @@ class _Splat(torch.autograd.Function):
 _interpolate = cast("Callable[[Tensor, Tensor, Tensor], Tensor]", _Interpolate.apply)
 _splat = cast("Callable[[Tensor, Tensor, Tensor, int], Tensor]", _Splat.apply)
 
-# On a CPU, torch samples pictures two to three times as fast as volumes. So the table is laid out
+# On a CPU, torch samples pictures about twice as fast as volumes. So the table is laid out
 # as a picture: one page of (green, blue) after another for each step of red. A page holds six
 # channels, the three colours and their rise to the next page; red is interpolated by hand.
 

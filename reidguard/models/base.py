@@ -9,21 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
 from reidguard.storage import library_versions, save_tensors
-from reidguard.types import InputSpec, check_images
+from reidguard.types import InputSpec, Metric, check_images
 
 if TYPE_CHECKING:
     from reidguard.models.weights import LoadReport
 
 __all__ = ["Metric", "ReIDModel", "ReIDOutput", "frozen"]
 
-Metric = Literal["euclidean", "cosine"]
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -139,12 +139,12 @@ class Budget:
         # the look would stall the device, and the passes are cheap.
         if wanted.device.type != "cpu" or not math.isfinite(float(wanted.detach().sum())):
             wanted = torch.where(torch.isfinite(wanted), wanted, centre)
-        clipped = wanted.clamp(centre - self.eps, centre + self.eps).clamp(0, 1)
-        if x.dtype == wide:
-            return clipped
         low = (centre - self.eps).clamp(min=0)
         high = (centre + self.eps).clamp(max=1)
-        return _round_inwards(clipped.to(x.dtype), low, high)
+        # As wanted.clamp(low, high), whose own derivative takes six passes over the images.
+        bounded = wanted.detach().clamp(low, high)
+        clipped = torch.where(bounded == wanted.detach(), wanted, bounded)
+        return clipped if x.dtype == wide else _round_inwards(clipped.to(x.dtype), low, high)
 
     def quantize(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Round to the 8-bit image that is still inside the budget.
@@ -222,9 +222,10 @@ class InputSpec:
                 wide, self.size, mode="bilinear", align_corners=False, antialias=True
             )
             images = wide.to(images.dtype)
-        mean = images.new_tensor(self.mean).view(3, 1, 1)
-        std = images.new_tensor(self.std).view(3, 1, 1)
-        return (images - mean) / std
+        # (images - mean) / std in one pass over the images, constants rounded once
+        scale = images.new_tensor([1 / s for s in self.std]).view(3, 1, 1)
+        shift = images.new_tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
+        return torch.addcmul(shift.view(3, 1, 1), images, scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

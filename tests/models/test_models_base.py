@@ -422,3 +422,28 @@ def test_wrapped_network_loads_its_own_checkpoint(tmp_path):
     report = load_weights(wrap_model(target), tmp_path / "net.pth")
     assert report.missing == ()
     assert torch.equal(source.weight, target.weight)
+
+
+def test_frozen_batch_norms_compute_what_they_did():
+    rng = torch.Generator().manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4, affine=False)
+    ).double()
+    for norm in (net[1], net[3]):
+        norm.running_mean.uniform_(-1, 1, generator=rng)
+        norm.running_var.uniform_(0.5, 2, generator=rng)
+    nn.init.uniform_(net[1].weight, generator=rng)
+    x = torch.rand(5, 3, 3, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    net.eval()
+    wanted = net(x)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), x)
+    net.train()
+    with frozen(net), frozen(net):
+        found = net(x)
+        (frozen_gradient,) = torch.autograd.grad(found.square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(frozen_gradient, gradient, rtol=1e-12, atol=1e-12)
+    before = net[1].running_mean.clone()
+    net(x)
+    assert net[1].training
+    assert not torch.equal(net[1].running_mean, before)

@@ -1,0 +1,537 @@
+"""Each reader against a tiny tree in the published layout."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reidguard.data import (
+    check_images,
+    load_dataset,
+    read_cuhk01,
+    read_deepchange,
+    read_msmt17,
+    read_personx,
+    read_viper,
+)
+from reidguard.data.layout import random_half
+from reidguard.data.published import PUBLISHED
+from reidguard.errors import DataError, InputError
+
+Facts = dict[str, list[tuple[str, int, int]]]
+
+
+def images(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 4), (len(name), 90, 30)).save(path)
+
+
+def listing(root: Path, name: str, *lines: str) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def facts(dataset) -> Facts:
+    return {
+        split: [(s.path.relative_to(dataset.root).as_posix(), s.pid, s.camid) for s in samples]
+        for split, samples in (
+            ("train", dataset.train),
+            ("query", dataset.query),
+            ("gallery", dataset.gallery),
+        )
+    }
+
+
+def build_duke(root: Path) -> None:
+    images(
+        root,
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "query/0005_c2_f0046985.jpg",
+        "bounding_box_test/0005_c8_f0046985.jpg",
+        "bounding_box_test/7139_c1_f0100000.jpg",
+    )
+    (root / "query" / "Thumbs.db").touch()
+
+
+DUKE: Facts = {
+    "train": [("bounding_box_train/0001_c2_f0046182.jpg", 1, 2)],
+    "query": [("query/0005_c2_f0046985.jpg", 5, 2)],
+    "gallery": [
+        ("bounding_box_test/0005_c8_f0046985.jpg", 5, 8),
+        ("bounding_box_test/7139_c1_f0100000.jpg", 7139, 1),
+    ],
+}
+
+
+def build_msmt(root: Path, train: str = "train", test: str = "test") -> None:
+    names = {
+        (train, "list_train.txt"): ["0000/0000_000_01_0303morning_0008_0.jpg 0"],
+        (train, "list_val.txt"): ["0114/0114_019_10_0303noon_0284_2_ex.jpg 114"],
+        (test, "list_query.txt"): ["0000/0000_000_15_0303morning_0015_0.jpg 0"],
+        (test, "list_gallery.txt"): ["3059/3059_001_03_0303afternoon_0015_0.jpg 3059"],
+    }
+    for (folder, name), lines in names.items():
+        listing(root, name, *lines)
+        images(root / folder, *(line.split()[0] for line in lines))
+
+
+def build_msmt_v2(root: Path) -> None:
+    build_msmt(root, "mask_train_v2", "mask_test_v2")
+
+
+def msmt_facts(train: str, test: str) -> Facts:
+    return {
+        "train": [
+            (f"{train}/0000/0000_000_01_0303morning_0008_0.jpg", 1, 1),
+            (f"{train}/0114/0114_019_10_0303noon_0284_2_ex.jpg", 115, 10),
+        ],
+        "query": [(f"{test}/0000/0000_000_15_0303morning_0015_0.jpg", 1042, 15)],
+        "gallery": [(f"{test}/3059/3059_001_03_0303afternoon_0015_0.jpg", 4101, 3)],
+    }
+
+
+def build_np(root: Path) -> None:
+    images(
+        root,
+        "bounding_box_train/0001_c1_1.png",
+        "query/0003_c1_22.png",
+        "query/0003_c2_27.png",
+        "bounding_box_test/0003_c1_21.png",
+    )
+
+
+NP: Facts = {
+    "train": [("bounding_box_train/0001_c1_1.png", 1, 1)],
+    "query": [("query/0003_c1_22.png", 3, 1), ("query/0003_c2_27.png", 3, 2)],
+    "gallery": [("bounding_box_test/0003_c1_21.png", 3, 1)],
+}
+
+
+def build_personx(root: Path) -> None:
+    for background in range(1, 7):
+        images(
+            root / str(background),
+            f"bounding_box_train/0004_c{background}s1_01.jpg",
+            f"query/0001_c{background}s1_32.jpg",
+            f"bounding_box_test/0001_c{background}s1_32.jpg",
+        )
+
+
+def personx_facts(backgrounds: list[int]) -> Facts:
+    return {
+        "train": [(f"{b}/bounding_box_train/0004_c{b}s1_01.jpg", 4, b) for b in backgrounds],
+        "query": [(f"{b}/query/0001_c{b}s1_32.jpg", 1, b) for b in backgrounds],
+        "gallery": [(f"{b}/bounding_box_test/0001_c{b}s1_32.jpg", 1, b) for b in backgrounds],
+    }
+
+
+def build_personx_hard(root: Path) -> None:
+    images(
+        root,
+        "bounding_box_train/0004_c3s1_01.jpg",
+        "query/0001_c12s1_32.jpg",
+        "bounding_box_test/0001_c8s1_32.jpg",
+    )
+
+
+PERSONX_HARD: Facts = {
+    "train": [("bounding_box_train/0004_c3s1_01.jpg", 4, 3)],
+    "query": [("query/0001_c12s1_32.jpg", 1, 12)],
+    "gallery": [("bounding_box_test/0001_c8s1_32.jpg", 1, 8)],
+}
+
+
+def build_randperson(root: Path) -> None:
+    images(root, "000000_s00_c00_f000264.jpg", "007999_s10_c03_f001032.jpg")
+
+
+RANDPERSON: Facts = {
+    "train": [
+        ("000000_s00_c00_f000264.jpg", 1, 0),
+        ("007999_s10_c03_f001032.jpg", 8000, 1003),
+    ],
+    "query": [],
+    "gallery": [],
+}
+
+
+def build_unrealperson(root: Path) -> None:
+    images(
+        root,
+        "unreal_v1.1/images/0_c001_78.jpg",
+        "unreal_v3.1/images/0_c001_78.jpg",
+        "unreal_v3.2/images/0_c004_5.jpg",
+    )
+
+
+UNREALPERSON: Facts = {
+    "train": [
+        ("unreal_v1.1/images/0_c001_78.jpg", 100000, 1001),  # one person in two scenes
+        ("unreal_v3.1/images/0_c001_78.jpg", 100000, 3001),
+        ("unreal_v3.2/images/0_c004_5.jpg", 200000, 3004),  # another kind of models
+    ],
+    "query": [],
+    "gallery": [],
+}
+
+DEEPCHANGE_NAMES = {
+    "train-set": [("P0_C02_20200416_10_0_1.jpg", 17), ("P318_C05_20200612_15_3_7.jpg", 18)],
+    "val-set-query": [("P400_C01_20200416_15_3_7.jpg", 30)],
+    "val-set-gallery": [("P400_C01_20200417_15_3_7.jpg", 31)],
+    "test-set-query": [("P900_C05_20200416_15_3_7.jpg", 40)],
+    "test-set-gallery": [
+        ("P900_C05_20200416_15_3_8.jpg", 40),
+        ("P900_C05_20200803_15_3_7.jpg", 41),
+    ],
+}
+
+
+def build_deepchange(root: Path) -> None:
+    for folder, names in DEEPCHANGE_NAMES.items():
+        images(root / folder, *(name for name, _ in names))
+        listing(root, f"{folder}-bbox.txt", *(f"{name},{tracklet}" for name, tracklet in names))
+
+
+DEEPCHANGE: Facts = {
+    "train": [
+        ("train-set/P0_C02_20200416_10_0_1.jpg", 1, 2),
+        ("train-set/P318_C05_20200612_15_3_7.jpg", 319, 5),
+    ],
+    "query": [("test-set-query/P900_C05_20200416_15_3_7.jpg", 901, 40)],
+    "gallery": [
+        ("test-set-gallery/P900_C05_20200416_15_3_8.jpg", 901, 40),
+        ("test-set-gallery/P900_C05_20200803_15_3_7.jpg", 901, 41),
+    ],
+}
+
+
+def build_viper(root: Path) -> None:
+    images(root, *(f"cam_a/{p:03}_45.bmp" for p in range(4)))
+    images(root, *(f"cam_b/{p:03}_90.bmp" for p in range(4)))
+
+
+def build_cuhk01(root: Path) -> None:
+    images(root / "campus", *(f"{p:04}{view:03}.png" for p in range(1, 6) for view in range(1, 5)))
+
+
+FIXED = {
+    # registered name: (name of the dataset, official folder, build, facts)
+    "dukemtmc-reid": ("dukemtmc-reid", "DukeMTMC-reID", build_duke, DUKE),
+    "msmt17": ("msmt17-v1", "MSMT17_V1", build_msmt, msmt_facts("train", "test")),
+    "msmt17 v2": (
+        "msmt17-v2",
+        "MSMT17_V2",
+        build_msmt_v2,
+        msmt_facts("mask_train_v2", "mask_test_v2"),
+    ),
+    "cuhk03-np-labeled": ("cuhk03-np-labeled", "labeled", build_np, NP),
+    "cuhk03-np-detected": ("cuhk03-np-detected", "detected", build_np, NP),
+    "personx": ("personx", "PersonX_v1", build_personx, personx_facts([1, 2, 3, 4, 5, 6])),
+    "personx-456": ("personx-456", "PersonX_v1", build_personx, personx_facts([4, 5, 6])),
+    "personx hard": ("personx-hard", "PersonX", build_personx_hard, PERSONX_HARD),
+    "randperson": ("randperson", "randperson_subset", build_randperson, RANDPERSON),
+    "unrealperson": ("unrealperson", "UnrealPerson", build_unrealperson, UNREALPERSON),
+    "deepchange": ("deepchange", "DeepChangeDataset", build_deepchange, DEEPCHANGE),
+}
+DRAWN = {"viper": ("VIPeR", build_viper), "cuhk01": ("CUHK01", build_cuhk01)}
+
+
+def plant(tmp_path: Path, folder: str, build: Callable[[Path], None]) -> Path:
+    root = tmp_path / "data" / folder
+    build(root)
+    return root
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_the_published_layout_is_read(tmp_path, case):
+    name, folder, build, expected = FIXED[case]
+    root = plant(tmp_path, folder, build)
+    dataset = load_dataset(case.split()[0], root)
+    assert dataset.name == name
+    assert facts(dataset) == expected
+    check_images(dataset)
+    # The parent folder will do, and moving the set keeps its fingerprint.
+    prints = [dataset.fingerprint(split) for split in expected]
+    moved = tmp_path / "elsewhere"
+    root.parent.rename(moved)
+    again = load_dataset(f"{case.split()[0]}:{moved}")
+    assert facts(again) == expected
+    assert [again.fingerprint(split) for split in expected] == prints
+
+
+@pytest.mark.parametrize("case", [*FIXED, *DRAWN])
+def test_terms_and_differing_counts_are_known(tmp_path, case):
+    folder, build = FIXED[case][1:3] if case in FIXED else DRAWN[case]
+    summary = load_dataset(case.split()[0], plant(tmp_path, folder, build)).summary()
+    key = summary["name"].replace("-v1", "").replace("-v2", "")
+    known = PUBLISHED["personx" if key == "personx-456" else key]
+    assert summary["licence"] == known.licence
+    for split in ("train", "query", "gallery"):
+        published = known.of(split).images // (2 if key == "personx-456" else 1)
+        found = summary[split]["images"]
+        told = [note for note in summary["notes"] if note.startswith(f"{split} holds")]
+        if published == 0:
+            assert not told
+        else:
+            assert len(told) == 1
+            assert f"holds {found:,} images of" in told[0]
+            assert f"published are {published:,} images" in told[0]
+
+
+def test_a_complete_set_has_no_note_on_counts(tmp_path, monkeypatch):
+    root = plant(tmp_path, "RandPerson", build_randperson)
+    few = PUBLISHED["randperson"]._replace(train=PUBLISHED["randperson"].train._replace(images=2))
+    monkeypatch.setitem(
+        PUBLISHED, "randperson", few._replace(train=few.train._replace(identities=2))
+    )
+    assert load_dataset("randperson", root).notes == ()
+
+
+def test_the_withdrawal_of_duke_is_told_first(tmp_path):
+    dataset = load_dataset("dukemtmc-reid", plant(tmp_path, "DukeMTMC-reID", build_duke))
+    assert dataset.notes[0].startswith("withdrawn")
+    assert "withdrawn by its authors" in dataset.licence
+
+
+MISSING = [
+    # case, what is taken away, what the message must name
+    ("dukemtmc-reid", "bounding_box_train", r"bounding_box_train is missing.*16,522 images.*_c2_f"),
+    ("dukemtmc-reid", "query", r"query is missing.*2,228 images"),
+    ("msmt17", "list_query.txt", r"list_query.txt is missing.*11,659 lines like '0000/0000_000"),
+    ("msmt17", "list_val.txt", r"list_val.txt is missing.*2,373 lines"),
+    ("msmt17", "train", r"folder train \(V1\) or mask_train_v2 \(V2\).*32,621.*neither"),
+    ("msmt17", "test", r"test is missing.*93,820 images"),
+    ("msmt17 v2", "mask_test_v2", r"mask_test_v2 is missing"),
+    (
+        "msmt17",
+        "test/3059/3059_001_03_0303afternoon_0015_0.jpg",
+        r"1 of the 1 images that .*list_gallery.txt lists are missing: .*3059_001_03",
+    ),
+    ("msmt17", "train/0000", r"1 of the 1 images that .*list_train.txt lists are missing"),
+    ("cuhk03-np-labeled", "bounding_box_test", r"bounding_box_test is missing.*5,328 images"),
+    ("cuhk03-np-detected", "bounding_box_test", r"bounding_box_test is missing.*5,332 images"),
+    ("personx", "3", r"lacks the folder of background 3; .*bounding_box_train/ with 14,760 images"),
+    ("personx-456", "5/query", r"5.query is missing.*856 images.*0001_c1s1_33.jpg"),
+    ("unrealperson", "unreal_v3.1/images", r"unreal_v3.1.images is missing.*333_c001_78.jpg"),
+    ("deepchange", "test-set-query-bbox.txt", r"test-set-query-bbox.txt is missing.*17,527 lines"),
+    ("deepchange", "train-set", r"train-set is missing.*75,083 images of 450 people"),
+    (
+        "deepchange",
+        "test-set-gallery/P900_C05_20200803_15_3_7.jpg",
+        r"1 of the 2 images that .*test-set-gallery-bbox.txt lists.*P900_C05_20200803_15_3_7",
+    ),
+    ("viper", "cam_b", r"cam_b is missing.*632 images, named like 000_45.bmp"),
+    ("cuhk01", "campus", r"does not hold this dataset; expected there: campus"),
+]
+
+
+@pytest.mark.parametrize(("case", "gone", "message"), MISSING, ids=lambda v: str(v)[:40])
+def test_what_is_missing_is_named_with_the_published_number(tmp_path, case, gone, message):
+    folder, build = FIXED[case][1:3] if case in FIXED else DRAWN[case]
+    root = plant(tmp_path, folder, build)
+    if (root / gone).is_dir():
+        shutil.rmtree(root / gone)
+    else:
+        (root / gone).unlink()
+    with pytest.raises(DataError, match=message):
+        load_dataset(case.split()[0], root)
+
+
+@pytest.mark.parametrize("case", [*FIXED, *DRAWN])
+def test_a_wrong_place_says_what_is_expected(tmp_path, case):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=r"expected there: .*[\w.]+"):
+            load_dataset(case.split()[0], place)
+
+
+BAD_NAMES = [
+    ("dukemtmc-reid", "query/0005_c2s1_000451_03.jpg"),
+    ("dukemtmc-reid", "bounding_box_test/-1_c2_f0046985.jpg"),
+    ("cuhk03-np-labeled", "query/3_1_22.png"),
+    ("personx", "2/query/0001-c1.jpg"),
+    ("randperson", "1_s0_f2.jpg"),
+    ("unrealperson", "unreal_v3.1/images/x_c001_1.jpg"),
+    ("viper", "cam_a/person.bmp"),
+    ("cuhk01", "campus/00010010.png"),
+]
+
+
+@pytest.mark.parametrize(("case", "name"), BAD_NAMES)
+def test_an_image_name_that_does_not_parse_is_named(tmp_path, case, name):
+    folder, build = FIXED[case][1:3] if case in FIXED else DRAWN[case]
+    root = plant(tmp_path, folder, build)
+    images(root, name)
+    with pytest.raises(DataError, match=re.escape(Path(name).name)):
+        load_dataset(case, root)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("dukemtmc-reid", "query/0000_c2_f0046985.jpg"),
+        ("dukemtmc-reid", "bounding_box_train/0000_c2_f0046985.jpg"),
+        ("cuhk03-np-labeled", "bounding_box_test/0000_c2_1.png"),
+    ],
+)
+def test_person_zero_is_refused_where_people_are_numbered_from_one(tmp_path, case, name):
+    _, folder, build, _ = FIXED[case]
+    root = plant(tmp_path, folder, build)
+    images(root, name)
+    with pytest.raises(DataError, match=f"person 0: {Path(name).name}"):
+        load_dataset(case, root)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "line", "message"),
+    [
+        (
+            "msmt17",
+            "list_query.txt",
+            "0000/0000.jpg 0",
+            r"list_query.txt, line 2 is '0000/0000.jpg",
+        ),
+        ("msmt17", "list_train.txt", "0000/0000_000_01_0303morning_0008_0.jpg", "line 2"),
+        ("deepchange", "train-set-bbox.txt", "P1_C01_20200416_1.jpg", r"bbox.txt, line 3"),
+    ],
+)
+def test_a_line_that_does_not_parse_is_named(tmp_path, case, name, line, message):
+    _, folder, build, _ = FIXED[case]
+    root = plant(tmp_path, folder, build)
+    (root / name).write_text((root / name).read_text() + line + "\n")
+    with pytest.raises(DataError, match=message):
+        load_dataset(case, root)
+    (root / name).write_text("\n")
+    with pytest.raises(DataError, match=f"{re.escape(name)} is empty"):
+        load_dataset(case, root)
+
+
+def test_an_image_that_a_list_names_twice_is_refused(tmp_path):
+    root = plant(tmp_path, "MSMT17_V1", build_msmt)
+    path = root / "list_query.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(DataError, match=r"list_query\.txt lists images twice"):
+        read_msmt17(root)
+
+
+def test_msmt17_without_its_validation_list(tmp_path):
+    dataset = read_msmt17(plant(tmp_path, "MSMT17_V1", build_msmt), with_validation=False)
+    assert [s.pid for s in dataset.train] == [1]
+    assert "train leaves out the images of list_val.txt, as asked" in dataset.notes
+    assert any("published are 30,248 images" in note for note in dataset.notes)
+
+
+def test_two_versions_of_msmt17_are_not_guessed(tmp_path):
+    plant(tmp_path, "MSMT17_V1", build_msmt)
+    plant(tmp_path, "MSMT17_V2", build_msmt_v2)
+    with pytest.raises(DataError, match="more than one copy: MSMT17_V1, MSMT17_V2"):
+        read_msmt17(tmp_path / "data")
+    build_msmt_v2(tmp_path / "data" / "MSMT17_V1")
+    with pytest.raises(DataError, match="holds both"):
+        read_msmt17(tmp_path / "data" / "MSMT17_V1")
+
+
+def test_the_two_kinds_of_boxes_are_not_confused(tmp_path):
+    for boxes in ("labeled", "detected"):
+        plant(tmp_path, boxes, build_np)
+    root = tmp_path / "data"
+    assert load_dataset("cuhk03-np-detected", root).root == root / "detected"
+    assert load_dataset("cuhk03-np-labeled", root).root == root / "labeled"
+    with pytest.raises(DataError, match="cuhk03-np-detected"):
+        load_dataset("cuhk03-np-labeled", root / "detected")
+
+
+def test_some_backgrounds_of_personx(tmp_path):
+    root = plant(tmp_path, "PersonX_v1", build_personx)
+    dataset = read_personx(root, backgrounds=(6, 4))
+    assert dataset.name == "personx-46"
+    assert facts(dataset) == personx_facts([4, 6])
+    assert any("published are 29,520 images of 410 people" in note for note in dataset.notes)
+    for wrong in ((), (0, 4)):
+        with pytest.raises(InputError, match="backgrounds"):
+            read_personx(root, backgrounds=wrong)
+    hard = plant(tmp_path, "hard", build_personx_hard)
+    with pytest.raises(DataError, match="harder subset"):
+        load_dataset("personx-456", hard)
+
+
+def test_randperson_as_its_archive_unpacks(tmp_path):
+    build_randperson(tmp_path / "randperson_subset" / "randperson_subset")
+    dataset = load_dataset("randperson", tmp_path)
+    assert [s.pid for s in dataset.train] == [1, 8000]
+    assert dataset.train_labels == {1: 0, 8000: 1}
+
+
+def test_absent_folders_of_unrealperson_are_noted(tmp_path):
+    dataset = load_dataset("unrealperson", plant(tmp_path, "UnrealPerson", build_unrealperson))
+    note = next(note for note in dataset.notes if note.startswith("absent"))
+    assert "unreal_v4.3" in note
+    assert "unreal_v3.1" not in note
+    assert len(dataset.notes[0].split(",")) == 12 - 3
+
+
+def test_the_validation_sets_of_deepchange(tmp_path):
+    root = plant(tmp_path, "DeepChangeDataset", build_deepchange)
+    dataset = read_deepchange(root, subset="val")
+    assert dataset.name == "deepchange-val"
+    assert facts(dataset)["query"] == [("val-set-query/P400_C01_20200416_15_3_7.jpg", 401, 30)]
+    with pytest.raises(InputError, match="subset must be one of test, val"):
+        read_deepchange(root, subset="train")
+
+
+def test_deepchange_leaves_out_the_tracklet_or_the_camera(tmp_path):
+    root = plant(tmp_path, "DeepChangeDataset", build_deepchange)
+    own = read_deepchange(root)
+    usual = read_deepchange(root, exclude="camera")
+    # The query's person stands before its own camera twice: in its tracklet and on another day.
+    assert [s.camid == own.query[0].camid for s in own.gallery] == [True, False]
+    assert [s.camid == usual.query[0].camid for s in usual.gallery] == [True, True]
+    assert any("tracklet" in note for note in own.notes)
+    assert not any("tracklet" in note for note in usual.notes)
+    with pytest.raises(InputError, match="exclude must be one of"):
+        read_deepchange(root, exclude="clothes")
+
+
+@pytest.mark.parametrize(
+    ("read", "folder", "build", "sizes"),
+    [
+        (read_viper, "VIPeR", build_viper, {"train": 4, "query": 2, "gallery": 2}),
+        (read_cuhk01, "CUHK01", build_cuhk01, {"train": 8, "query": 6, "gallery": 6}),
+    ],
+)
+def test_random_splits(tmp_path, read, folder, build, sizes):
+    root = plant(tmp_path, folder, build)
+    dataset = read(root)
+    assert {split: len(dataset.split(split)) for split in sizes} == sizes
+    train = {s.pid for s in dataset.train}
+    query = {s.pid for s in dataset.query}
+    assert query == {s.pid for s in dataset.gallery}
+    assert not train & query
+    assert min(train | query) == 1
+    assert {s.camid for s in dataset.train} == {1, 2}
+    assert {s.camid for s in dataset.query} == {1}
+    assert {s.camid for s in dataset.gallery} == {2}
+    assert read(root).train == read(root, seed=0).train == dataset.train
+    assert len({read(root, seed=seed).train for seed in range(12)}) > 1
+    assert "random split of seed 3" in read(root, seed=3).notes[0]
+    assert read(root.parent).query == dataset.query
+
+
+def test_cuhk01_takes_the_folder_of_images_too(tmp_path):
+    root = plant(tmp_path, "CUHK01", build_cuhk01)
+    assert read_cuhk01(root / "campus").train == read_cuhk01(root).train
+
+
+def test_the_drawn_half_is_fixed_and_fair():
+    # Golden: a change of the draw would change every published figure.
+    assert random_half(range(1, 11), seed=0) == {3, 4, 7, 9, 10}
+    halves = [random_half(range(971), seed) for seed in range(200)]
+    assert {len(half) for half in halves} == {485}
+    drawn = [sum(person in half for half in halves) for person in range(971)]
+    assert 60 < min(drawn) <= max(drawn) < 140  # 100 expected, standard deviation 7

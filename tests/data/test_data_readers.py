@@ -535,3 +535,14 @@ def test_the_drawn_half_is_fixed_and_fair():
     assert {len(half) for half in halves} == {485}
     drawn = [sum(person in half for half in halves) for person in range(971)]
     assert 60 < min(drawn) <= max(drawn) < 140  # 100 expected, standard deviation 7
+
+
+def test_the_docs_state_the_known_counts():
+    """The table in docs/datasets.rst must not drift from what the readers compare with."""
+    page = Path(__file__).parents[2] / "docs" / "datasets.rst"
+    rows = page.read_text("utf-8").split("   * - ")[2:]
+    stated = [re.findall(r"([\d,]+) / ([\d,]+)", row) for row in rows]
+    for name, known in PUBLISHED.items():
+        counts = [known.of(split) for split in ("train", "query", "gallery")]
+        row = [(f"{c.images:,}", f"{c.identities:,}") for c in counts if c.images]
+        assert row in stated, name

@@ -4,14 +4,29 @@ from reidguard.attacks.base import ATTACKS, Attack, create_attack, load_attack, 
 from reidguard.attacks.color import ColorAttack
 from reidguard.attacks.combinatorial import CombinatorialAttack
 from reidguard.attacks.delta import DeltaAttack
+from reidguard.attacks.guided import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
+from reidguard.attacks.instance import Guides, InstanceAttack
+from reidguard.attacks.pgd import GradientAttack
+from reidguard.attacks.selfmetric import ODFA, SMA
+from reidguard.attacks.square import SquareAttack
 from reidguard.attacks.universal import UniversalAttack
 
 __all__ = [
     "ATTACKS",
+    "FNA",
+    "ODFA",
+    "SMA",
     "Attack",
     "ColorAttack",
     "CombinatorialAttack",
     "DeltaAttack",
+    "GradientAttack",
+    "Guides",
+    "InstanceAttack",
+    "MetricFGSM",
+    "MetricIFGSM",
+    "MetricMIFGSM",
+    "SquareAttack",
     "UniversalAttack",
     "create_attack",
     "load_attack",

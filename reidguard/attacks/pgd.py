@@ -1,0 +1,159 @@
+"""Projected gradient ascent on features: the iterations that gradient attacks share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reidguard.attacks.instance import Goal, InstanceAttack, Victim
+from reidguard.errors import InputError
+from reidguard.objectives import comparable_features
+from reidguard.types import Budget
+
+__all__ = ["GradientAttack"]
+
+
+class GradientAttack(InstanceAttack):
+    """Climbs a goal on features by steps of the gradient's sign, inside the ball (PGD).
+
+    ``x_{t+1} = clip(x_t + step_size · sign(g_t))``, where g is the gradient of the goal by the
+    image. A subclass writes :meth:`goal`. For transfer to other networks there are momentum (MI),
+    input diversity (DI) and translation invariance (TI); all are off by default.
+
+    With several restarts the image with the highest goal is kept, for each image by itself. The
+    first restart is the one that ``restarts=1`` does, so the goal is never lower than with one.
+    A subclass says in :attr:`random_start` whether that one starts at a random point of the ball
+    or at the image; all further ones start at random.
+
+    Cost in passes of the victim, per image: 1 forward for the clean features; ``restarts · steps``
+    forward and backward, the latter to the image only; ``restarts`` more forward where there is
+    more than one restart, to compare them.
+
+    Args:
+        budget: The L∞ ball; 8/255 by default.
+        steps: Iterations of each restart.
+        step_size: Length of a step in [0, 1] pixel units.
+        restarts: Ascents from different starts.
+        momentum: Decay μ of MI: ``g_t = μ g_{t-1} + ∇ / mean|∇|``. 0 is plain PGD.
+        diversity: Probability of DI: in each step, an image is shrunk to a random share of its
+            size, between 0.9 and 1, and put on black at a random place.
+        translation: Width in pixels of TI's Gaussian kernel, which smooths the gradient; an odd
+            number of which 3 σ reach to the rim. 0 is none.
+        seed: Fixes starts and diversity.
+    """
+
+    random_start: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        steps: int = 15,
+        step_size: float = 1 / 255,
+        restarts: int = 1,
+        momentum: float = 0.0,
+        diversity: float = 0.0,
+        translation: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(budget)
+        if steps < 1 or restarts < 1:
+            raise InputError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+        if not (math.isfinite(step_size) and step_size > 0):
+            raise InputError(f"step_size must be positive, such as 1/255, not {step_size}")
+        if not (math.isfinite(momentum) and momentum >= 0):
+            raise InputError(f"momentum must not be negative, and is 1 in MI-FGSM; not {momentum}")
+        if not 0 <= diversity <= 1:
+            raise InputError(f"diversity is a probability in [0, 1], not {diversity}")
+        if translation != 0 and (translation < 3 or translation % 2 == 0):
+            raise InputError(
+                f"translation is a kernel's width: 0 or an odd number from 3, not {translation}"
+            )
+        self.steps = steps
+        self.step_size = step_size
+        self.restarts = restarts
+        self.momentum = momentum
+        self.diversity = diversity
+        self.translation = translation
+        self.seed = seed
+
+    @abstractmethod
+    def goal(self, clean: Tensor, victim: Victim) -> Goal:
+        """Return what to maximise, given (N, D) clean comparable features."""
+
+    def search(self, x: Tensor, clean: Tensor, victim: Victim) -> Tensor:
+        """Ascend from every start and keep the best of each image."""
+        goal = self.goal(clean, victim)
+        low = (x - self.budget.eps).clamp(min=0)
+        high = (x + self.budget.eps).clamp(max=1)
+        best = best_value = None
+        for restart in range(self.restarts):
+            start = x
+            if restart > 0 or self.random_start:
+                noise = 2 * self.uniform(x, f"start {restart}", tuple(x.shape[1:])) - 1
+                start = (x + self.budget.eps * noise).clamp(low, high)
+            found = self._ascend(start, low, high, goal, victim, restart)
+            if self.restarts == 1:
+                return found
+            with torch.no_grad():
+                value = goal(comparable_features(victim.model, found))
+            if best is None or best_value is None:
+                best, best_value = found, value
+            else:
+                better = value > best_value
+                best = torch.where(better[:, None, None, None], found, best)
+                best_value = torch.where(better, value, best_value)
+        assert best is not None
+        return best
+
+    def _ascend(
+        self, x: Tensor, low: Tensor, high: Tensor, goal: Goal, victim: Victim, restart: int
+    ) -> Tensor:
+        draws = None
+        if self.diversity > 0:
+            # (steps, N, 4): what one step draws for each image
+            draws = self.uniform(x, f"diversity {restart}", (self.steps, 4)).transpose(0, 1)
+        gathered = torch.zeros_like(x) if self.momentum > 0 else None
+        for step in range(self.steps):
+            x = x.detach().requires_grad_()
+            seen = x if draws is None else _diverse(x, draws[step], self.diversity)
+            value = goal(comparable_features(victim.model, seen))
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            if self.translation:
+                gradient = _smoothed(gradient, self.translation)
+            if gathered is not None:
+                size = gradient.abs().mean((1, 2, 3), keepdim=True)
+                tiny = torch.finfo(size.dtype).tiny
+                gathered = self.momentum * gathered + gradient / size.clamp(min=tiny)
+                gradient = gathered
+            x = (x.detach() + self.step_size * gradient.sign()).clamp(low, high)
+        return x
+
+
+def _diverse(x: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """Shrink some images to 0.9 to 1 of their size and put them somewhere on black."""
+    coin, size, right, down = draws.unbind(1)
+    share = torch.where(coin < probability, 0.9 + 0.1 * size, 1.0)
+    room = (1 - share) / share
+    theta = x.new_zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / share
+    theta[:, 0, 2] = (2 * right - 1) * room
+    theta[:, 1, 2] = (2 * down - 1) * room
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _smoothed(gradient: Tensor, width: int) -> Tensor:
+    """Convolve with a Gaussian whose 3 σ reach to the rim of ``width`` pixels."""
+    places = torch.linspace(-3, 3, width, dtype=gradient.dtype, device=gradient.device)
+    line = torch.exp(-places * places / 2)
+    line = line / line.sum()
+    half = width // 2
+    across = F.conv2d(gradient, line.expand(3, 1, 1, width), padding=(0, half), groups=3)
+    column = line.view(1, 1, width, 1).expand(3, 1, width, 1)
+    return F.conv2d(across, column, padding=(half, 0), groups=3)

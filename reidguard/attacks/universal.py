@@ -112,6 +112,7 @@ class UniversalAttack(Attack):
             steps = epochs * max(len(loader) for loader in loaders)
         facts: dict[str, Any] = {
             "learner": LEARNERS.name_of(type(learner)),
+            **({"learner_options": options} if (options := learner.config()) else {}),
             "objective": ATTACK_LOSSES.name_of(type(loss)),
             "steps": steps,
             "identities": identities,

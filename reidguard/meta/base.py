@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from reidguard.registry import Registry
 
@@ -33,7 +34,12 @@ class StepResult:
 
 
 class MetaLearner(ABC):
-    """One step of meta-train, meta-test and meta-update on any module, attack or model alike."""
+    """One step of meta-train, meta-test and meta-update on any module, attack or model alike.
+
+    Every learner keeps these rules. The meta-train batch moves the module's batch-norm statistics
+    once, as one plain forward pass would; the meta-test batch and further passes never do. Random
+    layers draw the same numbers in every pass of one step, those of the global generator.
+    """
 
     needs_meta_test: bool
     """Whether :meth:`step` must be given a meta-test batch."""
@@ -45,6 +51,8 @@ class MetaLearner(ABC):
         objective: Objective,
         meta_train_batch: Any,
         meta_test_batch: Any | None = None,
+        *,
+        optimizer: Optimizer | None = None,
     ) -> StepResult:
         """Leave the (meta-)gradient in ``.grad`` of the parameters; the caller's optimiser steps.
 
@@ -53,7 +61,13 @@ class MetaLearner(ABC):
             objective: Scalar loss of a module on a batch.
             meta_train_batch: Batch of the source domain.
             meta_test_batch: Batch of the other domain, for learners that use one.
+            optimizer: The caller's optimiser. Learners with an inner step take its rate and its
+                momentum from there; they do not change it.
         """
+
+    def config(self) -> dict[str, Any]:
+        """Return what a run's settings must say of this learner, as JSON values."""
+        return {}
 
 
 LEARNERS: Registry[MetaLearner] = Registry("learner", group="reidguard.learners")

@@ -1,14 +1,18 @@
-"""Ordinary learning from the meta-train batch alone."""
+"""Learning from plain gradients: of one domain, or of two at once."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from reidguard.errors import InputError
 from reidguard.meta.base import LEARNERS, MetaLearner, Objective, StepResult
+from reidguard.meta.passes import Draws
 
-__all__ = ["PlainLearner"]
+__all__ = ["JointLearner", "PlainLearner"]
 
 
 @LEARNERS.register("plain")
@@ -16,7 +20,6 @@ class PlainLearner(MetaLearner):
     """The gradient of the meta-train loss: the paper's rows without meta-learning.
 
     Example:
-        >>> import torch
         >>> module = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(module.weight, 3.0)
         >>> result = PlainLearner().step(module, lambda m, x: m(x).square().sum(), torch.ones(1, 1))
@@ -32,12 +35,58 @@ class PlainLearner(MetaLearner):
         objective: Objective,
         meta_train_batch: Any,
         meta_test_batch: Any | None = None,
+        *,
+        optimizer: Optimizer | None = None,
     ) -> StepResult:
         """Differentiate the meta-train loss; a meta-test batch is not looked at."""
         module.zero_grad(set_to_none=True)
         loss = objective(module, meta_train_batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        unused = tuple(
-            n for n, p in module.named_parameters() if p.requires_grad and p.grad is None
-        )
-        return StepResult(loss.detach(), unused=unused)
+        return StepResult(loss.detach(), unused=_without_gradient(module))
+
+
+@LEARNERS.register("joint")
+class JointLearner(MetaLearner):
+    """The gradients of both losses, at the same parameters: both domains, no meta-learning.
+
+    Example:
+        >>> module = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(module.weight, 3.0)
+        >>> loss = lambda m, x: m(x).square().sum()
+        >>> result = JointLearner().step(module, loss, torch.ones(1, 1), torch.full((1, 1), 2.0))
+        >>> float(result.test_loss), float(module.weight.grad)  # 2·3·1² + 2·3·2²
+        (36.0, 30.0)
+    """
+
+    needs_meta_test = True
+
+    def step(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        meta_train_batch: Any,
+        meta_test_batch: Any | None = None,
+        *,
+        optimizer: Optimizer | None = None,
+    ) -> StepResult:
+        """Differentiate the sum of both losses."""
+        if meta_test_batch is None:
+            raise InputError("the learner 'joint' needs a meta-test batch")
+        module.zero_grad(set_to_none=True)
+        draws = Draws(module)
+        loss = objective(module, meta_train_batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        draws.rewind()
+        try:
+            other = objective(module, meta_test_batch)
+            other.backward()  # type: ignore[no-untyped-call]
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+        return StepResult(loss.detach(), other.detach(), _without_gradient(module))
+
+
+def _without_gradient(module: nn.Module) -> tuple[str, ...]:
+    return tuple(n for n, p in module.named_parameters() if p.requires_grad and p.grad is None)

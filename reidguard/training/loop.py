@@ -125,7 +125,7 @@ def learn(
         other = next(test_stream).to(device) if test_stream is not None else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_mix(seed, step))
-            result = learner.step(module, objective, batch, other)
+            result = learner.step(module, objective, batch, other, optimizer=optimizer)
         # The loss of the step before is read only now, so that a GPU never waits for the host.
         _report(pending, steps, progress)
         optimizer.step()

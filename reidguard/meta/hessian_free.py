@@ -1,0 +1,119 @@
+"""Meta-learning whose second-order term is a finite difference of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reidguard.meta.base import LEARNERS
+from reidguard.meta.inner import inner_step
+from reidguard.meta.passes import Patched
+from reidguard.meta.temporary import InnerPoint, TemporaryLearner
+
+__all__ = ["HessianFreeLearner"]
+
+
+@LEARNERS.register("hessian_free")
+class HessianFreeLearner(TemporaryLearner):
+    """The meta-gradient of Eq. 9 with each Hessian-vector product from one more plain gradient.
+
+    For an inner step ``w' = w - lr·d(g(w))`` and meta-test gradient v, the second-order term is
+    ``-lr·H r`` with ``r = (∂d/∂g)ᵀ v`` (exact, and cheap) and ``H r ≈ (g(w + h·r) - g(w)) / h``.
+    Three passes with gradients and the memory of one. On smooth networks the term is that of
+    ``maml``; where ReLUs switch within the difference it is little more than noise (see
+    ``docs/learners.rst``).
+
+    Example:
+        >>> module = torch.nn.Linear(1, 1, bias=False).double()
+        >>> _ = torch.nn.init.constant_(module.weight, 3.0)
+        >>> learner = HessianFreeLearner(inner="sgd", inner_lr=0.25)
+        >>> loss = lambda m, x: m(x).square().sum()
+        >>> one = torch.ones(1, 1).double()
+        >>> _ = learner.step(module, loss, one, one)
+        >>> round(float(module.weight.grad), 6)  # as maml: 2·3 + 1/2 · 2·1.5
+        7.5
+    """
+
+    def pull_back(
+        self,
+        patched: Patched,
+        batch: Any,
+        parameters: Sequence[Tensor],
+        path: Sequence[dict[int, InnerPoint]],
+        temporary: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """Go back through the inner steps, one Hessian-vector product each."""
+        direction = inner_step(self.inner)
+        values: list[Tensor | None] = list(gradients)
+        buffers: dict[int, Tensor] = {}
+        after: list[Tensor] = [t.detach() for t in temporary]
+        for points in reversed(path):
+            before = list(after)
+            vectors: dict[int, Tensor] = {}
+            for i, point in points.items():
+                before[i] = point.value
+                value = values[i]
+                gradient = point.gradient.clone().requires_grad_()
+                buffer = point.buffer.clone().requires_grad_()
+                with torch.enable_grad():
+                    step, moved = direction(gradient, buffer, point.momentum)
+                    # what the later steps and the meta-test loss make of this step and buffer
+                    pulled = torch.zeros((), dtype=step.dtype, device=step.device)
+                    if value is not None:
+                        pulled = pulled - point.lr * (step * value).sum()
+                    if i in buffers:
+                        pulled = pulled + (moved * buffers[i]).sum()
+                if not pulled.requires_grad:
+                    continue
+                vector, passed = torch.autograd.grad(pulled, (gradient, buffer), allow_unused=True)
+                if passed is not None:
+                    buffers[i] = passed
+                if vector is not None:
+                    vectors[i] = vector
+            for i, product in self._products(patched, batch, before, after, points, vectors):
+                known = values[i]
+                values[i] = product if known is None else known + product
+            after = before
+        return values
+
+    @staticmethod
+    def _products(
+        patched: Patched,
+        batch: Any,
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+        points: dict[int, InnerPoint],
+        vectors: dict[int, Tensor],
+    ) -> list[tuple[int, Tensor]]:
+        """Rows of H·vectors at ``before``, one for each parameter that the step moved."""
+        if not vectors:
+            return []
+        # The difference must be small against the scale on which gradients change (the larger of
+        # the parameters and the inner step) and large against rounding.
+        size = torch.maximum(
+            _norm([before[i] for i in points]), _norm([after[i] - before[i] for i in points])
+        )
+        length = _norm(list(vectors.values()))
+        relative = torch.finfo(length.dtype).eps ** (1 / 3)
+        h = relative * size / length.clamp(min=1e-20)
+        shifted = [t.detach() for t in before]
+        wanted = list(points)
+        for i in wanted:
+            moved = shifted[i] + h * vectors[i] if i in vectors else shifted[i]
+            shifted[i] = moved.detach().requires_grad_()
+        loss = patched.loss(shifted, batch)
+        found = torch.autograd.grad(loss, [shifted[i] for i in wanted], allow_unused=True)
+        return [
+            (i, (gradient - points[i].gradient) / h)
+            for i, gradient in zip(wanted, found, strict=True)
+            if gradient is not None
+        ]
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
+    return norms.square().sum().sqrt()

@@ -69,8 +69,8 @@ class Sweep:
 
     def direction(self, d: Vec) -> Vec:
         """A world direction in the local frame."""
-        x, y, z = (s * dot(axis, d) for s, axis in zip(self.scale, self.axes, strict=True))
-        return (x, y, z)
+        s, e = self.scale, self.axes
+        return s[0] * dot(e[0], d), s[1] * dot(e[1], d), s[2] * dot(e[2], d)
 
     def place(self, x: Array, y: Array, z: Array) -> Triple:
         """World positions along the local axes, in metres (not stretched)."""
@@ -112,14 +112,13 @@ class Sweep:
 
     def span(self, along: Vec) -> tuple[float, float]:
         """Lowest and highest coordinate along a world direction of length 1."""
-        stretched = [dot(axis, along) / k for axis, k in zip(self.axes, self.scale, strict=True)]
-        reach = math.sqrt(sum(v * v for v in stretched))
+        e, k = self.axes, self.scale
+        back = (dot(e[0], along) / k[0], dot(e[1], along) / k[1], dot(e[2], along) / k[2])
+        reach = math.sqrt(dot(back, back))
         start = dot(self.origin, along)
-        ends = [
-            (start + sum(v * e for v, e in zip(stretched, end, strict=True)), radius * reach)
-            for end, radius in ((self.a, self.ra), (self.b, self.rb))
-        ]
-        return min(c - r for c, r in ends), max(c + r for c, r in ends)
+        one, two = start + dot(back, self.a), start + dot(back, self.b)
+        ra, rb = self.ra * reach, self.rb * reach
+        return min(one - ra, two - rb), max(one + ra, two + rb)
 
     def _axis(self) -> tuple[Vec, float, float]:
         """From a to b, the loss of radius, and what is left of the squared length (<= 0: a ball)."""
@@ -128,14 +127,14 @@ class Sweep:
         return ba, rr, dot(ba, ba) - rr * rr
 
 
-def _ball(dd: Array, pd: Array, c: Array) -> Array:
+def _ball(dd: Array | float, pd: Array, c: Array) -> Array:
     """Smaller root of dd s² + 2 pd s + c, where it has two."""
     disc = pd * pd - dd * c
     root: Array = np.where(disc > 0, (-pd - np.sqrt(np.maximum(disc, 0))) / dd, np.inf)
     return root
 
 
-def _enter(part: Sweep, p: Sequence[Array], d: Sequence[Array]) -> Array:
+def _enter(part: Sweep, p: Sequence[Array], d: Sequence[Array] | Vec) -> Array:
     px, py, pz = (v - e for v, e in zip(p, part.a, strict=True))
     dx, dy, dz = d
     dd = dx * dx + dy * dy + dz * dz
@@ -155,7 +154,10 @@ def _enter(part: Sweep, p: Sequence[Array], d: Sequence[Array]) -> Array:
     # Of all balls, the one nearest to a point x has t = (y - ra rr) / k; its distance is a quadric.
     q0 = y0 - part.ra * rr
     a2 = dd - yd * yd / k
-    a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
+    if isinstance(a2, float):  # parallel rays
+        a2 = a2 if abs(a2) > 1e-12 else 1e-12
+    else:
+        a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
     b2 = pd - (yd / k) * q0
     c2 = pp - part.ra**2 - q0 * q0 / k
     disc = b2 * b2 - a2 * c2
@@ -260,8 +262,8 @@ def cast(parts: Sequence[Sweep], view: View, u: Array, v: Array) -> tuple[Array,
         r, p = part.direction(view.right), part.direction(view.up)
         start = part.direction(part.origin)
         local = [r[j] * across + (p[j] * down - start[j]) for j in range(3)]
-        s = _enter(part, local, [np.asarray(f) for f in part.direction(view.forward)])
+        s = _enter(part, local, part.direction(view.forward))
         nearer = s < depth[here]
-        depth[here] = np.where(nearer, s, depth[here])
-        index[here][nearer] = i
+        np.copyto(depth[here], s, where=nearer)
+        np.copyto(index[here], i, where=nearer)
     return depth, index

@@ -189,7 +189,7 @@ class _Figure:
         self.axes: Axes = ((c, 0.0, -s), (0.0, 1.0, 0.0), (s, 0.0, c))
         self.parts: list[Part] = []
         turn = 2 * math.pi * phase
-        stride *= look.swing
+        stride *= look.swing * (0.7 if look.lower == "skirt" or look.upper == "coat" else 1.0)
         self._trunk()
         self._head()
         for side in (-1, 1):
@@ -234,22 +234,22 @@ class _Figure:
         o: Vec = (0.0, 0.0, 0.0)
         deep = 1 / (0.58 + 0.14 * (w - 0.86))
         thick = k.loose * (1.06 if k.upper in ("coat", "jacket", "hoodie") else 1.0)
-        self._add("upper", o, (0, 0.745, 0.0), (0, 0.60, 0.004), 0.093 * w * top * thick,
-                  0.078 * w * low * thick, scale=(1, 1.7, deep))  # fmt: skip
+        self._add("upper", o, (0, 0.735, 0.0), (0, 0.60, 0.004), 0.089 * w * top * thick,
+                  0.076 * w * low * thick, scale=(1, 1.5, deep))  # fmt: skip
         hem = 0.50 if k.upper not in ("tee", "tank") else 0.515
         self._add("upper", o, (0, 0.60, 0.004), (0, hem, 0), 0.078 * w * low * thick,
                   0.088 * w * low * thick, scale=(1, 3.5, 1 / 0.66))  # fmt: skip
-        reach = 0.078 * w * top
-        self._add("upper", o, (-reach, 0.782, -0.004), (reach, 0.782, -0.004), 0.036 * thick,
-                  0.036 * thick)  # fmt: skip
+        for side in (-1, 1):  # from the neck down to the shoulder
+            self._add("upper", o, (0.028 * side, 0.808, -0.006),
+                      (0.094 * side * w * top, 0.774, -0.004), 0.026, 0.034 * thick)  # fmt: skip
         self._add("lower", o, (0, 0.55, 0), (0, 0.49, 0), 0.076 * w * low, 0.083 * w * low,
                   scale=(1, 1.6, 1 / 0.68))  # fmt: skip
         if k.upper == "coat":
             self._add("upper", o, (0, 0.56, 0), (0, 0.33, 0), 0.09 * w * low * thick,
-                      0.108 * w * thick, scale=(1, 5.0, 1 / 0.72))  # fmt: skip
+                      0.108 * w * thick, scale=(1, 5.0, 1 / 0.85))  # fmt: skip
         if k.lower == "skirt":
             self._add("lower" if k.upper != "dress" else "upper", o, (0, 0.56, 0), (0, k.hem, 0),
-                      0.08 * w * low, 0.092 * w * k.flare, scale=(1, 5.0, 1 / 0.8))  # fmt: skip
+                      0.08 * w * low, 0.092 * w * k.flare, scale=(1, 5.0, 1 / 0.95))  # fmt: skip
         if k.upper == "hoodie":
             self._add("upper", o, (-0.03, 0.825, -0.035), (0.03, 0.825, -0.035), 0.04, 0.04,
                       scale=(1, 1.3, 1.2))  # fmt: skip
@@ -343,19 +343,19 @@ class _Figure:
     def _arm(self, side: int, stride: float, turn: float) -> None:
         k = self.look
         w = 0.5 + 0.5 * k.width
-        thick = 1.18 if k.sleeve > 1 else 1.0
+        thick = 1.13 if k.sleeve > 1 else 1.0
         held = k.bag == "hand" and side == k.bag_side
         swing = (0.1 if held else 0.45) * stride * math.sin(turn)
         bend = 0.05 if held else 0.25 + 0.25 * stride * max(0.0, math.sin(turn))
-        shoulder = (0.112 * side * k.width * k.shoulders, 0.778, -0.002)
-        elbow, upper = self._limb(shoulder, 0.17, swing, 0.10 * side * k.width)
+        shoulder = (0.106 * side * k.width * k.shoulders, 0.766, -0.002)
+        elbow, upper = self._limb(shoulder, 0.17, swing, 0.12 * side * k.width)
         wrist, fore = self._limb(elbow, 0.145, swing + bend, 0.03 * side)
         rest = shoulder
-        self._add("sleeve", shoulder, (0, 0, 0), (0, -0.17, 0), 0.036 * w * thick,
+        self._add("sleeve", shoulder, (0, 0, 0), (0, -0.17, 0), 0.033 * w * thick,
                   0.026 * w * thick, axes=upper, rest=rest)  # fmt: skip
         if 0.3 < k.sleeve < 1.5:
-            self._add("sleeve", shoulder, (0, 0, 0), (0, -0.17 * k.sleeve + 0.03, 0), 0.04 * w,
-                      0.038 * w, axes=upper, rest=rest, scale=(1, 1.5, 1))  # fmt: skip
+            self._add("sleeve", shoulder, (0, 0, 0), (0, -0.17 * k.sleeve + 0.03, 0), 0.036 * w,
+                      0.037 * w, axes=upper, rest=rest, scale=(1, 1.5, 1))  # fmt: skip
         rest = (shoulder[0], shoulder[1] - 0.17, shoulder[2])
         self._add("sleeve", elbow, (0, 0, 0), (0, -0.145, 0), 0.026 * w * thick,
                   0.019 * w * thick, axes=fore, rest=rest)  # fmt: skip
@@ -504,7 +504,7 @@ def _sleeve(k: Look, colour: Array, x: Array, y: Array, z: Array) -> None:
             _set(colour, _weave(k.pattern, k.pitch, x, y), k.colours[1])
     if k.sleeve > 1.5 and k.upper in ("hoodie", "jacket"):
         _set(colour, y < 0.49, _dim(k.sleeve_colour))
-    end = 0.778 - 0.16 * k.sleeve
+    end = 0.766 - 0.16 * k.sleeve
     if k.sleeve < 1.5:
         _set(colour, y < end, k.skin)
 

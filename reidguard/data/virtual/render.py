@@ -135,11 +135,12 @@ class _Shot:
         self.light = replace(camera.light, sun=sun)
         image = self._backdrop()
         parts = body(look, heading, rng.random(), 0.0 if rng.random() < 0.15 else 1.0)
-        image = self._ground_shadow(image, parts)
+        shadow = self._shadow(parts)
+        image = self._ground_shadow(image, shadow)
         crowd, front = rng.random() < domain.crowd, rng.random() < domain.occluded
         if crowd:
             image = self._passer_by(image, seed, behind=True)
-        colour, alpha = self._figure(look, parts, 0.0, 0.0)
+        colour, alpha = self._figure(look, parts, shadow)
         image = image * (1 - alpha) + colour
         if front:
             image = self._occlude(image, seed)
@@ -179,7 +180,13 @@ class _Shot:
         out: Array = lines[:, :, i] * (1 - p) + lines[:, :, i + 1] * p
         return out
 
-    def _ground_shadow(self, image: Array, parts: Sequence[Part]) -> Array:
+    def _shadow(self, parts: Sequence[Part]) -> _ShadowMap | None:
+        """None where the sun is too weak to throw one."""
+        total = self.light.sun.sum() * self.light.towards[1]
+        weak = total < 0.15 * (total + self.light.ambient.sum())
+        return None if weak else _ShadowMap(parts, self.light)
+
+    def _ground_shadow(self, image: Array, shadow: _ShadowMap | None) -> Array:
         view, light = self.window.view, self.light
         sine = -view.forward[1]
         u, v = self.window.grid(1)
@@ -187,18 +194,24 @@ class _Shot:
         x, z = u[None], (-v / max(sine, 0.03))[:, None]
         contact = 0.55 * np.exp(-(x * x / 0.05 + z * z / 0.07))
         lit = 1.0 - contact
-        total = light.sun.sum() * light.towards[1]
-        share = float(total / (total + light.ambient.sum()))
-        if share > 0.1:
-            shadow = _ShadowMap(parts, light)
+        if shadow is not None:
+            total = light.sun.sum() * light.towards[1]
+            share = float(total / (total + light.ambient.sum()))
             sun = shadow.lit(np.broadcast_to(x, (len(v), len(u))), np.zeros((len(v), 1)), z)
             lit = lit * (1 - share * (1 - blur(sun, 0.8 * self.window.height / 128)))
         fade = (1 - np.abs(z) / 2.5).clip(0, 1)
         shade: Array = image * (1 - fade * (1 - lit))
         return shade
 
-    def _figure(self, look: Look, parts: Sequence[Part], du: float, dv: float, zoom: float = 1.0
-                ) -> tuple[Array, Array]:  # fmt: skip
+    def _figure(
+        self,
+        look: Look,
+        parts: Sequence[Part],
+        shadow: _ShadowMap | None,
+        du: float = 0.0,
+        dv: float = 0.0,
+        zoom: float = 1.0,
+    ) -> tuple[Array, Array]:
         """Premultiplied light (3, H, W) and coverage of a person; du, dv shift it in metres."""
         window, light = self.window, self.light
         u, v = window.grid(2)
@@ -221,7 +234,7 @@ class _Shot:
             colour[:, here] = paint(look, part.cover, a / h + rest[0], b / h + rest[1],
                                     c / h + rest[2])  # fmt: skip
             nx[here], ny[here], nz[here] = part.solid.normal(*p)
-        lit = _ShadowMap(parts, light).lit(x, y, z, (nx, ny, nz))
+        lit = 1.0 if shadow is None else shadow.lit(x, y, z, (nx, ny, nz))
         colour *= light.shade((nx, ny, nz), lit) * (0.72 + 0.28 * (y / 0.7).clip(0, 1))
         full = np.zeros((4, len(v), len(u)))
         full[:3, row, column] = colour
@@ -241,7 +254,7 @@ class _Shot:
             du, dv, zoom = side * rng.uniform(0.25, 0.5), rng.uniform(0.02, 0.2), 0.92
         else:
             du, dv, zoom = side * rng.uniform(0.38, 0.55), -rng.uniform(0.05, 0.25), 1.08
-        colour, alpha = self._figure(other, parts, du, dv, zoom)
+        colour, alpha = self._figure(other, parts, None, du, dv, zoom)
         return image * (1 - alpha) + colour
 
     def _occlude(self, image: Array, seed: int) -> Array:
@@ -250,7 +263,8 @@ class _Shot:
         if kind < 0.4:
             return self._passer_by(image, seed, behind=False)
         u, v = window.grid(1)
-        colour = (rng.uniform(0.1, 0.7, 3) ** 2.2)[:, None, None]
+        colour = rng.uniform(0.1, 0.7, 3)
+        colour = ((0.4 * colour + 0.6 * colour.mean()) ** 2.2)[:, None, None]
         if kind < 0.7:  # a post
             at, half = float(rng.choice([-1, 1])) * rng.uniform(0.1, 0.4), rng.uniform(0.03, 0.07)
             across = ((u - at) / half)[None]
@@ -275,7 +289,7 @@ class _ShadowMap:
         solids = [part.solid for part in parts]
         across = [solid.span(self.view.right) for solid in solids]
         down = [solid.span(self.view.up) for solid in solids]
-        self.step = 0.022
+        self.step = 0.026
         self.left = min(a for a, _ in across) - self.step
         self.top = max(b for _, b in down) + self.step
         wide = int((max(b for _, b in across) - self.left) / self.step) + 2

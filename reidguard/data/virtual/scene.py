@@ -151,8 +151,12 @@ class _Backdrop:
         if domain.sun[1] > 1:  # shadows of what stands about
             y = np.full(x.size, 1e-3)
             toward = [np.full(1, v) for v in cam.light.towards]
+            reach = 3.5 / math.tan(math.asin(cam.light.towards[1]))
             for solid, _ in self.solids:
-                lit[np.isfinite(solid.enter(x, y, z, *toward))] = 0.0
+                at = solid.origin if isinstance(solid, Sweep) else solid.centre
+                close = np.flatnonzero((x - at[0]) ** 2 + (z - at[2]) ** 2 < (reach + 0.5) ** 2)
+                hit = np.isfinite(solid.enter(x[close], y[close], z[close], *toward))
+                lit[close[hit]] = 0.0
         for solid, _ in self.solids:  # and the gloom beneath it
             low = solid.span((0.0, 1.0, 0.0))[0] if isinstance(solid, Sweep) else 0.0
             if low < 0.25:
@@ -214,13 +218,17 @@ class _Backdrop:
         half = cam.far * WIDTH / 2 / cam.focal
         if rng.random() < 0.6:
             side = float(rng.choice([-1, 1]))
-            planes.append((side * 12.0, -back + side * 12.0 * -(half + rng.uniform(0.2, 1.0)), high))
+            planes.append(
+                (side * 12.0, -back + side * 12.0 * -(half + rng.uniform(0.2, 1.0)), high)
+            )
         for slope, offset, top in planes:  # z = slope x + offset
             kind = str(rng.choice(domain.walls))
             tint = domain.wall_colours[int(rng.integers(len(domain.wall_colours)))]
             base = (np.array(tint) * rng.uniform(0.75, 1.15, 3) ** 0.5).clip(0, 1) ** 2.2
             if kind in ("hedge", "trees"):
-                base = np.array([0.035, 0.075, 0.025]) * rng.uniform(0.8, 1.8)
+                base = (
+                    np.array([0.06, 0.12, 0.035]) * rng.uniform(0.7, 2.2) * rng.uniform(0.8, 1.3, 3)
+                )
             turn = self.dz - slope * self.dx
             t = np.where(np.abs(turn) > 1e-9, offset / np.where(turn == 0, 1, turn), np.inf)
             t = np.where(t > 0, t, np.inf)
@@ -308,7 +316,8 @@ class _Backdrop:
 
     def _thing(self, kind: str, x: float, z: float) -> None:
         rng = self.rng
-        colour = rng.uniform(0.15, 0.8, 3) ** 2.2
+        colour = rng.uniform(0.15, 0.8, 3)
+        colour = (0.45 * colour + 0.55 * colour.mean()) ** 2.2
         if kind == "post":
             self._stick((x, 0, z), (x, rng.uniform(1, 4.5), z), 0.06, 0.05, self._plain(colour))
         elif kind == "pillar":
@@ -317,7 +326,7 @@ class _Backdrop:
             high = rng.uniform(1.8, 3.0)
             bark = self._plain((0.07, 0.05, 0.03), 12)
             self._stick((x, 0, z), (x + rng.normal(0, 0.15), high, z), 0.14, 0.09, bark)
-            leaf = self._plain(np.array([0.05, 0.12, 0.03]) * rng.uniform(0.8, 1.7), 9)
+            leaf = self._plain(np.array([0.08, 0.16, 0.04]) * rng.uniform(0.7, 1.9), 9)
             for _ in range(4):
                 p = (x + rng.normal(0, 0.6), high + rng.uniform(0, 1.2), z + rng.normal(0, 0.4))
                 self._stick(p, p, rng.uniform(0.5, 0.9), 0.5, leaf)

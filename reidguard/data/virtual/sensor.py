@@ -79,7 +79,9 @@ def develop(light: Array, sensor: Sensor, exposure: float, lines: float, rng: np
     grain = rng.standard_normal(rgb.shape)
     rgb += sensor.noise * np.sqrt(0.05 + rgb) * grain * (0.5 + 0.5 * small[0] / high)
     rgb = np.maximum(rgb, 0) / (1 + 0.18 * rgb * rgb)  # the shoulder, before it clips
-    rgb = (sensor.haze + (1 - sensor.haze) * np.power(rgb, sensor.gamma)).clip(0, 1)
+    toe = 0.008  # the curve is not vertical at black, or noise would be all one saw there
+    rgb = np.power(rgb + toe, sensor.gamma) - toe**sensor.gamma
+    rgb = (sensor.haze + (1 - sensor.haze) * rgb).clip(0, 1)
     rgb += sensor.contrast * rgb * (1 - rgb) * (2 * rgb - 1)
     if small[0] < high:
         rgb = resize(rgb, (high, wide))

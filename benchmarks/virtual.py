@@ -52,13 +52,12 @@ def rank1(queries, gallery, query, shelf, kind: str) -> float:
         queries, gallery = np.sqrt(queries), np.sqrt(gallery)
     hits = 0
     for row, sample in zip(queries, query, strict=True):
-        if kind == "l1":  # half of it is 1 - intersection, so it ranks as the intersection does
-            distance = np.abs(gallery - row).sum(1)
-        else:
-            distance = ((gallery - row) ** 2).sum(1)
+        gap = gallery - row
+        # Half of l1 is 1 - intersection, so it ranks as the intersection does.
+        distance = (np.abs(gap) if kind == "l1" else gap**2).sum(1)
         distance[(people == sample.pid) & (cameras == sample.camid)] = np.inf
         hits += people[distance.argmin()] == sample.pid
-    return round(100 * hits / len(query), 2)
+    return round(100 * int(hits) / len(query), 2)
 
 
 def histograms(dataset) -> dict:
@@ -89,7 +88,7 @@ def ranking(model, dataset) -> dict:
 
 
 def speed(domain: str, height: int, count: int = 60) -> dict:
-    """Seconds for one process: of wall time, and of processor time, which neighbours do not raise."""
+    """Of one process: by the wall clock, and by the processor's, which ignores other programs."""
     for camera in range(1, 7):
         render_person(domain, 1, camera, height=height)
     wall, cpu = time.perf_counter(), time.process_time()

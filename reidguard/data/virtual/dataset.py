@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -327,7 +328,7 @@ def _draw(
     news: SimpleQueue[int] = SimpleQueue()
     children = []
     try:
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             order = json.dumps([str(root), asdict(wanted), start, stop])
             command = [sys.executable, "-c", _CHILD, order]
             child = subprocess.Popen(

@@ -39,7 +39,8 @@ PALETTE = {  # as a camera without faults would show them, in sRGB
 HATS = {"none": 10, "cap": 1.5, "beanie": 0.3, "brim": 0.4}
 LONG_HAIR = {"long": 4, "tail": 3, "bun": 2, "bob": 2, "short": 1}
 PATTERNS = {"plain": 5, "stripes": 2, "thin": 1, "pinstripes": 0.7, "checks": 1, "plaid": 1.2,
-            "dots": 0.7, "two-tone": 1.5, "yoke": 1, "band": 1, "sides": 1, "diagonal": 0.7}  # fmt: skip
+            "dots": 0.7, "two-tone": 1.5, "yoke": 1, "band": 1, "sides": 1,
+            "diagonal": 0.7}  # fmt: skip
 LOWER_PATTERNS = {"plain": 6, "side": 1, "knee": 0.6, "faded": 1.2, "checks": 0.3,
                   "pinstripes": 0.4, "plaid": 0.3}  # fmt: skip
 
@@ -135,7 +136,7 @@ _ALL = (
             "olive": 1,
             "red": 0.5,
             "pink": 0.5,
-        },  # fmt: skip
+        },
         shoe_colours={"white": 3, "black": 2, "brown": 1.5, "red": 0.6, "blue": 0.6, "grey": 1},
         bag_colours={"black": 3, "red": 1, "navy": 1.5, "brown": 1.5, "khaki": 1, "pink": 0.6},
         bags={"none": 4, "backpack": 3, "shoulder": 2, "hand": 1.5},
@@ -169,7 +170,7 @@ _ALL = (
             "brown": 1,
             "grey": 1,
             "khaki": 0.7,
-        },  # fmt: skip
+        },
         shoe_colours={"black": 5, "brown": 2.5, "white": 1, "grey": 1},
         bag_colours={"black": 4, "brown": 2, "navy": 1, "grey": 1, "red": 0.7, "olive": 0.7},
         bags={"none": 3, "backpack": 2.5, "shoulder": 2.5, "hand": 2},
@@ -259,7 +260,7 @@ _ALL = (
             "navy": 1,
             "charcoal": 1,
             "brown": 1,
-        },  # fmt: skip
+        },
         shoe_colours={"black": 3, "white": 2, "brown": 2, "red": 1, "pink": 0.6},
         bag_colours={
             "red": 1.5,
@@ -269,7 +270,7 @@ _ALL = (
             "pink": 1,
             "khaki": 1,
             "teal": 0.6,
-        },  # fmt: skip
+        },
         bags={"none": 2.5, "hand": 4, "shoulder": 3, "backpack": 1},
         ground="gloss",
         walls=("shops", "panels", "shops"),

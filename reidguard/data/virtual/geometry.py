@@ -121,7 +121,7 @@ class Sweep:
         return min(one - ra, two - rb), max(one + ra, two + rb)
 
     def _axis(self) -> tuple[Vec, float, float]:
-        """From a to b, the loss of radius, and what is left of the squared length (<= 0: a ball)."""
+        """From a to b, the loss of radius, and the squared length less that (<= 0: a ball)."""
         ba = (self.b[0] - self.a[0], self.b[1] - self.a[1], self.b[2] - self.a[2])
         rr = self.ra - self.rb
         return ba, rr, dot(ba, ba) - rr * rr

@@ -57,8 +57,8 @@ class _Window:
 
     def grid(self, fine: int) -> tuple[Array, Array]:
         step = self.pixel / fine
-        u = self.left + (np.arange(self.width * fine) + 0.5) * step
-        v = self.top - (np.arange(self.height * fine) + 0.5) * step
+        u: Array = self.left + (np.arange(self.width * fine, dtype=float) + 0.5) * step
+        v: Array = self.top - (np.arange(self.height * fine, dtype=float) + 0.5) * step
         return u, v
 
 
@@ -110,7 +110,7 @@ def render_person(
         turn = cam.flow + (math.pi if _rng(domain, seed, SHOT, identity, camera).random() < 0.5
                            else 0.0)  # fmt: skip
         viewpoint = STEP * round(math.degrees(turn + rng.normal(0, 0.35)) / STEP)
-    return _Shot(place, cam, look, math.radians(-viewpoint), rng, height, seed).pixels
+    return _Shot(place, cam, look, math.radians(-viewpoint % 360), rng, height, seed).pixels
 
 
 class _Shot:
@@ -278,7 +278,8 @@ class _Shot:
             normal = tuple(np.full((1, 1), c) for c in (0.0, 0.2, 0.98))  # type: ignore[assignment]
             solid = np.broadcast_to(((v < top) * 1.0)[:, None], (len(v), len(u)))
         alpha = blur(solid, 0.6 * window.height / 128)
-        return image * (1 - alpha) + alpha * colour * self.light.shade(normal, 0.8)
+        hidden: Array = image * (1 - alpha) + alpha * colour * self.light.shade(normal, 0.8)
+        return hidden
 
 
 class _ShadowMap:
@@ -294,8 +295,8 @@ class _ShadowMap:
         self.top = max(b for _, b in down) + self.step
         wide = int((max(b for _, b in across) - self.left) / self.step) + 2
         high = int((self.top - min(a for a, _ in down)) / self.step) + 2
-        u = self.left + np.arange(wide) * self.step
-        v = self.top - np.arange(high) * self.step
+        u: Array = self.left + np.arange(wide, dtype=float) * self.step
+        v: Array = self.top - np.arange(high, dtype=float) * self.step
         self.depth, _ = cast(solids, self.view, u, v)
 
     def lit(

@@ -5,6 +5,7 @@ The backdrop is rendered once per camera, wider than any image; an image shows a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -173,12 +174,12 @@ class _Backdrop:
         if domain.ceiling:
             above = self.dy > 1e-6
             dx, dy, dz = self._rays(above)
-            t = max(3.4, cam.height + 1.0) - cam.height
-            x, z = dx * t / dy, dz * t / dy
+            t = (max(3.4, cam.height + 1.0) - cam.height) / dy
+            x, z = dx * t, dz * t
             lamp = (np.abs((x / 2.4) % 1 - 0.5) < 0.09) & (np.abs((z / 3.0) % 1 - 0.5) < 0.3)
             base = np.array(domain.sky)[:, None] ** 2.2 * 0.6
             self.image[:, above] = np.where(lamp[None], 2.0, base)
-            self.depth[above] = t / dy
+            self.depth[above] = t
 
     def _ground_colour(self, x: Array, z: Array) -> Array:
         rng, kind = self.rng, self.domain.ground
@@ -361,7 +362,7 @@ class _Backdrop:
                     q = (x + s + 0.33 * math.cos(b), 0.34 + 0.33 * math.sin(b), z)
                     self._stick(p, q, 0.025, 0.025, self._plain((0.02, 0.02, 0.02)))
             top = ((x - 0.5, 0.34, z), (x - 0.2, 0.75, z), (x + 0.35, 0.78, z), (x + 0.5, 0.34, z))
-            for p, q in zip(top, top[1:], strict=False):
+            for p, q in itertools.pairwise(top):
                 self._stick(p, q, 0.025, 0.025, frame)
             self._stick(top[2], (x + 0.33, 1.0, z), 0.03, 0.05, frame)
         elif kind == "person":
@@ -396,15 +397,13 @@ class _Backdrop:
             spans = [(c - h, c + h) for c, h in zip(solid.centre, reach, strict=True)]
         c, s = math.cos(cam.pitch), math.sin(cam.pitch)
         columns, rows = [], []
-        for x in spans[0]:
-            for y in spans[1]:
-                for z in spans[2]:
-                    depth = max(-z * c - (y - cam.height) * s, 0.1)
-                    up = (y - cam.height) * c - z * s
-                    columns.append(WIDTH / 2 + x * cam.focal / depth)
-                    rows.append(HEIGHT / 2 - up * cam.focal / depth)
-        left, right = max(0, math.floor(min(columns))), math.ceil(max(columns)) + 1
-        top, bottom = max(0, math.floor(min(rows))), math.ceil(max(rows)) + 1
+        for across, high, away in itertools.product(*spans):
+            depth = max(-away * c - (high - cam.height) * s, 0.1)
+            up = (high - cam.height) * c - away * s
+            columns.append(WIDTH / 2 + across * cam.focal / depth)
+            rows.append(HEIGHT / 2 - up * cam.focal / depth)
+        left, right = max(0, math.floor(min(columns))), max(0, math.ceil(max(columns)) + 1)
+        top, bottom = max(0, math.floor(min(rows))), max(0, math.ceil(max(rows)) + 1)
         box = (slice(top, bottom), slice(left, right))
         dx, dy, dz = self.dx[box], self.dy[box], self.dz[box]
         if dx.size == 0:

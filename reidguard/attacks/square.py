@@ -37,7 +37,8 @@ class SquareAttack(InstanceAttack):
     Args:
         budget: The L∞ ball; 8/255 by default.
         steps: Squares tried.
-        area: Share of the image that the first squares cover.
+        area: Share of the image that the first squares cover. Large ones do best on features (see
+            the page on instance attacks); a side never exceeds the image's shorter one.
         seed: Fixes stripes, places and signs.
     """
 
@@ -46,7 +47,7 @@ class SquareAttack(InstanceAttack):
         budget: Budget | None = None,
         *,
         steps: int = 1000,
-        area: float = 0.05,
+        area: float = 0.8,
         seed: int = 0,
     ) -> None:
         super().__init__(budget)

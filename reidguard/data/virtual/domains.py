@@ -98,9 +98,9 @@ class Domain:
     # Its detector
     margin: Range = (0.02, 0.10)  # of the person's height, on each side
     shift: float = 0.05
-    cut: float = 0.10  # share of images with the feet or the head cut off
-    occluded: float = 0.15
-    crowd: float = 0.15
+    cut: float = 0.06  # share of images with the feet or the head cut off
+    occluded: float = 0.10
+    crowd: float = 0.10
 
 
 def _domain(**values: object) -> Domain:
@@ -148,10 +148,10 @@ _ALL = (
         sky=(0.62, 0.78, 0.98),
         sun=(1.3, 2.2),
         ambient=(0.42, 0.6),
-        shade=0.3,
+        shade=0.25,
         pitch=(8, 16),
-        gain=(0.62, 1.0),
-        warmth=(-0.16, 0.16),
+        gain=(0.75, 1.05),
+        warmth=(-0.13, 0.13),
         contrast=(0.2, 0.6),
         blur=(0.4, 0.75),
         margin=(0.0, 0.06),
@@ -190,10 +190,10 @@ _ALL = (
         shade=0.15,
         pitch=(18, 32),
         distance=(6, 11),
-        gain=(0.9, 1.6),
-        warmth=(-0.2, 0.12),
-        tint=(-0.02, 0.12),
-        saturation=(0.5, 0.9),
+        gain=(1.2, 1.9),
+        warmth=(-0.18, 0.10),
+        tint=(-0.02, 0.10),
+        saturation=(0.6, 0.95),
         contrast=(-0.2, 0.2),
         haze=(0.02, 0.09),
         blur=(0.6, 1.1),
@@ -201,8 +201,8 @@ _ALL = (
         quality=(35, 70),
         resolution=(0.45, 0.9),
         margin=(0.05, 0.16),
-        occluded=0.2,
-        crowd=0.25,
+        occluded=0.12,
+        crowd=0.16,
     ),
     _domain(
         name="campus",
@@ -231,8 +231,8 @@ _ALL = (
         shade=0.2,
         pitch=(2, 9),
         distance=(9, 17),
-        gain=(0.75, 1.35),
-        warmth=(-0.26, 0.08),
+        gain=(0.85, 1.3),
+        warmth=(-0.2, 0.06),
         saturation=(0.65, 1.0),
         contrast=(-0.1, 0.35),
         haze=(0.0, 0.05),
@@ -241,8 +241,8 @@ _ALL = (
         quality=(70, 95),
         resolution=(0.8, 1.5),
         margin=(0.06, 0.18),
-        cut=0.04,
-        occluded=0.2,
+        cut=0.03,
+        occluded=0.12,
     ),
     _domain(
         name="mall",
@@ -297,8 +297,8 @@ _ALL = (
         quality=(45, 80),
         resolution=(0.55, 1.0),
         margin=(0.02, 0.12),
-        shift=0.07,
-        cut=0.18,
+        shift=0.06,
+        cut=0.10,
     ),
 )
 DOMAINS = {domain.name: domain for domain in _ALL}

@@ -96,10 +96,11 @@ class Sweep:
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
         """Unit normals at world positions on the surface."""
-        p, q, r = (
-            k * v - e for k, v, e in zip(self.scale, self.place(x, y, z), self.a, strict=True)
-        )
         ba, rr, k2 = self._axis()
+        start = self.b if k2 <= 0 and self.rb > self.ra else self.a
+        p, q, r = (
+            k * v - e for k, v, e in zip(self.scale, self.place(x, y, z), start, strict=True)
+        )
         if k2 > 0:
             t = ((p * ba[0] + q * ba[1] + r * ba[2] - self.ra * rr) / k2).clip(0, 1)
             p, q, r = p - t * ba[0], q - t * ba[1], r - t * ba[2]

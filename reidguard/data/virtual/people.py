@@ -91,7 +91,7 @@ def _dye(rng: np.random.Generator, weights: Mapping[str, float]) -> Colour:
     names = list(weights)
     share = np.array([weights[n] for n in names])
     name = names[int(rng.choice(len(names), p=share / share.sum()))]
-    base = np.array(PALETTE[name]) * rng.uniform(0.85, 1.15) + rng.normal(0, 0.025, 3)
+    base = np.array(PALETTE[name]) * rng.uniform(0.8, 1.2) + rng.normal(0, 0.045, 3)
     return _linear(base)
 
 
@@ -144,7 +144,7 @@ def make_look(domain: Domain, rng: np.random.Generator) -> Look:
         pattern=pattern,
         pitch=rng.uniform(0.028, 0.065),
         sleeve_colour=_dye(rng, domain.upper_colours) if rng.random() < 0.25 else colours[0],
-        back_colour=_dye(rng, domain.upper_colours) if rng.random() < 0.2 else colours[0],
+        back_colour=_dye(rng, domain.upper_colours) if rng.random() < 0.12 else colours[0],
         inner=(_dye(rng, domain.upper_colours), _dye(rng, domain.upper_colours)),
         inner_pattern=_pick(rng, {"plain": 3, "stripes": 1, "two-tone": 1}),
         opening=rng.uniform(0.018, 0.05) if upper in ("jacket", "coat", "vest") else 0.0,

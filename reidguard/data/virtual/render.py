@@ -131,7 +131,7 @@ class _Shot:
         pitch = math.atan2(camera.height - 0.85, place)
         view = View.at(pitch)
         self.window = self._crop(look, view, height)
-        sun = camera.light.sun * (0.15 if rng.random() < domain.shade else rng.uniform(0.8, 1.15))
+        sun = camera.light.sun * (0.3 if rng.random() < domain.shade else rng.uniform(0.85, 1.1))
         self.light = replace(camera.light, sun=sun)
         image = self._backdrop()
         parts = body(look, heading, rng.random(), 0.0 if rng.random() < 0.15 else 1.0)
@@ -147,8 +147,8 @@ class _Shot:
         _, _, scale = camera.project(*self.at)
         lines = camera.sensor.resolution * 128 * (scale * 1.7 / 110)
         self.pixels = develop(
-            image, camera.sensor, math.exp(rng.normal(0, 0.13)), lines, rng,
-            np.exp(rng.normal(0, 0.03, 3)),
+            image, camera.sensor, math.exp(rng.normal(0, 0.09)), lines, rng,
+            np.exp(rng.normal(0, 0.02, 3)),
         )  # fmt: skip
 
     def _crop(self, look: Look, view: View, height: int) -> _Window:

@@ -36,7 +36,7 @@ def make_sensor(domain: Domain, rng: np.random.Generator) -> Sensor:
     balance = np.array([1 + warm, 1 + tint, 1 - warm])
     saturation = rng.uniform(*domain.saturation)
     grey = np.full((3, 3), 1 / 3)
-    mix = rng.normal(0, 0.045, (3, 3))  # dyes of the colour filters
+    mix = rng.normal(0, 0.03, (3, 3))  # dyes of the colour filters
     mix -= mix.mean(axis=1, keepdims=True)
     matrix = grey + saturation * (np.eye(3) - grey) + mix
     return Sensor(

@@ -1,5 +1,22 @@
-"""Defenses: what makes a model robust. Only their contract stands yet."""
+"""Defenses: what makes a model robust."""
 
 from reidguard.defenses.base import DEFENSES, Defense
+from reidguard.defenses.goat import GuideSampling
+from reidguard.defenses.training import (
+    GOAT,
+    AdversarialTraining,
+    MetaDefense,
+    MixedTraining,
+    ReleasedMetaDefense,
+)
 
-__all__ = ["DEFENSES", "Defense"]
+__all__ = [
+    "DEFENSES",
+    "GOAT",
+    "AdversarialTraining",
+    "Defense",
+    "GuideSampling",
+    "MetaDefense",
+    "MixedTraining",
+    "ReleasedMetaDefense",
+]

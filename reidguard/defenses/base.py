@@ -14,8 +14,9 @@ __all__ = ["DEFENSES", "Defense"]
 class Defense(ABC):
     """A way to learn a robust model. What it needs beside models and data, its constructor takes.
 
-    No defense is built in yet; those of other packages join through the entry-point group
-    ``reidguard.defenses``.
+    Defenses of other packages join through the entry-point group ``reidguard.defenses``. Those
+    that the command line shall run take the keyword arguments of
+    :meth:`AdversarialTraining.fit`.
 
     Example:
         >>> import copy

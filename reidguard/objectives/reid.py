@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from torch import Tensor
 from reidguard.errors import InputError
 from reidguard.types import ReIDBatch
 
-__all__ = ["ReIDObjective", "Reduction", "identity_loss", "triplet_loss"]
+__all__ = ["Loss", "ReIDObjective", "Reduction", "identity_loss", "triplet_loss"]
 
 Reduction = Literal["mean", "sum"]
+Loss = Literal["triplet", "identity"]
 
 
 def triplet_loss(
@@ -150,14 +151,18 @@ class ReIDObjective:
         domain: Whose classifier the labels belong to; None where a model has only one.
         margin: Of the triplet loss.
         reduction: "mean" over the batch, or "sum" as in Eq. 12.
+        losses: Which of the two, "triplet" and "identity", are added.
     """
 
     domain: str | None = None
     margin: float = 0.5
     reduction: Reduction = "mean"
+    losses: tuple[Loss, ...] = ("triplet", "identity")
 
     def __post_init__(self) -> None:
         _check_reduction(self.reduction)
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise InputError(f"losses must name 'triplet', 'identity' or both, not {self.losses!r}")
 
     def __call__(self, model: _Model, batch: ReIDBatch) -> Tensor:
         """Return the loss of a model on a batch, from one forward pass.
@@ -166,20 +171,40 @@ class ReIDObjective:
             InputError: If the model has no classifier, or the batch does not suit the losses.
         """
         output = model(batch.images, domain=self.domain)
-        if output.logits is None:
-            raise InputError(
-                "the model has no classifier to train: "
-                "create it with num_classes=<identities of the training split>"
-            )
-        triplets = [
-            triplet_loss(part, batch.pids, self.margin, reduction=self.reduction)
-            for part in _parts(output.embeddings)
-        ]
-        entropies = [
-            identity_loss(part, batch.pids, reduction=self.reduction)
-            for part in _parts(output.logits)
-        ]
-        return torch.stack(triplets + entropies).sum()
+        return self.loss(output.embeddings, output.logits, batch.pids)
+
+    def loss(
+        self,
+        embeddings: Tensor | Sequence[Tensor],
+        logits: Tensor | Sequence[Tensor] | None,
+        pids: Tensor,
+    ) -> Tensor:
+        """Return the loss of what a model gave.
+
+        Args:
+            embeddings: (N, E), or one per part.
+            logits: (N, identities), or one per part.
+            pids: (N,) training labels.
+
+        Raises:
+            InputError: As for a call.
+        """
+        terms = []
+        if "triplet" in self.losses:
+            terms += [
+                triplet_loss(part, pids, self.margin, reduction=self.reduction)
+                for part in _parts(embeddings)
+            ]
+        if "identity" in self.losses:
+            if logits is None:
+                raise InputError(
+                    "the model has no classifier to train: "
+                    "create it with num_classes=<identities of the training split>"
+                )
+            terms += [
+                identity_loss(part, pids, reduction=self.reduction) for part in _parts(logits)
+            ]
+        return torch.stack(terms).sum()
 
 
 def _parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

@@ -94,7 +94,8 @@ def learn(
         progress: Called after every step.
 
     Raises:
-        TrainingError: When the loss is not finite; the checkpoint holds the last good state.
+        TrainingError: When the loss is not finite; the checkpoint holds the last good state, and
+            the message names it.
         CheckpointError: When the checkpoint is damaged or belongs to other settings.
     """
     if learner.needs_meta_test and meta_test is None:
@@ -105,12 +106,13 @@ def learn(
     epoch_length = max(len(meta_train), len(meta_test) if meta_test is not None else 0)
     rates = [group["lr"] for group in optimizer.param_groups]
     settings = json.loads(json.dumps(dict(settings or {})))  # as a checkpoint gives them back
-    step = 0
+    step, kept = 0, ""
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         remove_temporaries(checkpoint)
         if checkpoint.exists():
             step = _restore(checkpoint, module, optimizer, settings)
+            kept = _kept(checkpoint, step)
     device = next(module.parameters()).device
     train_stream = _stream(meta_train, step)
     test_stream = _stream(meta_test, step) if learner.needs_meta_test and meta_test else None
@@ -127,17 +129,18 @@ def learn(
             torch.manual_seed(_mix(seed, step))
             result = learner.step(module, objective, batch, other, optimizer=optimizer)
         # The loss of the step before is read only now, so that a GPU never waits for the host.
-        _report(pending, steps, progress)
+        _report(pending, steps, progress, kept)
         optimizer.step()
         after_step()
         step += 1
         pending = (step, result)
         last = step == steps
         if last or (checkpoint is not None and step % checkpoint_every == 0):
-            _report(pending, steps, progress)
+            _report(pending, steps, progress, kept)
             pending = None
             if checkpoint is not None:
-                _save(checkpoint, module, optimizer, settings, step)
+                _save(checkpoint, module, optimizer, settings, step, kept)
+                kept = _kept(checkpoint, step)
 
 
 def _stream(batches: Batches, step: int) -> Iterator[ReIDBatch]:
@@ -152,8 +155,15 @@ def _mix(seed: int, step: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
+def _kept(checkpoint: Path, step: int) -> str:
+    return f"; {checkpoint} holds the last good state, that of step {step}"
+
+
 def _report(
-    pending: tuple[int, StepResult] | None, steps: int, progress: ProgressCallback | None
+    pending: tuple[int, StepResult] | None,
+    steps: int,
+    progress: ProgressCallback | None,
+    kept: str,
 ) -> None:
     if pending is None:
         return
@@ -165,21 +175,26 @@ def _report(
         if not abs(value) < float("inf"):
             raise TrainingError(
                 f"the {name.replace('_', ' ')} of step {done} is {value}: lower the learning rate, "
-                "or look for NaN in the model's weights"
+                f"or look for NaN in the model's weights{kept}"
             )
     if progress is not None:
         progress(Progress("learning", done, steps, metrics))
 
 
 def _save(
-    path: Path, module: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any], step: int
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    settings: Mapping[str, Any],
+    step: int,
+    kept: str,
 ) -> None:
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise TrainingError(
-            f"step {step} left values that are not finite in {', '.join(bad[:3])}; lower the "
-            f"learning rate ({path} still holds the state before)"
+            f"step {step} left values that are not finite in {', '.join(bad[:3])}: lower the "
+            f"learning rate{kept}"
         )
     scalars: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():

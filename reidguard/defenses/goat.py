@@ -1,0 +1,80 @@
+"""Guide sampling: an attack towards and away from a few images of the batch, drawn at random."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reidguard.attacks import GradientAttack
+from reidguard.attacks.instance import Goal, Victim, squared_distance
+from reidguard.errors import InputError
+from reidguard.types import Budget
+
+__all__ = ["GuideSampling"]
+
+
+class GuideSampling(GradientAttack):
+    """Away from some guides of its own identity, towards one of another (Bouniot et al., 2020).
+
+    Maximises ``mean_p |φ(x̃) − φ(p)|² − |φ(x̃) − φ(n)|²`` by PGD, like
+    :class:`~reidguard.attacks.FNA`, over ``push`` guides p of the image's identity and one guide n
+    of any other, drawn anew for each image and batch, with replacement. The image itself may be
+    among the p.
+
+    Args:
+        budget: The L∞ ball; 8/255 by default.
+        push: Guides of the own identity.
+        steps: Iterations.
+        step_size: Length of a step in [0, 1] pixel units.
+        seed: Fixes start and guides, with the content of the image.
+    """
+
+    needs_guides: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        push: int = 4,
+        steps: int = 7,
+        step_size: float = 1 / 255,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(budget, steps=steps, step_size=step_size, seed=seed)
+        if push < 1:
+            raise InputError(f"push must be at least 1 guide, not {push}")
+        self.push = push
+
+    def search(self, x: Tensor, clean: Tensor, victim: Victim) -> Tensor:
+        """Draw the guides of each image, and climb."""
+        landmarks = victim.landmarks
+        assert landmarks is not None
+        landmarks.need_two("GuideSampling")
+        draws = self.uniform(x, "guides", (self.push + 1,)).to(clean.dtype)
+        same = landmarks.index == victim.identities(clean)[:, None]
+        other = (landmarks.index >= 0) & ~same
+        features = landmarks.features.to(clean.dtype)
+        # An identity that no guide shows: the clean feature stands for it.
+        own = features[_choose(same, draws[:, :-1])].mean(1)
+        self._push = torch.where(same.any(1)[:, None], own, clean)
+        self._pull = features[_choose(other, draws[:, -1:])].mean(1)
+        try:
+            return super().search(x, clean, victim)
+        finally:
+            del self._push, self._pull
+
+    def goal(self, clean: Tensor, victim: Victim) -> Goal:
+        """Return squared distance to the pushing guides, less that to the pulling one."""
+        push, pull = self._push, self._pull
+        return lambda features: squared_distance(features, push) - squared_distance(features, pull)
+
+
+def _choose(allowed: Tensor, draws: Tensor) -> Tensor:
+    """Return (N, K) columns of an (N, G) mask: the draws in [0, 1) go over the allowed ones."""
+    counts = allowed.sum(1, keepdim=True)
+    places = (draws * counts).long().clamp(max=(counts - 1).clamp(min=0))
+    # Allowed columns first, in their order.
+    order = torch.sort(allowed.int(), dim=1, descending=True, stable=True).indices
+    return order.gather(1, places)

@@ -1,0 +1,100 @@
+"""A copy of a model that has a classifier for each domain of a defense."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+
+from reidguard.data import ReIDDataset
+from reidguard.errors import CheckpointError, InputError
+from reidguard.models import ReIDModel, create_model
+
+__all__ = ["domains_of", "with_classifiers"]
+
+
+def domains_of(model: ReIDModel, datasets: list[ReIDDataset]) -> list[str]:
+    """Return the name under which each dataset's classifier is, or will be, in the model.
+
+    A model's own classifier serves a dataset if it has its name, or is the only one, and knows as
+    many identities, and no facts of the model's training speak against it.
+    """
+    names: list[str] = []
+    for dataset in datasets:
+        name = dataset.name.replace(".", "_")
+        only = next(iter(model.num_classes)) if len(model.num_classes) == 1 else None
+        if only is not None and only not in names and _serves(model, only, dataset):
+            name = only
+        while name in names:
+            name += "_2"
+        names.append(name)
+    return names
+
+
+def with_classifiers(
+    model: ReIDModel, domains: Mapping[str, ReIDDataset], *, seed: int
+) -> ReIDModel:
+    """Return a copy of a model with one classifier per domain, its own where they serve.
+
+    Args:
+        model: Only read.
+        domains: Each domain's dataset; if there is none, the classifiers stay as they are.
+        seed: Fixes the initial weights of new classifiers.
+
+    Raises:
+        InputError: If new classifiers are needed and the model cannot be built anew.
+    """
+    sizes = {domain: dataset.num_train_pids for domain, dataset in domains.items()}
+    kept = {domain for domain, dataset in domains.items() if _serves(model, domain, dataset)}
+    if not sizes or kept == set(sizes) == set(model.num_classes):
+        return _unshared(model)
+    if model.recipe is None:
+        raise InputError(
+            f"this {type(model).__name__} has no classifier for {', '.join(set(sizes) - kept)} and "
+            "gets none, since it was not made by create_model: create it with "
+            f"num_classes={sizes}, or take losses=('triplet',), which needs none"
+        )
+    name, kwargs = model.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = create_model(name, num_classes=sizes, **kwargs)
+    new, old = built.state_dict(), model.state_dict()
+    dropped = (set(sizes) | set(model.num_classes)) - kept
+    for key in new:
+        head = key.startswith(model.head_prefixes)
+        if head and (key not in old or dropped & set(key.split("."))):
+            continue
+        if key not in old or old[key].shape != new[key].shape:
+            raise CheckpointError(
+                f"{name!r}, built anew from its recipe, does not fit the model given ({key}): "
+                "create the model with create_model and the options that it has now"
+            )
+        new[key] = old[key].detach().clone()
+    floats = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if floats is not None:
+        built.to(floats.device, floats.dtype)
+    built.load_state_dict(new)
+    built.input_spec, built.metric = model.input_spec, model.metric
+    wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    for key, parameter in built.named_parameters():
+        parameter.requires_grad_(wanted.get(key, True))
+    return built
+
+
+def _unshared(model: ReIDModel) -> ReIDModel:
+    """Return a deep copy, without the gradients that may lie in ``.grad``."""
+    made = copy.deepcopy(model)
+    made.zero_grad(set_to_none=True)
+    return made
+
+
+def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:
+    if model.num_classes.get(domain) != dataset.num_train_pids:
+        return False
+    facts = model.training_facts or {}
+    known = dict(facts.get("domains", {}))
+    if "domain" in facts and "train" in facts:  # as train_model writes them
+        known[facts["domain"]] = facts["train"]
+    learnt = known.get(domain)
+    return learnt is None or learnt["fingerprint"] == dataset.fingerprint("train")

@@ -1,0 +1,113 @@
+"""What a defense learns for: Eqs. 12 and 13, on clean and adversarial images in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reidguard.errors import InputError
+from reidguard.objectives.reid import Loss, Reduction, ReIDObjective
+from reidguard.types import ReIDBatch
+
+__all__ = ["BatchNormPolicy", "DefenseBatch", "DefenseObjective", "fixed_statistics"]
+
+BatchNormPolicy = Literal["shared", "separate"]
+
+
+@dataclass(frozen=True)
+class DefenseBatch(ReIDBatch):
+    """Clean images and, after them, the adversarial ones that were made of some of them.
+
+    Args:
+        domain: Whose classifier the labels belong to; None where a model has only one, or none.
+        adversarial: How many of the last images are adversarial.
+    """
+
+    domain: str | None = None
+    adversarial: int = 0
+
+    def to(self, device: torch.device | str) -> DefenseBatch:
+        """Return the batch on ``device``."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class DefenseObjective:
+    """Triplet loss and cross-entropy over all images of a batch, clean and adversarial (Eq. 12).
+
+    Positives and negatives are mined among all of them. The batch says whose classifier is meant,
+    so that one objective serves meta-train and meta-test.
+
+    Args:
+        losses: Which of the two, "triplet" and "identity", are added.
+        margin: Of the triplet loss.
+        reduction: "sum" over the images as in Eq. 12, or "mean".
+        batch_norm: "shared" normalises the whole batch together, in one pass, and all of it enters
+            the running statistics. "separate" normalises adversarial images by statistics of their
+            own, in a pass of their own, and only clean images enter the running statistics: those
+            that the model will be tested with.
+
+    Example:
+        >>> DefenseObjective(batch_norm="own")
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: batch_norm must be 'shared' or 'separate', not 'own'
+    """
+
+    losses: tuple[Loss, ...] = ("triplet", "identity")
+    margin: float = 0.5
+    reduction: Reduction = "sum"
+    batch_norm: BatchNormPolicy = "shared"
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in get_args(BatchNormPolicy):
+            raise InputError(f"batch_norm must be 'shared' or 'separate', not {self.batch_norm!r}")
+        self._of(None)  # complains of the others
+
+    def __call__(self, model: Any, batch: DefenseBatch) -> Tensor:
+        """Return the loss of a model on a batch.
+
+        Raises:
+            InputError: If the model has no such classifier, or the batch does not suit the losses.
+        """
+        objective = self._of(batch.domain)
+        if self.batch_norm == "shared" or not 0 < batch.adversarial < len(batch):
+            return objective(model, batch)
+        clean = model(batch.images[: -batch.adversarial], domain=batch.domain)
+        with fixed_statistics(model):
+            other = model(batch.images[-batch.adversarial :], domain=batch.domain)
+        logits = None if clean.logits is None else _joined(clean.logits, other.logits)
+        return objective.loss(_joined(clean.embeddings, other.embeddings), logits, batch.pids)
+
+    def _of(self, domain: str | None) -> ReIDObjective:
+        return ReIDObjective(domain, self.margin, self.reduction, self.losses)
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norms in train mode use a batch's statistics without remembering them."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = not norm.training
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _joined(one: Tensor | Sequence[Tensor], two: Tensor | Sequence[Tensor]) -> Any:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return torch.cat((one, two))
+    return [torch.cat(parts) for parts in zip(one, two, strict=True)]

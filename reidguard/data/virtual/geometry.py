@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Vec = tuple[float, float, float]
 Axes = tuple[Vec, Vec, Vec]
 Triple = tuple[Array, Array, Array]
+Field = Array | float
 
 WORLD: Axes = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 NO_STRETCH: Vec = (1.0, 1.0, 1.0)
@@ -83,16 +84,24 @@ class Sweep:
 
         Origins and directions are world coordinates and broadcast against each other.
         """
-        s, o = self.scale, self.origin
-        p = [
-            k * (axis[0] * x + (axis[1] * y + (axis[2] * z - dot(axis, o))))
-            for k, axis in zip(s, self.axes, strict=True)
-        ]
-        d = [
+        o = self.origin
+        px, py, pz = (
+            k * (axis[0] * x + (axis[1] * y + (axis[2] * z - dot(axis, o)))) - e
+            for k, axis, e in zip(self.scale, self.axes, self.a, strict=True)
+        )
+        ex, ey, ez = (
             k * (axis[0] * dx + (axis[1] * dy + axis[2] * dz))
-            for k, axis in zip(s, self.axes, strict=True)
-        ]
-        return _enter(self, p, d)
+            for k, axis in zip(self.scale, self.axes, strict=True)
+        )
+        bx, by, bz = self._axis()[0]
+        return _enter(
+            self,
+            ex * ex + ey * ey + ez * ez,
+            px * ex + py * ey + pz * ez,
+            px * px + py * py + pz * pz,
+            px * bx + py * by + pz * bz,
+            ex * bx + ey * by + ez * bz,
+        )
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
         """Unit normals at world positions on the surface."""
@@ -128,30 +137,28 @@ class Sweep:
         return ba, rr, dot(ba, ba) - rr * rr
 
 
-def _ball(dd: Array | float, pd: Array, c: Array) -> Array:
+def _ball(dd: Field, pd: Array, c: Array) -> Array:
     """Smaller root of dd s² + 2 pd s + c, where it has two."""
     disc = pd * pd - dd * c
-    root: Array = np.where(disc > 0, (-pd - np.sqrt(np.maximum(disc, 0))) / dd, np.inf)
+    root: Array = (pd + np.sqrt(np.maximum(disc, 0))) / -dd
+    np.copyto(root, np.inf, where=disc <= 0)
     return root
 
 
-def _enter(part: Sweep, p: Sequence[Array], d: Sequence[Array] | Vec) -> Array:
-    px, py, pz = (v - e for v, e in zip(p, part.a, strict=True))
-    dx, dy, dz = d
-    dd = dx * dx + dy * dy + dz * dz
-    pd = px * dx + py * dy + pz * dz
-    pp = px * px + py * py + pz * pz
-    (bx, by, bz), rr, k = part._axis()
-    if k <= 0:  # one end ball holds the other
-        if part.ra >= part.rb:
-            return _ball(dd, pd, pp - part.ra**2)
-        px, py, pz = px - bx, py - by, pz - bz
-        return _ball(dd, px * dx + py * dy + pz * dz, px * px + py * py + pz * pz - part.rb**2)
-    y0 = px * bx + py * by + pz * bz
-    yd = dx * bx + dy * by + dz * bz
-    near = _ball(dd, pd, pp - part.ra**2)
-    far_c = pp - 2 * y0 + (bx * bx + by * by + bz * bz - part.rb**2)
-    near = np.minimum(near, _ball(dd, pd - yd, far_c))
+def _enter(part: Sweep, dd: Field, pd: Array, pp: Array, y0: Array, yd: Field) -> Array:
+    """Smallest entry, from inner products in the local frame.
+
+    With p from ``a`` to the ray's origin, d its direction and b the segment: dd = d·d, pd = p·d,
+    pp = p·p, y0 = p·b, yd = d·b.
+    """
+    ba, rr, k = part._axis()
+    if k <= 0 and part.ra >= part.rb:  # one end ball holds the other
+        return _ball(dd, pd, pp - part.ra**2)
+    far_b = _ball(dd, pd - yd, pp - 2 * y0 + (dot(ba, ba) - part.rb**2))
+    if k <= 0:
+        return far_b
+    pa = pp - part.ra**2
+    near = np.minimum(_ball(dd, pd, pa), far_b)
     # Of all balls, the one nearest to a point x has t = (y - ra rr) / k; its distance is a quadric.
     q0 = y0 - part.ra * rr
     a2 = dd - yd * yd / k
@@ -160,14 +167,13 @@ def _enter(part: Sweep, p: Sequence[Array], d: Sequence[Array] | Vec) -> Array:
     else:
         a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
     b2 = pd - (yd / k) * q0
-    c2 = pp - part.ra**2 - q0 * q0 / k
-    disc = b2 * b2 - a2 * c2
+    disc = b2 * b2 - a2 * (pa - q0 * q0 / k)
     # This root, whatever the sign of a2, is where the quadric falls: where the ray goes in.
-    root = (-b2 - np.sqrt(np.maximum(disc, 0))) / a2
+    root = (b2 + np.sqrt(np.maximum(disc, 0))) / -a2
     t = q0 + root * yd
     side = (disc > 0) & (t >= 0) & (t <= k) & (root < near)
-    hit: Array = np.where(side, root, near)
-    return hit
+    np.copyto(near, root, where=side)
+    return near
 
 
 @dataclass(frozen=True)
@@ -261,10 +267,19 @@ def cast(parts: Sequence[Sweep], view: View, u: Array, v: Array) -> tuple[Array,
         here = (slice(top, bottom), slice(left, right))
         across, down = u[left:right], v[top:bottom, None]
         r, p = part.direction(view.right), part.direction(view.up)
-        start = part.direction(part.origin)
-        local = [r[j] * across + (p[j] * down - start[j]) for j in range(3)]
-        s = _enter(part, local, part.direction(view.forward))
-        nearer = s < depth[here]
+        # The local position is r u + p v - c, so that inner products need no vectors per pixel.
+        f, c = part.direction(view.forward), part.direction(part.origin)
+        c = (c[0] + part.a[0], c[1] + part.a[1], c[2] + part.a[2])
+        ba = part._axis()[0]
+        pd = dot(r, f) * across + (dot(p, f) * down - dot(c, f))
+        y0 = dot(r, ba) * across + (dot(p, ba) * down - dot(c, ba))
+        pp = (dot(r, r) * across - 2 * dot(r, c)) * across + (
+            (dot(p, p) * down - 2 * dot(p, c)) * down + dot(c, c)
+        )
+        pp += across * (2 * dot(r, p) * down)
+        s = _enter(part, dot(f, f), pd, pp, y0, dot(f, ba))
+        # Joints share balls: there the earlier part stays, whatever the last bits say.
+        nearer = s < depth[here] - 1e-9
         np.copyto(depth[here], s, where=nearer)
         np.copyto(index[here], i, where=nearer)
     return depth, index

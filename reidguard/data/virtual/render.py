@@ -34,7 +34,7 @@ def _rng(domain: str, seed: int, *key: int) -> np.random.Generator:
     )
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=4096)
 def _look(domain: str, seed: int, identity: int) -> Look:
     return make_look(find_domain(domain), _rng(domain, seed, IDENTITY, identity))
 
@@ -174,7 +174,9 @@ class _Shot:
         y = (row - v * scale - 0.5).clip(0, HEIGHT - 1.001)
         i, j = x.astype(np.intp), y.astype(np.intp)
         p, q = x - i, (y - j)[:, None]
-        image = self.camera.backdrop
+        first = int(i[0])  # of the columns that are needed
+        image = self.camera.backdrop[:, :, first : int(i[-1]) + 2]
+        i = i - first
         top, bottom = image[:, j], image[:, j + 1]
         lines = top * (1 - q) + bottom * q
         out: Array = lines[:, :, i] * (1 - p) + lines[:, :, i + 1] * p

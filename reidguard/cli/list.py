@@ -8,6 +8,7 @@ from typing import Any
 from reidguard.attacks import ATTACKS
 from reidguard.cli.options import Options, Parser, did_you_mean
 from reidguard.data import DATASETS
+from reidguard.defenses import DEFENSES
 from reidguard.errors import InputError
 from reidguard.meta import LEARNERS
 from reidguard.models import MODELS
@@ -16,6 +17,7 @@ from reidguard.registry import Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "attacks": ATTACKS,
+    "defenses": DEFENSES,
     "models": MODELS,
     "learners": LEARNERS,
     "objectives": ATTACK_LOSSES,

@@ -1,7 +1,8 @@
 """Re-ID models: the contract, the zoo, and everyone else's networks and weights."""
 
-from reidguard.models.base import Metric, ReIDModel, ReIDOutput, frozen
+from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
+from reidguard.models.frozen import frozen
 from reidguard.models.ide import IDE
 from reidguard.models.osnet import OSNet
 from reidguard.models.weights import LoadReport, load_weights, weights_fingerprint

@@ -1,15 +1,14 @@
-"""The contract that every re-identification model keeps, and how to borrow one untouched."""
+"""The contract that every re-identification model keeps."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,7 @@ from reidguard.types import InputSpec, Metric, check_images
 if TYPE_CHECKING:
     from reidguard.models.weights import LoadReport
 
-__all__ = ["Metric", "ReIDModel", "ReIDOutput", "frozen"]
-
-M = TypeVar("M", bound=nn.Module)
+__all__ = ["Metric", "ReIDModel", "ReIDOutput"]
 
 
 @dataclass(frozen=True)
@@ -240,79 +237,3 @@ def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
                 "torch.nn.ModuleDict, such as 'market1501'"
             )
     return given
-
-
-@contextmanager
-def frozen(model: M) -> Iterator[M]:
-    """Borrow a model: inside, it is in eval mode and no parameter asks for a gradient.
-
-    Gradients to the input still flow. Meanwhile the convolutions of a :class:`ReIDModel` have their
-    weights in its ``memory_format``, which saves the same conversion in every pass, and batch norms
-    are the affine maps that fixed statistics make of them, which takes a fifth off every pass and
-    a third off a second derivative (OSNet x0.25 on a CPU). So weights and statistics must not be
-    changed inside. Afterwards, also after an exception, the weights, the training flag
-    of every submodule and ``requires_grad`` of every parameter are what they were.
-
-    Args:
-        model: Any module.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-        >>> with frozen(net):
-        ...     net[1].training, net[0].weight.requires_grad
-        (False, False)
-        >>> net[1].training, net[0].weight.requires_grad
-        (True, True)
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    layout = getattr(model, "memory_format", torch.contiguous_format)
-    weights = [(parameter, parameter.data) for parameter, _ in wants if parameter.dim() == 4]
-    # Exact types: a subclass may do more than normalise. The inner of two nested calls adds none.
-    norms = [
-        module
-        for module, _ in modes
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
-        and module.running_var is not None
-        and "forward" not in vars(module)
-    ]
-    try:
-        # Set the flags themselves: train() and eval() reach children, and may be overridden.
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in wants:
-            parameter.requires_grad_(False)
-        for parameter, data in weights:
-            parameter.data = data.contiguous(memory_format=layout)
-        for norm in norms:
-            norm.forward = _affine(norm)
-        yield model
-    finally:
-        for norm in norms:
-            vars(norm).pop("forward", None)
-        for parameter, data in weights:
-            parameter.data = data
-        for module, mode in modes:
-            module.training = mode
-        for parameter, wanted in wants:
-            parameter.requires_grad_(wanted)
-
-
-@torch.no_grad()
-def _affine(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a batch norm with fixed statistics computes, ``scale · x + shift``."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(variance, Tensor)
-    scale = torch.rsqrt(variance + cast(float, norm.eps))
-    if isinstance(norm.weight, Tensor):
-        scale = scale * norm.weight
-    shift = -mean * scale
-    if isinstance(norm.bias, Tensor):
-        shift = shift + norm.bias
-
-    def apply(x: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
-
-    return apply

@@ -424,6 +424,31 @@ def test_wrapped_network_loads_its_own_checkpoint(tmp_path):
     assert torch.equal(source.weight, target.weight)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_convolutions_have_the_derivatives_of_others(groups, layout):
+    rng = torch.Generator().manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=groups),
+        nn.Tanh(),
+        nn.Conv2d(6, 12, (3, 2), dilation=2, bias=False),
+    ).double()
+    x = torch.rand(3, 6, 14, 11, generator=rng, dtype=torch.float64)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+
+    def derivatives():
+        value = net(x).square().sum()
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(3).sum(), x, create_graph=True)
+        (third,) = torch.autograd.grad(second.sin().sum(), x)
+        return value.detach(), first.detach(), second.detach(), third
+
+    wanted = derivatives()
+    with frozen(net):
+        for one, two in zip(derivatives(), wanted, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
 def test_frozen_batch_norms_compute_what_they_did():
     rng = torch.Generator().manual_seed(0)
     net = nn.Sequential(

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reidguard.attacks import (
         ATTACKS,
+        FNA,
+        ODFA,
+        SMA,
         Attack,
         ColorAttack,
         CombinatorialAttack,
         DeltaAttack,
+        Guides,
+        InstanceAttack,
+        MetaAttack,
+        MetricFGSM,
+        MetricIFGSM,
+        MetricMIFGSM,
+        SquareAttack,
         UniversalAttack,
         create_attack,
         load_attack,
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from reidguard.data import (
         DATASETS,
         ReIDDataset,
+        join_datasets,
         load_dataset,
         register_dataset,
     )
@@ -71,8 +82,11 @@ __all__ = [
     "ATTACK_LOSSES",
     "DATASETS",
     "DEFENSES",
+    "FNA",
     "LEARNERS",
     "MODELS",
+    "ODFA",
+    "SMA",
     "Attack",
     "AttackLoss",
     "AttackedResult",
@@ -85,10 +99,16 @@ __all__ = [
     "DeltaAttack",
     "EvaluationResult",
     "FeatureStore",
+    "Guides",
     "InputError",
     "InputSpec",
+    "InstanceAttack",
     "LoadReport",
+    "MetaAttack",
     "MetaLearner",
+    "MetricFGSM",
+    "MetricIFGSM",
+    "MetricMIFGSM",
     "Progress",
     "Protocol",
     "RankingResult",
@@ -100,6 +120,7 @@ __all__ = [
     "ReIDSample",
     "Registry",
     "RegistryError",
+    "SquareAttack",
     "StepResult",
     "TrainingError",
     "UniversalAttack",
@@ -108,6 +129,7 @@ __all__ = [
     "create_attack",
     "create_model",
     "evaluate",
+    "join_datasets",
     "load_attack",
     "load_dataset",
     "load_model",
@@ -124,9 +146,10 @@ __all__ = [
 
 # Where the names above live. The tests hold it against the imports that type checkers see.
 _NAMES = {
-    "attacks": "ATTACKS Attack ColorAttack CombinatorialAttack DeltaAttack UniversalAttack "
+    "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
+    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM SquareAttack UniversalAttack "
     "create_attack load_attack register_attack",
-    "data": "DATASETS ReIDDataset load_dataset register_dataset",
+    "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES Defense",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
     "evaluation": "AttackedResult EvaluationResult FeatureStore Protocol VerifyReport evaluate "

@@ -6,10 +6,11 @@ from reidguard.attacks.combinatorial import CombinatorialAttack
 from reidguard.attacks.delta import DeltaAttack
 from reidguard.attacks.guided import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
 from reidguard.attacks.instance import Guides, InstanceAttack
+from reidguard.attacks.meta import MetaAttack
 from reidguard.attacks.pgd import GradientAttack
 from reidguard.attacks.selfmetric import ODFA, SMA
 from reidguard.attacks.square import SquareAttack
-from reidguard.attacks.universal import UniversalAttack
+from reidguard.attacks.universal import FitDefaults, UniversalAttack
 
 __all__ = [
     "ATTACKS",
@@ -20,9 +21,11 @@ __all__ = [
     "ColorAttack",
     "CombinatorialAttack",
     "DeltaAttack",
+    "FitDefaults",
     "GradientAttack",
     "Guides",
     "InstanceAttack",
+    "MetaAttack",
     "MetricFGSM",
     "MetricIFGSM",
     "MetricMIFGSM",

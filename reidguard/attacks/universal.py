@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,35 @@ from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective, co
 from reidguard.training import MISGD, Progress, ProgressCallback, learn
 from reidguard.types import ReIDBatch
 
-__all__ = ["UniversalAttack"]
+__all__ = ["FitDefaults", "UniversalAttack"]
+
+
+@dataclass(frozen=True)
+class FitDefaults:
+    """What :meth:`UniversalAttack.fit` does unless it is told otherwise.
+
+    Args:
+        learner: Registered name.
+        learner_options: For the learner's constructor.
+        epochs: Passes over the images.
+        momentum: How much of the past MI-SGD keeps.
+        clip: Bring the parameters back into their bounds after each step.
+    """
+
+    learner: str = "plain"
+    learner_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    momentum: float = 0.5
+    clip: bool = True
 
 
 class UniversalAttack(Attack):
     """An attack learnt on training images and then applied to any image, without further work."""
+
+    @property
+    def fit_defaults(self) -> FitDefaults:
+        """The recipe that :meth:`fit` takes where its arguments are None."""
+        return FitDefaults()
 
     @abstractmethod
     def clip_parameters(self) -> None:
@@ -42,14 +66,15 @@ class UniversalAttack(Attack):
         meta_train: ReIDDataset,
         meta_test: ReIDDataset | None = None,
         *,
-        learner: MetaLearner | str = "plain",
+        learner: MetaLearner | str | None = None,
         objective: AttackLoss | str = "misranking",
-        epochs: int = 10,
+        epochs: int | None = None,
         steps: int | None = None,
         identities: int = 8,
         images_per_identity: int = 8,
         lr: float | None = None,
-        momentum: float = 0.5,
+        momentum: float | None = None,
+        clip: bool | None = None,
         image_size: tuple[int, int] = (256, 128),
         seed: int = 0,
         checkpoint: Path | str | None = None,
@@ -66,15 +91,19 @@ class UniversalAttack(Attack):
             model: The surrogate, on the same device as the attack.
             meta_train: Its ``train`` split is the source domain.
             meta_test: Its ``train`` split is the other domain, for learners that use one.
-            learner: A learner or its registered name.
+            learner: A learner or its registered name; "plain" by default ("maml" for
+                :class:`~reidguard.MetaAttack`).
             objective: A loss on features or its registered name.
-            epochs: Passes over the images.
+            epochs: Passes over the images; 10 by default. With two sets, an epoch lasts until
+                both are enumerated.
             steps: Steps in all, in place of ``epochs``.
             identities: Identities in a batch.
             images_per_identity: Images of each; the paper takes 8 of 8.
             lr: Size of a step; ε/10 by default.
-            momentum: How much of the past MI-SGD keeps. UAP-Retrieval keeps all of it (1.0):
-                see ``docs/departures.rst``.
+            momentum: How much of the past MI-SGD keeps, 0.5 by default. UAP-Retrieval keeps all
+                of it (1.0): see ``docs/departures.rst``.
+            clip: Bring the parameters back into their bounds after each step, as Algorithm 1's
+                reference does; True by default. The budget holds without it, too.
             image_size: Height and width the images are resized to.
             seed: Fixes the batches.
             checkpoint: File from which an interrupted run resumes, bit for bit.
@@ -84,7 +113,13 @@ class UniversalAttack(Attack):
         Returns:
             The attack itself.
         """
-        learner = LEARNERS.create(learner) if isinstance(learner, str) else learner
+        defaults = self.fit_defaults
+        if learner is None:
+            learner = LEARNERS.create(defaults.learner, **defaults.learner_options)
+        elif isinstance(learner, str):
+            learner = LEARNERS.create(learner)
+        momentum = defaults.momentum if momentum is None else momentum
+        clip = defaults.clip if clip is None else clip
         loss = ATTACK_LOSSES.create(objective) if isinstance(objective, str) else objective
         device = next(self.parameters()).device
         model_device = next(model.parameters(), torch.empty(0, device=device)).device
@@ -109,7 +144,7 @@ class UniversalAttack(Attack):
         if meta_test is not None and learner.needs_meta_test:
             loaders.append(batches(meta_test))
         if steps is None:
-            steps = epochs * max(len(loader) for loader in loaders)
+            steps = (epochs or defaults.epochs) * max(len(loader) for loader in loaders)
         facts: dict[str, Any] = {
             "learner": LEARNERS.name_of(type(learner)),
             **({"learner_options": options} if (options := learner.config()) else {}),
@@ -119,6 +154,7 @@ class UniversalAttack(Attack):
             "images_per_identity": images_per_identity,
             "lr": step_size,
             "momentum": momentum,
+            "clip": clip,
             "image_size": list(image_size),
             "seed": seed,
             "model": weights_fingerprint(model),
@@ -138,7 +174,7 @@ class UniversalAttack(Attack):
                 else None,
                 steps=steps,
                 schedule=lambda epoch: math.exp(-0.01 * epoch),
-                after_step=self.clip_parameters,
+                after_step=self.clip_parameters if clip else lambda: None,
                 seed=seed,
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,

@@ -23,7 +23,7 @@ from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
 from reidguard.evaluation import save_adversarial
-from reidguard.meta import LEARNERS
+from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives import ATTACK_LOSSES
 from reidguard.types import Budget
@@ -37,6 +37,15 @@ EXAMPLES = """\
   colours and delta together, each with a budget of its own (so twice the budget in all):
     reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --attack combinatorial --set stacked=true --set resolution=17
+
+  the paper's attack, with virtual people for the other domain:
+    reidguard attack --data market1501:/data/market1501 --meta-data virtual:plaza \\
+        --model osnet_x0_25:osnet.pth --attack meta --steps 100
+
+  the same learning for another attack, first order only, two inner steps:
+    reidguard attack --data market1501:/data/market1501 --meta-data virtual:plaza \\
+        --model osnet_x0_25:osnet.pth --attack delta --learner first_order \\
+        --learner-set inner_steps=2
 
   apply a saved attack to another model:
     reidguard attack --data market1501:/data/market1501 --model osnet_x1_0:other.pth \\
@@ -57,6 +66,7 @@ LEARNING = (
     "eps",
     "objective",
     "learner",
+    "learner_set",
     "meta_data",
     "epochs",
     "steps",
@@ -87,7 +97,12 @@ def parser(summary: str) -> Parser:
     )
     made.section("learning")
     made.option("--objective", "reidguard list objectives", metavar="NAME", default="misranking")
-    made.option("--learner", "reidguard list learners", metavar="NAME", default="plain")
+    made.option(
+        "--learner",
+        "reidguard list learners (default: the attack's own: maml for meta, else plain)",
+        metavar="NAME",
+    )
+    made.pairs("--learner-set", "option of the learner's constructor, such as inner_steps=2")
     made.option(
         "--meta-data",
         "dataset whose training images are the other domain, for learners that use one",
@@ -118,32 +133,37 @@ def run(options: Options) -> int:
         return _apply(options, device)
     # Mistakes that need no data, before anything slow.
     ATTACK_LOSSES.get(options.objective)
-    if LEARNERS.create(options.learner).needs_meta_test and options.meta_data is None:
-        raise InputError(
-            f"learner {options.learner!r} needs a second dataset: give it with --meta-data "
-            "NAME:PATH, or take --learner plain"
-        )
     attack = _create(options)
+    learner_name, learner = _learner(options, attack)
+    if learner.needs_meta_test and options.meta_data is None:
+        raise InputError(
+            f"learner {learner_name!r} needs a second dataset: give it with --meta-data "
+            "NAME:PATH (virtual:plaza needs no files), or take --learner plain"
+        )
     if options.cube is not None:
         _colour_table(attack)
     dataset = load_dataset(options.data)
     other = None if options.meta_data is None else load_dataset(options.meta_data)
     model = common.make_model(options)
     recipe: dict[str, Any] = {
-        "learner": options.learner,
         "objective": options.objective,
         "identities": options.identities,
         "images_per_identity": options.images_per_identity,
         "lr": options.lr,
         "image_size": options.image_size,
         "seed": options.seed,
-        **({"steps": options.steps} if options.steps else {"epochs": options.epochs or 10}),
+        **(
+            {"steps": options.steps}
+            if options.steps
+            else {"epochs": options.epochs or attack.fit_defaults.epochs}
+        ),
     }
     settings = {
         "command": "attack",
         "attack": options.attack,
         "set": attack.config(),
         "recipe": recipe,
+        "learner": {"name": learner_name, **learner.config()},
         "meta_data": None if other is None else common.data_settings(other, "train"),
         **_measured(options, model, dataset, device),
     }
@@ -170,6 +190,7 @@ def run(options: Options) -> int:
                     model,
                     dataset,
                     other,
+                    learner=learner,
                     **recipe,
                     checkpoint=folder / "checkpoint.safetensors",
                     checkpoint_every=options.checkpoint_every,
@@ -232,6 +253,17 @@ def _create(options: Options) -> UniversalAttack:
     if not isinstance(attack, UniversalAttack):
         raise InputError(f"{options.attack} is no universal attack: it has nothing to learn")
     return attack
+
+
+def _learner(options: Options, attack: UniversalAttack) -> tuple[str, MetaLearner]:
+    """The learner that is asked for, or the attack's own with its own options."""
+    defaults = attack.fit_defaults
+    name = options.learner or defaults.learner
+    chosen = dict(defaults.learner_options) if name == defaults.learner else {}
+    made: MetaLearner = common.make(
+        "--learner-set", LEARNERS.create, name, **{**chosen, **options.learner_set}
+    )
+    return name, made
 
 
 def _colour_table(attack: Attack) -> ColorAttack:

@@ -340,3 +340,17 @@ def test_the_library_prints_nothing(trained, synthetic_root, tmp_path, capfd):
     attack.save(tmp_path / "a.safetensors")
     evaluate(model, dataset, attack, Protocol(image_size=SIZE))
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_meta_attack_learns_from_two_datasets(victim, synthetic_root, tmp_path, capsys):
+    call = ["attack", *victim, "--attack", "meta", "--set", "perturbation=delta", "--steps", "3"]
+    call += ["--meta-data", f"synthetic:{synthetic_root}", "--query-every", "8"]
+    assert main([*call, "--learner-set", "inner_steps=2", "--out", str(tmp_path / "run")]) == 0
+    facts = load_attack(tmp_path / "run" / "attack.safetensors").training_facts
+    assert facts["learner"] == "maml"
+    assert facts["learner_options"]["inner_steps"] == 2
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all("test_loss" in json.loads(line) for line in lines)
+    capsys.readouterr()
+    assert main([*call, "--learner-set", "inner=steep", "--out", str(tmp_path / "other")]) == 2
+    assert "unknown inner step 'steep'" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""Meta-learning on real data: every learner with every family, Market-1501 with virtual people.
+
+Run: python benchmarks/meta.py --keep DIR [--seeds 0] [--query-every 8] [--only delta ...]
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. The source is OSNet x0.25 on Market-1501, meta-test is
+virtual:plaza, 100 outer steps of 32 + 32 images. Learnt attacks are kept in DIR. Models given with
+--target NAME=FILE (saved by reidguard) are attacked by transfer, on Market-1501. Rows that
+results/meta.json has already are not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from attacks import BATCH, EIGHT, STEPS, shares
+from common import RESULTS, commit, market, osnet, save
+
+from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
+from reidguard.data import BatchLoader, load_dataset
+from reidguard.evaluation import FeatureStore, evaluate
+from reidguard.meta import LEARNERS, PlainLearner
+from reidguard.models import frozen, load_model
+from reidguard.objectives import FeatureObjective, MisrankingTriplet
+from reidguard.training import MISGD
+
+FAMILIES = {"delta": DeltaAttack, "color": ColorAttack, "combinatorial": CombinatorialAttack}
+NAMES = ("plain", "joint", "first_order", "hessian_free", "maml")
+
+
+def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
+    """Mean cosine of each learner's gradient, and of its second-order term, to maml's."""
+    loaders = [
+        BatchLoader(d.train, d.train_labels, image_size=(256, 128), seed=7, **BATCH)
+        for d in (first, second)
+    ]
+    attack, objective = FAMILIES[family](EIGHT), FeatureObjective(model, MisrankingTriplet())
+    optimizer = MISGD(attack.parameters(), EIGHT.eps / 10, 0.5)
+    found = {name: [] for name in NAMES if name != "maml"}
+    term = []
+    with frozen(model):
+        for step, (a, b) in enumerate(zip(*(loader.epoch(0) for loader in loaders), strict=False)):
+            if step >= 20:
+                gradients = {}
+                for name in NAMES:
+                    LEARNERS.create(name).step(attack, objective, a, b, optimizer=optimizer)
+                    gradients[name] = torch.cat([p.grad.flatten() for p in attack.parameters()])
+                for name, values in found.items():
+                    cosine = F.cosine_similarity(gradients[name], gradients["maml"], dim=0)
+                    values.append(float(cosine))
+                second_order = [gradients[n] - gradients["first_order"] for n in NAMES[3:]]
+                term.append(float(F.cosine_similarity(*second_order, dim=0)))
+                if len(term) == pairs:
+                    break
+            PlainLearner().step(attack, objective, a)
+            optimizer.step()
+            attack.clip_parameters()
+    return {
+        "attack": family,
+        "to_maml": {name: round(statistics.mean(v), 4) for name, v in found.items()},
+        "second_order_term_of_hessian_free": round(statistics.mean(term), 3),
+    }
+
+
+def learn(options, model, source, other, family, learner, seed) -> tuple[Path, dict]:
+    path = options.keep / f"{family}-{learner}-{seed}.safetensors"
+    attack = FAMILIES[family](EIGHT)
+    began = time.perf_counter()
+    attack.fit(model, source, other, learner=learner, steps=STEPS, seed=seed, **BATCH)
+    seconds = time.perf_counter() - began
+    attack.save(path)
+    return path, {"seconds_per_step": round(seconds / STEPS, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--query-every", type=int, default=8)
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--learners", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--target", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--cosines", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.keep.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "meta.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": [], "cosines": []}
+    rows, angles = known["rows"], known["cosines"]
+    model, source, other = osnet(), market(), load_dataset("virtual:plaza")
+    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
+    targets = {"source": model}
+    for given in options.target:
+        name, _, file = given.partition("=")
+        targets[name] = load_model(file)
+    clean = {
+        name: shares_of(
+            evaluate(target, source, store=store, query_every=options.query_every).clean
+        )
+        for name, target in targets.items()
+    }
+    print("clean", clean, flush=True)
+
+    def write() -> None:
+        setting = {
+            "setting": f"OSNet x0.25, Market-1501, meta-test {other.name}, {STEPS} steps of "
+            f"{BATCH} each, Eq. 5, inner step scaled",
+            "meta_test_train": other.fingerprint("train"),
+            "query_every": options.query_every,
+            "clean": {**known.get("clean", {}), **clean},
+        }
+        save("meta", {**setting, "rows": rows, "cosines": angles, "summary": summary(rows)}, source)
+
+    if options.cosines:
+        for family in options.only:
+            if all(row["attack"] != family for row in angles):
+                angles.append(cosines(model, source, other, family))
+                print(angles[-1], flush=True)
+                write()
+    for seed in options.seeds:
+        for family in options.only:
+            for learner in options.learners:
+                key = {"attack": family, "learner": learner, "seed": seed}
+                row = next((r for r in rows if key.items() <= r.items()), None)
+                if row is None:
+                    file, facts = learn(options, model, source, other, family, learner, seed)
+                    row = {**key, "commit": commit(), **facts, "measured": {}}
+                    rows.append(row)
+                file = options.keep / f"{family}-{learner}-{seed}.safetensors"
+                for name, target in targets.items():
+                    if name not in row["measured"]:
+                        result = evaluate(
+                            target,
+                            source,
+                            load_attack(file),
+                            store=store,
+                            query_every=options.query_every,
+                        )
+                        row["measured"][name] = {
+                            "float": shares(result.attacked),
+                            "8bit": shares(result.attacked_8bit),
+                        }
+                        print(key, name, row["measured"][name]["float"], flush=True)
+                        write()
+    write()
+    for line in table(rows):
+        print(line)
+
+
+def shares_of(ranking) -> dict:
+    return {"mAP": round(100 * ranking.mAP, 2), "rank1": round(100 * ranking.rank_k(1), 2)}
+
+
+def summary(rows) -> list[dict]:
+    """Mean and sample standard deviation over seeds, for each model that was attacked."""
+    out = []
+    for family, learner in dict.fromkeys((r["attack"], r["learner"]) for r in rows):
+        mine = [r for r in rows if (r["attack"], r["learner"]) == (family, learner)]
+        line = {"attack": family, "learner": learner, "seeds": [r["seed"] for r in mine]}
+        line["seconds_per_step"] = round(statistics.median(r["seconds_per_step"] for r in mine), 2)
+        for name in dict.fromkeys(n for r in mine for n in r["measured"]):
+            for key in ("mAP", "rank1"):
+                values = [r["measured"][name]["float"][key] for r in mine if name in r["measured"]]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                line[f"{name} {key}"] = [round(statistics.mean(values), 2), round(spread, 2)]
+        out.append(line)
+    return out
+
+
+def table(rows) -> list[str]:
+    """The summary as Markdown."""
+    lines = summary(rows)
+    names = list(dict.fromkeys(k for line in lines for k in line if k.endswith(("mAP", "rank1"))))
+    head = ["attack", "learner", "seeds", "s/step", *names]
+    out = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for line in lines:
+        cells = [line["attack"], line["learner"], str(len(line["seeds"]))]
+        cells.append(f"{line['seconds_per_step']:.2f}")
+        cells += [f"{line[n][0]:.1f} ± {line[n][1]:.1f}" if n in line else "" for n in names]
+        out.append(f"| {' | '.join(cells)} |")
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -17,15 +17,19 @@ __all__ = ["domains_of", "with_classifiers"]
 def domains_of(model: ReIDModel, datasets: list[ReIDDataset]) -> list[str]:
     """Return the name under which each dataset's classifier is, or will be, in the model.
 
-    A model's own classifier serves a dataset if it has its name, or is the only one, and knows as
-    many identities, and no facts of the model's training speak against it.
+    A classifier of the model serves a dataset if it knows as many identities, no facts of the
+    model's training speak against it, and it has the dataset's name, or learnt from the same
+    images, or is the only one.
     """
+    learnt = _learnt(model)
+    only = list(model.num_classes) if len(model.num_classes) == 1 else []
     names: list[str] = []
     for dataset in datasets:
         name = dataset.name.replace(".", "_")
-        only = next(iter(model.num_classes)) if len(model.num_classes) == 1 else None
-        if only is not None and only not in names and _serves(model, only, dataset):
-            name = only
+        same = [d for d, facts in learnt.items() if _from(facts, dataset)]
+        own = [d for d in (name, *same, *only) if d not in names and _serves(model, d, dataset)]
+        if own:
+            name = own[0]
         while name in names:
             name += "_2"
         names.append(name)
@@ -92,9 +96,18 @@ def _unshared(model: ReIDModel) -> ReIDModel:
 def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:
     if model.num_classes.get(domain) != dataset.num_train_pids:
         return False
+    learnt = _learnt(model)
+    return domain not in learnt or _from(learnt[domain], dataset)
+
+
+def _learnt(model: ReIDModel) -> dict[str, dict[str, str]]:
+    """What each classifier learnt from, as far as the model's facts tell."""
     facts = model.training_facts or {}
-    known = dict(facts.get("domains", {}))
+    learnt = dict(facts.get("domains", {}))
     if "domain" in facts and "train" in facts:  # as train_model writes them
-        known[facts["domain"]] = facts["train"]
-    learnt = known.get(domain)
-    return learnt is None or learnt["fingerprint"] == dataset.fingerprint("train")
+        learnt[facts["domain"]] = facts["train"]
+    return learnt
+
+
+def _from(facts: dict[str, str], dataset: ReIDDataset) -> bool:
+    return facts["fingerprint"] == dataset.fingerprint("train")

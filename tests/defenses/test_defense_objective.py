@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from reidguard.attacks import DeltaAttack
@@ -75,8 +75,8 @@ def loop(features, logits, pids, losses, reduction, margin=0.5):
         if "triplet" in losses:
             others = [j for j in range(len(pids)) if j != i]
             length = {j: (features[i] - features[j]).square().sum().sqrt() for j in others}
-            positive = max((length[j] for j in others if pids[j] == pids[i]), key=float)
-            negative = min((length[j] for j in others if pids[j] != pids[i]), key=float)
+            positive = max((length[j] for j in others if pids[j] == pids[i]), key=Tensor.detach)
+            negative = min((length[j] for j in others if pids[j] != pids[i]), key=Tensor.detach)
             total = total + torch.relu(positive - negative + margin)
         if "identity" in losses:
             total = total - (logits[i][pids[i]] - torch.logsumexp(logits[i], 0))

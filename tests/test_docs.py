@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("name", ["concepts.rst", "departures.rst", "extending.rst"])
+EXAMPLES = sorted(page.name for page in DOCS.glob("*.rst") if ">>> " in page.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_in_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))  # a page registers one
     result = doctest.testfile(str(DOCS / name), module_relative=False)

@@ -39,21 +39,26 @@ def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
     ]
     attack, objective = FAMILIES[family](EIGHT), FeatureObjective(model, MisrankingTriplet())
     optimizer = MISGD(attack.parameters(), EIGHT.eps / 10, 0.5)
-    found = {name: [] for name in NAMES if name != "maml"}
-    term = []
+    learners = {name: LEARNERS.create(name) for name in NAMES}
+    learners["hessian_free, difference 1"] = LEARNERS.create("hessian_free", difference=1.0)
+    found = {name: [] for name in learners if name != "maml"}
+    terms = {name: [] for name in found if name.startswith("hessian_free")}
     with frozen(model):
         for step, (a, b) in enumerate(zip(*(loader.epoch(0) for loader in loaders), strict=False)):
             if step >= 20:
                 gradients = {}
-                for name in NAMES:
-                    LEARNERS.create(name).step(attack, objective, a, b, optimizer=optimizer)
+                for name, learner in learners.items():
+                    learner.step(attack, objective, a, b, optimizer=optimizer)
                     gradients[name] = torch.cat([p.grad.flatten() for p in attack.parameters()])
                 for name, values in found.items():
                     cosine = F.cosine_similarity(gradients[name], gradients["maml"], dim=0)
                     values.append(float(cosine))
-                second_order = [gradients[n] - gradients["first_order"] for n in NAMES[3:]]
-                term.append(float(F.cosine_similarity(*second_order, dim=0)))
-                if len(term) == pairs:
+                exact = gradients["maml"] - gradients["first_order"]
+                share = float(exact.norm() / gradients["maml"].norm())
+                for name, values in terms.items():
+                    own = gradients[name] - gradients["first_order"]
+                    values.append(float(F.cosine_similarity(own, exact, dim=0)))
+                if step == 20 + pairs - 1:
                     break
             PlainLearner().step(attack, objective, a)
             optimizer.step()
@@ -61,7 +66,8 @@ def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
     return {
         "attack": family,
         "to_maml": {name: round(statistics.mean(v), 4) for name, v in found.items()},
-        "second_order_term_of_hessian_free": round(statistics.mean(term), 3),
+        "second_order_terms_to_maml": {n: round(statistics.mean(v), 3) for n, v in terms.items()},
+        "second_order_share_of_maml": round(share, 4),
     }
 
 

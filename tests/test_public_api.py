@@ -114,7 +114,7 @@ def test_type_checkers_and_python_see_the_same_names() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    assert not hasattr(reidguard, "MetaAttack")
+    assert not hasattr(reidguard, "NoSuchAttack")
     assert "evaluate" in dir(reidguard)
 
 

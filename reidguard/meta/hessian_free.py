@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reidguard.errors import InputError
 from reidguard.meta.base import LEARNERS
 from reidguard.meta.inner import inner_step
 from reidguard.meta.passes import Patched
@@ -23,8 +24,12 @@ class HessianFreeLearner(TemporaryLearner):
     For an inner step ``w' = w - lr·d(g(w))`` and meta-test gradient v, the second-order term is
     ``-lr·H r`` with ``r = (∂d/∂g)ᵀ v`` (exact, and cheap) and ``H r ≈ (g(w + h·r) - g(w)) / h``.
     Three passes with gradients and the memory of one. On smooth networks the term is that of
-    ``maml``; where ReLUs switch within the difference it is little more than noise (see
-    ``docs/learners.rst``).
+    ``maml``; where ReLUs switch within the difference it is little more than noise, and more of
+    it the smaller the difference (see ``docs/learners.rst``).
+
+    Args:
+        difference: Length of h·r, in the larger of the norm of w and that of the inner step.
+        options: As for every :class:`TemporaryLearner`.
 
     Example:
         >>> module = torch.nn.Linear(1, 1, bias=False).double()
@@ -36,6 +41,12 @@ class HessianFreeLearner(TemporaryLearner):
         >>> round(float(module.weight.grad), 6)  # as maml: 2·3 + 1/2 · 2·1.5
         7.5
     """
+
+    def __init__(self, *, difference: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        if not difference > 0:
+            raise InputError(f"difference must be above 0, not {difference}")
+        self.difference = difference
 
     def pull_back(
         self,
@@ -80,8 +91,8 @@ class HessianFreeLearner(TemporaryLearner):
             after = before
         return values
 
-    @staticmethod
     def _products(
+        self,
         patched: Patched,
         batch: Any,
         before: Sequence[Tensor],
@@ -92,14 +103,12 @@ class HessianFreeLearner(TemporaryLearner):
         """Rows of H·vectors at ``before``, one for each parameter that the step moved."""
         if not vectors:
             return []
-        # The difference must be small against the scale on which gradients change (the larger of
-        # the parameters and the inner step) and large against rounding.
+        # The inner step counts where parameters are still 0.
         size = torch.maximum(
             _norm([before[i] for i in points]), _norm([after[i] - before[i] for i in points])
         )
         length = _norm(list(vectors.values()))
-        relative = torch.finfo(length.dtype).eps ** (1 / 3)
-        h = relative * size / length.clamp(min=1e-20)
+        h = self.difference * size / length.clamp(min=1e-20)
         shifted = [t.detach() for t in before]
         wanted = list(points)
         for i in wanted:

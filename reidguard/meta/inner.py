@@ -45,6 +45,7 @@ def inner_step(name: str) -> InnerStep:
     """Return the inner step of a name.
 
     Example:
+        >>> import torch
         >>> direction, _ = inner_step("scaled")(torch.tensor([1e-5, -3e-5]), torch.zeros(2), 0.5)
         >>> direction
         tensor([ 0.5000, -1.5000])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import save
+from common import commit, save
 
 from reidguard.data import VIRTUAL_DOMAINS, decode_image, read_virtual, render_person
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
@@ -128,8 +128,11 @@ def main() -> None:
     made.add_argument("--speed-only", action="store_true")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
+    words = [f"--{k} {getattr(options, k)}" for k in ("domain", "train", "steps", "lr", "threads")]
     figures: dict = {
-        "speed": {d: {f"{h}x{h // 2}": speed(d, h) for h in (128, 256)} for d in VIRTUAL_DOMAINS}
+        "command": f"python benchmarks/virtual.py {' '.join(words)}",  # wherever the sets lie
+        "commit": commit(),  # now: the checkout may have moved on when the run ends
+        "speed": {d: {f"{h}x{h // 2}": speed(d, h) for h in (128, 256)} for d in VIRTUAL_DOMAINS},
     }
     print(figures, flush=True)
     if options.speed_only:

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reidguard.attacks import Attack
+from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import (
     FeatureStore,
+    attack_device,
     module_device,
     to_device,
     to_float,
+    told,
 )
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.quality import achieved_linf, psnr, ssim
@@ -58,7 +60,8 @@ class EvaluationResult:
         clean: Retrieval figures with the queries as they are.
         attacked: With the attack's float images; None without an attack.
         attacked_8bit: With the images that a person could save as PNG; None without an attack.
-        attack: Class and budget of the attack (``eps`` in [0, 1] units); None without one.
+        attack: Class and budget of the attack (``eps`` in [0, 1] units), and ``labels`` if it was
+            told the true identities; None without one.
         dataset: Name and fingerprints of the dataset.
         counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
             reader), skipped (queries without a match, which count in no mean).
@@ -122,6 +125,8 @@ class EvaluationResult:
         attack = ""
         if self.attack is not None:
             attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"
+            if "labels" in self.attack:
+                attack += ", told the true identities"
         title = f"{self.dataset['name']}{attack} ({counts})"
         return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
 
@@ -158,6 +163,7 @@ def evaluate(
     store: FeatureStore | None = None,
     batch_size: int = 64,
     query_every: int = 1,
+    tell_labels: bool = False,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Rank the gallery for every query, clean and attacked.
@@ -169,17 +175,21 @@ def evaluate(
     Args:
         model: The victim.
         dataset: Its query and gallery are used.
-        attack: Perturbs the queries; None measures the clean model only.
+        attack: Perturbs the queries; None measures the clean model only. An instance attack must
+            be bound; bound to another model, it measures transfer.
         protocol: How to read and score; None is ``Protocol()``.
         store: Keeps clean features for further calls, so that the gallery is extracted once for
             any number of attacks; None keeps them for this call.
         batch_size: Images per forward pass. Changes figures by float noise at most.
         query_every: Use every n-th query, for a quick look.
+        tell_labels: Tell an instance attack the true identities of the queries, as the strongest
+            attacker would know them. Otherwise it guesses where it needs them.
         progress: Called with (images done, images in all).
 
     Raises:
-        InputError: If model and attack are on different devices, an option has a wrong value, or
-            features are not finite.
+        InputError: If model and attack are on different devices, an instance attack is not bound
+            (said before anything is extracted), any other is to be told labels, an option has a
+            wrong value, or features are not finite.
         DataError: If an image cannot be read.
 
     Example:
@@ -200,11 +210,12 @@ def evaluate(
     if query_every < 1:
         raise InputError(f"query_every must be at least 1, not {query_every}")
     device = module_device(model)
-    if attack is not None and module_device(attack, device) != device:
-        raise InputError(
-            f"the model is on {device}, the attack on {module_device(attack)}; "
-            f"call attack.to({str(device)!r})"
-        )
+    by_image = isinstance(attack, InstanceAttack)
+    if tell_labels and not by_image:
+        raise InputError("tell_labels is for instance attacks, which may use the identities")
+    if attack is not None and (its := attack_device(attack, device)) != device:
+        cure = "bind it to a model there" if by_image else f"call attack.to({str(device)!r})"
+        raise InputError(f"the model is on {device}, the attack on {its}; {cure}")
     store = FeatureStore() if store is None else store
     size, dtype = protocol.image_size, protocol.dtype
     queries = dataset.query[::query_every]
@@ -235,7 +246,8 @@ def evaluate(
     if clean is None or attack is not None:
         with torch.no_grad(), frozen(model):
             for place, pixels in iterate_images(queries, size, batch_size):
-                seen.add(model, attack, to_device(pixels, device), dtype, clean is None)
+                one = None if attack is None else told(attack, queries[place], tell_labels)
+                seen.add(model, one, to_device(pixels, device), dtype, clean is None)
                 if progress is not None:
                     progress(ahead + place.stop, total)
     elif progress is not None:
@@ -275,7 +287,11 @@ def evaluate(
         attacked_8bit=attacked_8bit,
         attack=None
         if attack is None
-        else {"name": type(attack).__name__, "eps": attack.budget.eps},
+        else {
+            "name": type(attack).__name__,
+            "eps": attack.budget.eps,
+            **({"labels": "told"} if tell_labels else {}),
+        },
         dataset={
             "name": dataset.name,
             "query_every": query_every,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel, frozen, weights_fingerprint
@@ -35,6 +36,29 @@ def module_device(module: torch.nn.Module, default: torch.device | None = None) 
             "move it to one device first"
         )
     return devices.pop() if devices else default or torch.device("cpu")
+
+
+def attack_device(attack: Attack, default: torch.device | None = None) -> torch.device:
+    """Return the device that an attack works on: an instance attack's is its victim's.
+
+    Raises:
+        InputError: If it is spread over several devices, or an instance attack is not bound.
+    """
+    if isinstance(attack, InstanceAttack):
+        victim = attack.victim.model
+        return (
+            module_device(victim, default)
+            if isinstance(victim, torch.nn.Module)
+            else (default or torch.device("cpu"))
+        )
+    return module_device(attack, default)
+
+
+def told(attack: Attack, samples: Sequence[ReIDSample], tell_labels: bool) -> Attack:
+    """Return the attack for one batch; an instance attack knows whom it shows if it is told."""
+    if tell_labels and isinstance(attack, InstanceAttack):
+        return attack.labelled([sample.pid for sample in samples])
+    return attack
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reidguard.attacks import Attack
+from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
-from reidguard.evaluation.features import module_device, to_device, to_float
+from reidguard.evaluation.features import attack_device, to_device, to_float, told
 from reidguard.models import frozen, weights_fingerprint
 from reidguard.storage import atomic_write, write_json
 
@@ -32,6 +32,7 @@ def save_adversarial(
     *,
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
+    tell_labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the adversarial queries of a dataset as PNG, each under its query's own name.
@@ -43,21 +44,27 @@ def save_adversarial(
     these are.
 
     Args:
-        attack: Runs in eval mode on its own device, and comes back untouched.
+        attack: Runs in eval mode on its own device (an instance attack on its victim's), and comes
+            back untouched.
         dataset: Its queries are perturbed; the names are its ``query_names``.
         directory: New, empty, or one that the same call has begun.
         image_size: (height, width) of the images.
         batch_size: Images at a time.
+        tell_labels: Tell an instance attack the true identities, as in ``evaluate``.
         progress: Called with (images done, images in all).
 
     Returns:
         ``directory``.
 
     Raises:
-        InputError: If the folder holds anything else, such as the images of another attack.
+        InputError: If the folder holds anything else, such as the images of another attack or of
+            another victim, or an instance attack is not bound.
         DataError: If a query cannot be read, or two share a name.
         CheckpointError: If a file cannot be written.
     """
+    device = attack_device(attack)
+    if tell_labels and not isinstance(attack, InstanceAttack):
+        raise InputError("tell_labels is for instance attacks, which may use the identities")
     directory = Path(directory).expanduser()
     names = dataset.query_names
     card = {
@@ -68,6 +75,7 @@ def save_adversarial(
         "dataset": dataset.name,
         "query_fingerprint": dataset.fingerprint("query"),
         "image_size": list(image_size),
+        **({"labels": "told"} if tell_labels else {}),
     }
     targets = [directory / f"{name}.png" for name in names]
     _claim(directory, card, {*targets})
@@ -76,11 +84,11 @@ def save_adversarial(
     if progress is not None:
         progress(done, len(targets))
     samples = [dataset.query[i] for i in missing]
-    device = module_device(attack)
     with torch.no_grad(), frozen(attack), ThreadPoolExecutor(2) as pool:
         for place, pixels in iterate_images(samples, image_size, batch_size):
             x = to_float(to_device(pixels, device))
-            saved = attack.budget.quantize(attack(x), x).cpu()
+            perturb = told(attack, samples[place], tell_labels)
+            saved = attack.budget.quantize(perturb(x), x).cpu()
             list(pool.map(_write, [targets[i] for i in missing[place]], saved))
             if progress is not None:
                 progress(done + place.stop, len(targets))
@@ -98,7 +106,17 @@ def _fingerprint(attack: Attack) -> str:
         config = json.dumps(attack.config(), sort_keys=True)
     except CheckpointError:  # an attack that cannot be saved as a file still has its parameters
         config = ""
-    return hashlib.sha256((weights_fingerprint(attack) + config).encode()).hexdigest()
+    digest = hashlib.sha256((weights_fingerprint(attack) + config).encode())
+    if isinstance(attack, InstanceAttack):  # what it makes depends on whom it is bound to
+        victim = attack.victim
+        if isinstance(victim.model, torch.nn.Module):
+            spec = getattr(victim.model, "input_spec", None)
+            facts = f"{weights_fingerprint(victim.model)} {spec} {victim.model.metric}"
+            digest.update(facts.encode())
+        if victim.landmarks is not None:
+            for tensor in (victim.landmarks.features, victim.landmarks.index):
+                digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _claim(directory: Path, card: dict[str, Any], ours: set[Path]) -> None:
@@ -125,7 +143,7 @@ def _claim(directory: Path, card: dict[str, Any], ours: set[Path]) -> None:
             f"{directory} holds files that are not of this attack, such as {present[0].name}; "
             "choose a new or empty folder"
         )
-    differing = [name for name in card if found.get(name) != card[name]]
+    differing = [name for name in {**card, **found} if found.get(name) != card.get(name)]
     if differing:
         raise InputError(
             f"{directory} holds the images of another call (different {', '.join(differing)}); "

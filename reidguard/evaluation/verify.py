@@ -12,7 +12,7 @@ from torch import Tensor
 from reidguard.attacks import Attack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
-from reidguard.evaluation.features import module_device, to_device, to_float
+from reidguard.evaluation.features import attack_device, to_device, to_float
 from reidguard.evaluation.quality import achieved_linf
 from reidguard.models import frozen
 from reidguard.types import TOLERANCE, check_images
@@ -68,7 +68,8 @@ def verify(
     """Run an attack and measure how far it went.
 
     Args:
-        attack: Runs in eval mode on its own device, and comes back untouched.
+        attack: Runs in eval mode on its own device (an instance attack on its victim's), and comes
+            back untouched.
         images: (N, 3, H, W), either uint8 or float 8-bit pixels divided by 255; or a dataset.
         split: Which split of a dataset to use.
         image_size: (height, width) at which a dataset's images are read.
@@ -76,7 +77,8 @@ def verify(
         progress: Called with (images done, images in all).
 
     Raises:
-        InputError: If there are no images, or they have no 8-bit original.
+        InputError: If there are no images, they have no 8-bit original, or an instance attack is
+            not bound.
 
     Example:
         >>> from reidguard.attacks import create_attack
@@ -90,12 +92,12 @@ def verify(
         samples = images.split(split)
         total = len(samples)
         batches: Iterator[Tensor] = (b for _, b in iterate_images(samples, image_size, batch_size))
-        device = module_device(attack)
+        device = attack_device(attack)
     else:
         check_images(to_float(images[:0]) if images.dtype == torch.uint8 else images)
         total = len(images)
         batches = iter(torch.split(images, batch_size))
-        device = module_device(attack, images.device)
+        device = attack_device(attack, images.device)
     if total == 0:
         raise InputError("there are no images to verify the attack on")
     facts = []

@@ -1,0 +1,134 @@
+"""Instance attacks in evaluate, verify and save_adversarial: bound, told, and on which device."""
+
+import pytest
+import torch
+
+from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, InstanceAttack
+from reidguard.data import ReIDDataset
+from reidguard.errors import InputError
+from reidguard.evaluation import Protocol, evaluate, extract_features, save_adversarial, verify
+from reidguard.evaluation.features import attack_device
+from reidguard.models import wrap_model
+from reidguard.types import InputSpec
+
+SIZE = (64, 32)
+PROTOCOL = Protocol(image_size=SIZE)
+
+
+def guides(model, people):
+    features = extract_features(model, people.gallery, image_size=SIZE)
+    return Guides(features, [s.pid for s in people.gallery])
+
+
+class Brightness(InstanceAttack):
+    """Brightens by as many grey levels as the identity it was told, 1 if it was told none."""
+
+    def search(self, x, clean, victim):
+        levels = torch.ones(len(x)) if victim.pids is None else victim.pids % 7
+        return x + levels[:, None, None, None] / 255
+
+
+def test_the_true_identities_are_told_on_demand(model, people):
+    """With batches that do not end where the identities do, and only every second query."""
+    attack = Brightness().bind(model)
+    guessed = evaluate(model, people, attack, PROTOCOL, query_every=2)
+    assert guessed.attacked.linf == pytest.approx(1 / 255, abs=1e-6)
+    assert guessed.attack == {"name": "Brightness", "eps": 8 / 255}
+    told = evaluate(model, people, attack, PROTOCOL, query_every=2, batch_size=5, tell_labels=True)
+    by_hand = ReIDDataset("all", [], people.query[::2], people.gallery)
+    pids = [s.pid for s in by_hand.query]
+    whole = evaluate(model, by_hand, attack.labelled(pids), PROTOCOL)  # one batch
+    assert told.attacked.ranking.ap.tolist() == pytest.approx(whole.attacked.ranking.ap.tolist())
+    assert told.attacked.linf == pytest.approx(max(p % 7 for p in pids) / 255, abs=1e-6)
+    assert told.attack == {"name": "Brightness", "eps": 8 / 255, "labels": "told"}
+    assert "told the true identities" in told.to_markdown()
+    assert "told" not in guessed.to_markdown()
+
+
+def test_fna_told_the_truth_hurts_more_than_fna_that_guesses(model, people):
+    """With guides of other cameras the untrained model's nearest neighbour is someone else."""
+    queries = [s for s in people.query if s.camid == 1]
+    gallery = [s for s in people.gallery if s.camid != 1]
+    data = ReIDDataset("two cameras", [], queries, gallery)
+    attack = FNA(steps=5).bind(model, guides(model, data))
+    guessed = evaluate(model, data, attack, PROTOCOL)
+    told = evaluate(model, data, attack, PROTOCOL, tell_labels=True)
+    assert guessed.clean.rank_k(1) == 0.5
+    assert told.attacked.ranking.mAP < guessed.attacked.ranking.mAP
+
+
+def test_what_is_not_bound_is_refused_before_any_work(model, passes, people, tmp_path):
+    for call in (
+        lambda: evaluate(model, people, SMA(), PROTOCOL),
+        lambda: verify(SMA(), people, image_size=SIZE),
+        lambda: save_adversarial(SMA(), people, tmp_path / "images", image_size=SIZE),
+    ):
+        with pytest.raises(InputError, match=r"bind\(model\)"):
+            call()
+    assert passes == []
+    assert not (tmp_path / "images").exists()
+
+
+def test_labels_are_for_instance_attacks(model, passes, people, tmp_path):
+    delta = DeltaAttack(size=SIZE)
+    with pytest.raises(InputError, match="instance attacks"):
+        evaluate(model, people, delta, PROTOCOL, tell_labels=True)
+    with pytest.raises(InputError, match="instance attacks"):
+        evaluate(model, people, None, PROTOCOL, tell_labels=True)
+    with pytest.raises(InputError, match="instance attacks"):
+        save_adversarial(delta, people, tmp_path, image_size=SIZE, tell_labels=True)
+    assert passes == []
+
+
+def test_an_instance_attack_works_where_its_victim_is(model, people, tmp_path, monkeypatch):
+    """The meta device stands for a GPU: an attack has no parameters that would tell."""
+    far = wrap_model(torch.nn.Conv2d(3, 4, 3), input_spec=InputSpec(size=SIZE)).to("meta")
+    attack = SMA().bind(far)
+    assert attack_device(attack) == torch.device("meta")
+    assert attack_device(SMA().bind(model), torch.device("meta")) == torch.device("cpu")
+    with pytest.raises(InputError, match=r"model is on cpu, the attack on meta; bind it"):
+        evaluate(model, people, attack, PROTOCOL)
+
+    monkeypatch.setattr("reidguard.evaluation.save.weights_fingerprint", lambda module: "none")
+    seen = []
+
+    class Recording(InstanceAttack):
+        def search(self, x, clean, victim):
+            seen.append(x.device.type)
+            raise InputError("seen enough")
+
+    for call in (
+        lambda: verify(Recording().bind(far), people, image_size=SIZE),
+        lambda: save_adversarial(Recording().bind(far), people, tmp_path / "a", image_size=SIZE),
+    ):
+        with pytest.raises(InputError, match="seen enough"):
+            call()
+    assert seen == ["meta", "meta"]
+
+
+def test_saved_images_are_those_of_the_8bit_figures_and_belong_to_a_victim(model, people, tmp_path):
+    few = ReIDDataset("few", [], people.query[:6], people.gallery, root=people.root)
+    attack = Brightness().bind(model)
+    result = evaluate(model, few, attack, PROTOCOL, tell_labels=True)
+    folder = tmp_path / "images"
+    options = {"image_size": SIZE, "batch_size": 4}
+    save_adversarial(attack, few, folder, **options, tell_labels=True)
+    again = evaluate(model, few.with_query(folder), protocol=PROTOCOL)
+    assert again.clean.ap.tolist() == result.attacked_8bit.ranking.ap.tolist()
+    save_adversarial(attack, few, folder, **options, tell_labels=True)  # the same call goes on
+    with pytest.raises(InputError, match="different labels"):
+        save_adversarial(attack, few, folder, **options)
+    other = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=SIZE))
+    for stranger in (Brightness().bind(other), attack.bind(model, guides(model, people))):
+        with pytest.raises(InputError, match="different attack_fingerprint"):
+            save_adversarial(stranger, few, folder, **options, tell_labels=True)
+
+
+def test_the_victim_comes_back_untouched_and_stays_inside_the_budget(model, people):
+    few = ReIDDataset("few", [], people.query[:3], people.gallery)
+    model.train()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    assert verify(SMA(steps=2).bind(model), few, image_size=SIZE).passed
+    evaluate(model, few, SMA(steps=2).bind(model), PROTOCOL)
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())

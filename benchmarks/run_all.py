@@ -1,6 +1,6 @@
 """All figures with one command: python benchmarks/run_all.py.
 
-Takes about an hour on two quiet cores. Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; each result
+Takes some hours on two quiet cores, most of them for meta.py. Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; each result
 lies in benchmarks/results/ with its command, commit and data fingerprint.
 """
 
@@ -8,13 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("speed.py", "ranking.py", "attacks.py", "parametrisations.py")
+SCRIPTS = (
+    "speed.py",
+    "learners.py",
+    "ranking.py",
+    "virtual.py",
+    "attacks.py",
+    "parametrisations.py",
+    "inner_steps.py",
+    "meta.py --keep runs/meta --cosines --seeds 0 1 2",
+    "page.py",
+)
 
 if __name__ == "__main__":
     here = Path(__file__).parent
     failed = []
     for script in SCRIPTS:
         print(f"== {script}", flush=True)
-        if subprocess.run([sys.executable, str(here / script)], check=False).returncode:
+        name, *rest = script.split()
+        if subprocess.run([sys.executable, str(here / name), *rest], check=False).returncode:
             failed.append(script)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -1,7 +1,8 @@
 """All figures with one command: python benchmarks/run_all.py.
 
-Takes some hours on two quiet cores, most of them for meta.py. Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; each result
-lies in benchmarks/results/ with its command, commit and data fingerprint.
+Takes some hours on two quiet cores, most of them for meta.py. Needs REIDGUARD_DATA and
+REIDGUARD_WEIGHTS; each result lies in benchmarks/results/ with its command, commit and data
+fingerprint.
 """
 
 import subprocess

@@ -54,14 +54,15 @@ class AdversarialTraining(Defense):
         learner: A learner or its registered name.
         inner: The inner step of learners that have one and are given by name: "sgd" is
             Algorithm 2's ``w' = w − α∇L``; "scaled", "sign".
-        inner_lr: α; by default the outer learning rate of the moment, as in Algorithm 2. That is
-            meant for the sum of Eq. 12. With ``reduction="mean"`` the gradient is as many times
-            smaller as there are images, so give as many times more, or nothing is meta-learnt.
+        inner_lr: α; by default the outer learning rate of the moment, as in Algorithm 2. What it
+            does depends on ``reduction``.
         adversarial: Attacked share of the batch, N_adv / N_b; the paper attacks half.
         clean: Whether the clean images stay in the batch.
         losses: Of "triplet" and "identity" (cross-entropy), Table 18.
         margin: Of the triplet loss.
-        reduction: "sum" over the images (Eq. 12) or "mean".
+        reduction: "mean" over the images, or "sum" as Eq. 12 has it. Adam hardly sees a
+            difference, the inner step does: with the sum it is as many times longer as there are
+            images, and with the paper's α overshoots (see ``docs/defenses.rst``).
         batch_norm: "shared" or "separate" statistics of clean and adversarial images; see
             :class:`~reidguard.objectives.defense.DefenseObjective`.
         attack_mode: Mode of the model while an instance attack works on it, if it is not bound:
@@ -87,7 +88,7 @@ class AdversarialTraining(Defense):
     clean: bool = True
     losses: tuple[Loss, ...] = ("triplet", "identity")
     margin: float = 0.5
-    reduction: Reduction = "sum"
+    reduction: Reduction = "mean"
     batch_norm: BatchNormPolicy = "shared"
     attack_mode: Literal["eval", "train"] = "eval"
     refresh_every: int | None = None

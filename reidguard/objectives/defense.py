@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reidguard.distributed import Share, gather, joint_layers
 from reidguard.errors import InputError
 from reidguard.objectives.reid import Loss, Reduction, ReIDObjective
 from reidguard.types import ReIDBatch
@@ -52,7 +53,7 @@ class DefenseObjective:
     Args:
         losses: Which of the two, "triplet" and "identity", are added.
         margin: Of the triplet loss.
-        reduction: "sum" over the images as in Eq. 12, or "mean".
+        reduction: "mean" over the images, or "sum" as Eq. 12 has it.
         batch_norm: "shared" normalises the whole batch together, in one pass, and all of it enters
             the running statistics. "separate" normalises adversarial images by statistics of their
             own, in a pass of their own, and only clean images enter the running statistics: those
@@ -67,7 +68,7 @@ class DefenseObjective:
 
     losses: tuple[Loss, ...] = ("triplet", "identity")
     margin: float = 0.5
-    reduction: Reduction = "sum"
+    reduction: Reduction = "mean"
     batch_norm: BatchNormPolicy = "shared"
 
     def __post_init__(self) -> None:
@@ -82,13 +83,25 @@ class DefenseObjective:
             InputError: If the model has no such classifier, or the batch does not suit the losses.
         """
         objective = self._of(batch.domain)
-        if self.batch_norm == "shared" or not 0 < batch.adversarial < len(batch):
+        if self.batch_norm == "shared":
             return objective(model, batch)
-        clean = model(batch.images[: -batch.adversarial], domain=batch.domain)
-        with fixed_statistics(model):
-            other = model(batch.images[-batch.adversarial :], domain=batch.domain)
-        logits = None if clean.logits is None else _joined(clean.logits, other.logits)
-        return objective.loss(_joined(clean.embeddings, other.embeddings), logits, batch.pids)
+        first = len(batch) - batch.adversarial
+        rows = slice(first), slice(first, None)
+        share = batch.share
+        shares: list[Share | None] = [None, None]
+        numbers = [first, batch.adversarial]
+        if share is not None:
+            parts = [share.part(r) for r in rows]
+            shares, numbers = [*parts], [part.total for part in parts]
+        if 0 in numbers:
+            return objective(model, batch)
+        with joint_layers(shares[0]):
+            clean = model(batch.images[rows[0]], domain=batch.domain)
+        with joint_layers(shares[1]), fixed_statistics(model):
+            other = model(batch.images[rows[1]], domain=batch.domain)
+        logits = None if clean.logits is None else _joined(clean.logits, other.logits, shares)
+        pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shares)
+        return objective.loss(_joined(clean.embeddings, other.embeddings, shares), logits, pids)
 
     def _of(self, domain: str | None) -> ReIDObjective:
         return ReIDObjective(domain, self.margin, self.reduction, self.losses)
@@ -107,7 +120,9 @@ def fixed_statistics(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _joined(one: Tensor | Sequence[Tensor], two: Tensor | Sequence[Tensor]) -> Any:
+def _joined(
+    one: Tensor | Sequence[Tensor], two: Tensor | Sequence[Tensor], shares: Sequence[Share | None]
+) -> Any:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return torch.cat((one, two))
-    return [torch.cat(parts) for parts in zip(one, two, strict=True)]
+        return torch.cat((gather(one, shares[0]), gather(two, shares[1])))
+    return [_joined(a, b, shares) for a, b in zip(one, two, strict=True)]

@@ -46,3 +46,9 @@ def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> ReIDDataset:
     dataset = load_dataset("synthetic", root)
     dataset.name = "elsewhere"
     return dataset
+
+
+@pytest.fixture(scope="session")
+def tiny(short: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of still smaller batches."""
+    return {**short, "identities": 4, "images_per_identity": 3}

@@ -129,7 +129,7 @@ def test_the_meta_gradient_is_that_of_eq_14(batch_norm):
     }
     outer = by_hand(model, temporary, buffers, test, batch_norm)
     wanted = torch.autograd.grad(inner + outer, list(parameters.values()))
-    objective = DefenseObjective(batch_norm=batch_norm)
+    objective = DefenseObjective(reduction="sum", batch_norm=batch_norm)
     result = MAMLLearner(inner="sgd").step(
         model, objective, train, test, optimizer=torch.optim.Adam(model.parameters(), lr=lr)
     )
@@ -155,7 +155,7 @@ def test_statistics_move_once_in_a_step(learner, batch_norm):
     expected = made(Small)
     seen = train.images if batch_norm == "shared" else train.images[: -train.adversarial]
     expected(seen, "a")
-    objective = DefenseObjective(batch_norm=batch_norm)
+    objective = DefenseObjective(reduction="sum", batch_norm=batch_norm)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     learner.step(model, objective, train, test, optimizer=optimizer)
     for (name, found), wanted in zip(model.named_buffers(), expected.buffers(), strict=True):
@@ -192,7 +192,7 @@ def test_a_model_with_parts_adds_their_losses():
         wanted = loop(one, logits, drawn.pids, ("triplet", "identity"), "sum")
         wanted = wanted + loop(two, 2 * logits, drawn.pids, ("triplet", "identity"), "sum")
         for policy in ("shared", "separate"):
-            found = DefenseObjective(batch_norm=policy)(model, drawn)
+            found = DefenseObjective(reduction="sum", batch_norm=policy)(model, drawn)
             torch.testing.assert_close(found, wanted)
 
 

@@ -125,18 +125,18 @@ def test_batches_follow_from_seed_and_step_alone(delta, synthetic_dataset):
 
 
 def test_all_passes_of_a_step_see_the_same_batch(
-    normal, delta, synthetic_dataset, other_dataset, short, fed
+    normal, delta, synthetic_dataset, other_dataset, tiny, fed
 ):
     learner = HessianFreeLearner(inner="sgd", inner_steps=2)
     MetaDefense(delta, learner=learner).fit(
-        normal, synthetic_dataset, other_dataset, steps=1, **short
+        normal, synthetic_dataset, other_dataset, steps=1, **tiny
     )
     train = [b for b in fed if b.domain == "default"]
     assert len(train) > 2
     assert all(torch.equal(b.images, train[0].images) for b in train)
 
 
-def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, short, monkeypatch):
+def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, tiny, monkeypatch):
     """An unbound attack works on the model as it hardens; a bound one keeps its victim."""
     victims = []
     original = SMA.search
@@ -147,11 +147,11 @@ def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, sho
         return original(self, x, clean, victim)
 
     monkeypatch.setattr(SMA, "search", spy)
-    AdversarialTraining(SMA(steps=1)).fit(normal, synthetic_dataset, steps=3, **short)
+    AdversarialTraining(SMA(steps=1)).fit(normal, synthetic_dataset, steps=3, **tiny)
     assert len({print_ for _, print_ in victims}) == 3
     assert normal not in [model for model, _ in victims]
     victims.clear()
-    AdversarialTraining(SMA(steps=1).bind(normal)).fit(normal, synthetic_dataset, steps=2, **short)
+    AdversarialTraining(SMA(steps=1).bind(normal)).fit(normal, synthetic_dataset, steps=2, **tiny)
     assert [model for model, _ in victims] == [normal] * 2
 
 
@@ -170,7 +170,7 @@ def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, sho
     ids=["refreshed", "meta", "released", "fna", "goat"],
 )
 def test_the_model_given_and_the_attack_stay_as_they_were(
-    normal, delta, synthetic_dataset, other_dataset, short, make
+    normal, delta, synthetic_dataset, other_dataset, short, tiny, make
 ):
     model = copy.deepcopy(normal)
     model.train()
@@ -182,8 +182,8 @@ def test_the_model_given_and_the_attack_stay_as_they_were(
     rng = torch.get_rng_state()
     defense = make(delta)
     other = other_dataset if defense.needs_meta_test else None
-    steps = 5 if defense.refresh_every else 2
-    robust = defense.fit(model, synthetic_dataset, other, steps=steps, **short)
+    run = {**short, "steps": 5} if defense.refresh_every else {**tiny, "steps": 2}
+    robust = defense.fit(model, synthetic_dataset, other, **run)
     assert weights_fingerprint(model) == before
     assert [m.training for m in model.modules()] == modes
     now = [p.grad for p in (*model.parameters(), *delta.parameters())]
@@ -203,11 +203,11 @@ def test_the_model_given_and_the_attack_stay_as_they_were(
 @pytest.mark.parametrize("make", [AdversarialTraining, MetaDefense])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_move_once_in_a_step_whatever_the_attack_does(
-    normal, synthetic_dataset, other_dataset, short, fed, make, mode
+    normal, synthetic_dataset, other_dataset, tiny, fed, make, mode
 ):
     defense = make(GuideSampling(steps=2), attack_mode=mode)
     other = other_dataset if defense.needs_meta_test else None
-    robust = defense.fit(normal, synthetic_dataset, other, steps=1, augment=None, **short)
+    robust = defense.fit(normal, synthetic_dataset, other, steps=1, augment=None, **tiny)
     wanted = copy.deepcopy(normal).train()
     with torch.no_grad():
         wanted(fed[0].images)
@@ -218,8 +218,8 @@ def test_statistics_move_once_in_a_step_whatever_the_attack_does(
 # --- classifiers ------------------------------------------------------------------------------
 
 
-def test_each_domain_has_its_classifier(normal, delta, synthetic_dataset, other_dataset, short):
-    fixed = {**short, "lr": 1e-12, "steps": 1}  # nothing moves
+def test_each_domain_has_its_classifier(normal, delta, synthetic_dataset, other_dataset, tiny):
+    fixed = {**tiny, "lr": 1e-12, "steps": 1}  # nothing moves
     defense = MetaDefense(delta, learner="first_order")
     robust = defense.fit(normal, synthetic_dataset, other_dataset, **fixed)
     assert robust.num_classes == {"default": 16, "elsewhere": 10}
@@ -236,22 +236,22 @@ def test_each_domain_has_its_classifier(normal, delta, synthetic_dataset, other_
         torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
 
 
-def test_two_datasets_of_one_name_have_a_classifier_each(normal, delta, synthetic_dataset, short):
+def test_two_datasets_of_one_name_have_a_classifier_each(normal, delta, synthetic_dataset, tiny):
     """Also one dataset twice, and names that torch does not take."""
     one = synthetic_dataset
     people = ReIDDataset("v1.5", one.train, one.query, one.gallery, root=one.root)
-    robust = MixedTraining(delta).fit(normal, people, people, **{**short, "steps": 1})
+    robust = MixedTraining(delta).fit(normal, people, people, **{**tiny, "steps": 1})
     assert robust.num_classes == {"default": 16, "v1_5": 16}
     again = MixedTraining(delta).fit(
         create_model("ide", backbone="test_resnet", size=SIZE),
         people,
         people,
-        **{**short, "steps": 1},
+        **{**tiny, "steps": 1},
     )
     assert again.num_classes == {"v1_5": 16, "v1_5_2": 16}
 
 
-def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthetic_dataset, short):
+def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthetic_dataset, tiny):
     """Also if they are as many: the model's facts say whom it learnt."""
     strangers = ReIDDataset(
         "strangers",
@@ -260,7 +260,7 @@ def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthe
         synthetic_dataset.gallery,
     )
     assert strangers.num_train_pids == synthetic_dataset.num_train_pids
-    fixed = {**short, "lr": 1e-12, "steps": 1}
+    fixed = {**tiny, "lr": 1e-12, "steps": 1}
     for people, name in ((strangers, "strangers"), (other_dataset, "elsewhere")):
         robust = AdversarialTraining(delta).fit(normal, people, **fixed)
         assert robust.num_classes == {name: people.num_train_pids}
@@ -273,17 +273,17 @@ def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthe
 
 
 def test_a_model_without_classifier_gets_one_or_is_not_asked_for_one(
-    delta, synthetic_dataset, short
+    delta, synthetic_dataset, tiny
 ):
     bare = create_model("ide", backbone="test_resnet", size=SIZE)
-    robust = AdversarialTraining(delta).fit(bare, synthetic_dataset, steps=1, **short)
+    robust = AdversarialTraining(delta).fit(bare, synthetic_dataset, steps=1, **tiny)
     assert robust.num_classes == {"synthetic": 16}
     network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU())
     wrapped = wrap_model(network, input_spec=InputSpec(size=SIZE))
     with pytest.raises(InputError, match=r"create_model.*or take losses=\('triplet',\)"):
-        AdversarialTraining(delta).fit(wrapped, synthetic_dataset, steps=1, **short)
+        AdversarialTraining(delta).fit(wrapped, synthetic_dataset, steps=1, **tiny)
     robust = AdversarialTraining(delta, losses=("triplet",)).fit(
-        wrapped, synthetic_dataset, steps=1, **short
+        wrapped, synthetic_dataset, steps=1, **tiny
     )
     assert not torch.equal(robust.network[0].weight, network[0].weight)
 
@@ -306,8 +306,8 @@ def kill_at(step):
 @pytest.mark.parametrize(
     ("kind", "step", "resumed_from"),
     [
-        ("refreshed", 1, 0),
-        ("refreshed", 4, 2),
+        pytest.param("refreshed", 1, 0, marks=pytest.mark.slow),
+        pytest.param("refreshed", 4, 2, marks=pytest.mark.slow),
         ("refreshed", 5, 4),
         ("meta", 3, 2),
         ("sma", 3, 2),
@@ -315,7 +315,7 @@ def kill_at(step):
     ],
 )
 def test_interrupted_and_resumed_equals_never_interrupted(
-    normal, delta, synthetic_dataset, other_dataset, short, tmp_path, kind, step, resumed_from
+    normal, delta, synthetic_dataset, other_dataset, short, tiny, tmp_path, kind, step, resumed_from
 ):
     """A refreshed attack is state, too: an epoch has 4 steps, so it is relearnt after step 4."""
     defense = {
@@ -325,7 +325,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
         "goat": lambda: GOAT(GuideSampling(steps=1)),
     }[kind]()
     other = other_dataset if defense.needs_meta_test else None
-    run = {**short, "steps": 6} if kind == "refreshed" else {**short, "steps": 4, "identities": 4}
+    run = {**short, "steps": 6} if kind == "refreshed" else {**tiny, "steps": 4}
     whole = defense.fit(normal, synthetic_dataset, other, **run)
     run |= {"checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 2}
     with pytest.raises(Killed):
@@ -361,8 +361,8 @@ def test_a_refreshed_attack_is_another_one(
     assert float(kept["module.attack.delta"].abs().max()) <= 8 / 255 + 1e-6
 
 
-def test_other_settings_are_not_resumed(normal, delta, synthetic_dataset, short, tmp_path):
-    run = {**short, "steps": 1, "checkpoint": tmp_path / "c.safetensors"}
+def test_other_settings_are_not_resumed(normal, delta, synthetic_dataset, tiny, tmp_path):
+    run = {**tiny, "steps": 1, "checkpoint": tmp_path / "c.safetensors"}
     AdversarialTraining(delta).fit(normal, synthetic_dataset, **run)
     other = DeltaAttack(delta.budget, size=SIZE)
     with torch.no_grad():
@@ -400,7 +400,7 @@ def test_nan_stops_with_the_last_good_checkpoint_named(
 
 
 def test_weights_that_are_not_finite_are_not_handed_out(
-    normal, delta, synthetic_dataset, short, monkeypatch
+    normal, delta, synthetic_dataset, tiny, monkeypatch
 ):
     def overflow(self, closure=None):
         with torch.no_grad():
@@ -408,7 +408,7 @@ def test_weights_that_are_not_finite_are_not_handed_out(
 
     monkeypatch.setattr(torch.optim.Adam, "step", overflow)
     with pytest.raises(TrainingError, match=r"not finite in .*: lower the learning rate"):
-        AdversarialTraining(delta).fit(normal, synthetic_dataset, **{**short, "steps": 1})
+        AdversarialTraining(delta).fit(normal, synthetic_dataset, **{**tiny, "steps": 1})
 
 
 # --- does it harden? --------------------------------------------------------------------------
@@ -462,10 +462,10 @@ def test_guides_are_drawn_from_the_right_people():
 # --- errors -----------------------------------------------------------------------------------
 
 
-def test_errors_name_the_cure(normal, delta, synthetic_dataset, other_dataset, short):
+def test_errors_name_the_cure(normal, delta, synthetic_dataset, other_dataset, tiny):
     def refused(told, defense, *datasets, **options):
         with pytest.raises(InputError, match=told):
-            defense.fit(normal, *datasets, **{**short, "steps": 1, **options})
+            defense.fit(normal, *datasets, **{**tiny, "steps": 1, **options})
 
     one, two = synthetic_dataset, other_dataset
     refused(r"'maml' needs a second dataset: pass meta_test=", MetaDefense(delta), one)
@@ -518,11 +518,11 @@ def test_presets():
 
 
 def test_a_hardened_model_is_saved_with_its_facts(
-    normal, delta, synthetic_dataset, other_dataset, short, tmp_path
+    normal, delta, synthetic_dataset, other_dataset, tiny, tmp_path
 ):
     steps = []
     robust = MetaDefense(delta).fit(
-        normal, synthetic_dataset, other_dataset, steps=2, progress=steps.append, **short
+        normal, synthetic_dataset, other_dataset, steps=2, progress=steps.append, **tiny
     )
     assert [told.done for told in steps] == [0, 1, 2]
     assert set(steps[-1].metrics) == {"loss", "test_loss"}
@@ -537,11 +537,11 @@ def test_a_hardened_model_is_saved_with_its_facts(
     assert torch.equal(loaded.features(x), robust.features(x))
 
 
-def test_training_goes_on_as_that_of_a_model_does(normal, delta, synthetic_dataset, short):
-    """With no attacked image and means, it is train_model's training, bit for bit."""
-    mine = AdversarialTraining(delta, adversarial=0.0, reduction="mean").fit(
-        normal, synthetic_dataset, steps=3, augment=None, **short
+def test_training_goes_on_as_that_of_a_model_does(normal, delta, synthetic_dataset, tiny):
+    """With no attacked image, it is train_model's training, bit for bit."""
+    mine = AdversarialTraining(delta, adversarial=0.0).fit(
+        normal, synthetic_dataset, steps=3, augment=None, **tiny
     )
     theirs = copy.deepcopy(normal)
-    train_model(theirs, synthetic_dataset, steps=3, augment=None, **short)
+    train_model(theirs, synthetic_dataset, steps=3, augment=None, **tiny)
     assert_same(mine, theirs)

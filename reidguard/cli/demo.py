@@ -3,34 +3,91 @@
 from __future__ import annotations
 
 import json
-import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageOps
+import torch
 from torch import Tensor
 
-from reidguard.cli.options import Options, Parser, pathname, positive
-from reidguard.cli.show import table
-from reidguard.data import ReIDDataset, decode_image, load_dataset
-from reidguard.evaluation import extract_features
-from reidguard.models import ReIDModel, load_model
+from reidguard.attacks import CombinatorialAttack, MetaAttack, load_attack
+from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
+from reidguard.cli.runs import RunFolder, open_run
+from reidguard.cli.show import Display, note, table
+from reidguard.data import ReIDDataset, decode_image, read_virtual
+from reidguard.evaluation import FeatureStore, Protocol, evaluate
+from reidguard.models import ReIDModel, create_model, frozen, load_model
 from reidguard.ranking import top_k
-from reidguard.storage import atomic_write
+from reidguard.report import (
+    amplified,
+    as_image,
+    color_cube,
+    gallery,
+    page,
+    paragraph,
+    picture,
+    ranked,
+    save_page,
+    section,
+)
+from reidguard.report import table as html_table
+from reidguard.storage import remove_temporaries, write_json
+from reidguard.training import Progress, ProgressCallback, train_model
+from reidguard.types import Budget, ReIDSample
 
 EXAMPLES = """\
   reidguard demo
-  reidguard demo --out /tmp/demo
+  reidguard demo --out /tmp/demo --threads 2
 
-It draws a small set of people, trains a small network on half of them, learns three attacks, and
-shows what they do to finding the other half. Nothing is downloaded. The folder gets all that the
-commands write, the adversarial images, summary.md and picture.png.
+It renders three crowds of virtual people, trains two small networks on each of two of them, learns
+one MetaAttack on the first network of the first (the third crowd is the meta-test set), and
+measures it on all four, in settings from white box to unknown network and unknown dataset. The
+people searched for are never learnt from. Nothing is downloaded. The same command goes on where it
+was interrupted.
 """
 
-SIZE = (128, 64)  # of the drawn people
-TRAIN_STEPS, ATTACK_STEPS = 40, 30
-ATTACKS = ("delta", "color", "combinatorial")
-ROWS, SCALE, GAP, TITLE = 5, 2, 8, 24  # of the picture
+RESULT, PAGE = "result.json", "demo.html"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One architecture, and how long it learns."""
+
+    label: str
+    name: str
+    options: dict[str, Any]
+    steps: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the figures depend on, but for the seed."""
+
+    networks: tuple[Network, Network] = (
+        Network("RegNet", "ide", {"backbone": "regnetx_002"}, 300, 2e-3),
+        Network("OSNet", "osnet_x0_25", {}, 300, 2e-3),
+    )
+    domains: tuple[str, str] = ("plaza", "campus")
+    meta_domain: str = "station"
+    train_identities: int = 64
+    test_identities: int = 25
+    cameras: int = 3
+    images_per_camera: int = 4
+    size: tuple[int, int] = (128, 64)
+    identities: int = 8
+    images_per_identity: int = 4
+    attack_steps: int = 60
+    eps: float = 8 / 255
+
+
+PLAN = Plan()
+QUERIES, FOUND = 2, 8  # in each rank list of the page
+EXAMPLE_QUERIES = 3
 GAIN = 8  # by which changes are shown larger than they are
 
 
@@ -40,143 +97,407 @@ def parser(summary: str) -> Parser:
     made.option(
         "--out", "where everything goes", pathname, metavar="DIR", default=Path("runs/demo")
     )
+    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
     made.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
     return made
 
 
 def run(options: Options) -> int:
-    """Run the other commands, one after the other, and sum up."""
-    from reidguard.cli.app import main
-
-    out: Path = options.out
-    size = f"{SIZE[0]}x{SIZE[1]}"
-    machine = [] if options.threads is None else ["--threads", str(options.threads)]
-    data = ["--data", f"synthetic:{out / 'people'}"]
-    shared = ["--image-size", size, "--cache", str(out / "features"), *machine]
-    network = ["--model", "ide", "--model-set", "backbone=test_resnet", f"--model-set=size={size}"]
-    model = out / "model" / "model.safetensors"
-    learning = ["--steps", str(TRAIN_STEPS), "--lr", "1e-3", "--images-per-identity", "4"]
-    calls = [["train", *data, *network, *learning, *shared, "--out", str(model.parent)]]
-    for attack in ATTACKS:
-        call = ["attack", *data, "--model", str(model), "--attack", attack]
-        call += ["--steps", str(ATTACK_STEPS), *shared]
-        call += ["--out", str(out / attack), "--save-images", str(out / "images" / attack)]
-        calls.append(call)
-    for call in calls:
-        print(f"$ {shlex.join(['reidguard', *call])}\n", flush=True)
-        if code := main(call):
-            return code
-        print()
-    _sum_up(out, load_dataset("synthetic", out / "people"), load_model(model))
+    """Render, train, attack, measure, and show it on one page."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    settings = {"command": "demo", "plan": asdict(PLAN), "seed": options.seed}
+    with (
+        open_run(
+            options.out,
+            argv=options.argv,
+            options=options.values(),
+            settings=settings,
+            products=(RESULT, PAGE),
+        ) as folder,
+        Display() as display,
+    ):
+        if folder.finished:
+            note(f"{folder.path} is finished already; nothing is computed again")
+            result = json.loads((folder / RESULT).read_text("utf-8"))
+        else:
+            result = _Demo(PLAN, options.seed, folder, display).run()
+            folder.finish()
+        print(table([HEAD, *(row for rows in _rows(result) for row in rows)]))
+        print(f"\nattack: {folder / 'attack.safetensors'}")
+        print(f"figures: {folder / RESULT}")
+        print(f"page: {(folder / PAGE).resolve()}", flush=True)
     return 0
 
 
-def _sum_up(out: Path, dataset: ReIDDataset, model: ReIDModel) -> None:
-    rows = [["queries", "budget", "mAP", "rank-1", "L∞ float", "L∞ 8-bit", "PSNR", "SSIM"]]
-    for attack in ATTACKS:
-        result = json.loads((out / attack / "result.json").read_text("utf-8"))["evaluation"]
-        if len(rows) == 1:
-            rows.append(["clean", "0", *_shares(result["clean"]), "0", "0", "∞", "1.000"])
-        measured, rounded = result["attacked"], result["attacked_8bit"]
-        rows.append(
-            [
-                attack,
-                f"{255 * result['attack']['eps']:g}/255",
-                *_shares(rounded),
-                f"{measured['linf']:.2f}",
-                f"{rounded['linf']:.2f}",
-                f"{rounded['psnr']:.1f}",
-                f"{rounded['ssim']:.3f}",
-            ]
+class _Demo:
+    """The stages; each leaves a file and is skipped where that is there already."""
+
+    def __init__(self, plan: Plan, seed: int, folder: RunFolder, display: Display) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.folder = folder
+        self.display = display
+        self.seconds: dict[str, float] = {}
+        self.stages = len({*plan.domains, plan.meta_domain}) + 4 + 1 + 4
+        self.stage = 0
+
+    def run(self) -> dict[str, Any]:
+        """Return what result.json says."""
+        plan = self.plan
+        people = {domain: self.people(domain) for domain in (*plan.domains, plan.meta_domain)}
+        models = {
+            (domain, network.label): self.model(people[domain], domain, network)
+            for domain in plan.domains
+            for network in plan.networks
+        }
+        first, second = plan.networks
+        home, away = plan.domains
+        attack = self.attack(models[home, first.label], people[home], people[plan.meta_domain])
+        store = FeatureStore()
+        settings = (
+            ("source", first, home),
+            ("cross-model", second, home),
+            ("cross-dataset", first, away),
+            ("cross-model & dataset", second, away),
         )
-    text = (
-        f"Who is found, of people that neither the model nor an attack has seen:\n\n{table(rows)}"
-    )
-    with atomic_write(out / "summary.md") as temporary:
-        temporary.write_text(text + "\n", "utf-8")
-    with atomic_write(out / "picture.png") as temporary:
-        draw_retrieval(model, dataset, {a: out / "images" / a for a in ATTACKS}).save(
-            temporary, format="PNG"
-        )
-    print(text)
-    print(f"\nattacks:  {', '.join(str(out / a / 'attack.safetensors') for a in ATTACKS)}")
-    print(f"images:   {out / 'images'}")
-    print(f"picture:  {out / 'picture.png'}")
-    print(f"summary:  {out / 'summary.md'}")
+        cells, lists = [], []
+        for setting, network, domain in settings:
+            model = models[domain, network.label]
+            with self.timed(f"measuring {setting}") as name:
+                measured = evaluate(
+                    model,
+                    people[domain],
+                    attack,
+                    Protocol(image_size=plan.size),
+                    store=store,
+                    progress=self.display.phase(name),
+                )
+                lists.append(_rank_lists(model, people[domain], attack, store, plan.size))
+            cells.append(
+                {
+                    "setting": setting,
+                    "model": network.label,
+                    "domain": domain,
+                    "evaluation": measured.to_dict(),
+                }
+            )
+        result = {
+            "plan": asdict(plan),
+            "seed": self.seed,
+            "cells": cells,
+            "attack": attack.training_facts,
+            "seconds": self.seconds,
+        }
+        save_page(self.folder / PAGE, _page(result, plan, attack, people[home], models, lists))
+        write_json(self.folder / RESULT, result)
+        return result
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[str]:
+        """Yield a name for a stage's progress, and keep its seconds."""
+        self.stage += 1
+        began = time.perf_counter()
+        yield f"{self.stage}/{self.stages} {what}"
+        self.seconds[what] = round(time.perf_counter() - began, 2)
+
+    def learning(self, name: str) -> ProgressCallback:
+        """Return what shows how far learning is."""
+
+        def show(told: Progress) -> None:
+            phase = name if told.phase == "learning" else f"{name}: {told.phase}"
+            self.display(replace(told, phase=phase))
+
+        return show
+
+    def people(self, domain: str) -> ReIDDataset:
+        """Render a domain; of the meta-test one only people to learn from are needed."""
+        plan = self.plan
+        target = self.folder / "people" / domain
+        for leftover in target.parent.glob(f".{domain}.*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
+        with self.timed(f"rendering {domain}") as name:
+            return read_virtual(
+                domain,
+                train_identities=plan.train_identities,
+                test_identities=1 if domain == plan.meta_domain else plan.test_identities,
+                cameras=plan.cameras,
+                images_per_camera=plan.images_per_camera,
+                height=plan.size[0],
+                seed=self.seed,
+                root=target,
+                progress=self.display.phase(name),
+            )
+
+    def model(self, people: ReIDDataset, domain: str, network: Network) -> ReIDModel:
+        """Train a network on a domain."""
+        plan = self.plan
+        target = self.folder / "models" / f"{domain}-{network.label.lower()}.safetensors"
+        checkpoint = target.with_suffix(".checkpoint")
+        with self.timed(f"training {network.label} on {domain}") as name:
+            remove_temporaries(target)
+            if not target.exists():
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    model = create_model(
+                        network.name,
+                        num_classes=people.num_train_pids,
+                        size=plan.size,
+                        **network.options,
+                    )
+                train_model(
+                    model,
+                    people,
+                    steps=network.steps,
+                    lr=network.lr,
+                    identities=plan.identities,
+                    images_per_identity=plan.images_per_identity,
+                    image_size=plan.size,
+                    seed=self.seed,
+                    checkpoint=checkpoint,
+                    progress=self.learning(name),
+                )
+                model.save(target)
+            checkpoint.unlink(missing_ok=True)
+            return load_model(target)
+
+    def attack(self, model: ReIDModel, source: ReIDDataset, meta_test: ReIDDataset) -> MetaAttack:
+        """Learn the attack."""
+        plan = self.plan
+        target = self.folder / "attack.safetensors"
+        checkpoint = target.with_suffix(".checkpoint")
+        with self.timed("learning MetaAttack") as name:
+            if not target.exists():
+                attack = MetaAttack(budget=Budget(plan.eps), size=plan.size)
+                attack.fit(
+                    model,
+                    source,
+                    meta_test,
+                    steps=plan.attack_steps,
+                    identities=plan.identities,
+                    images_per_identity=plan.images_per_identity,
+                    image_size=plan.size,
+                    seed=self.seed,
+                    checkpoint=checkpoint,
+                    progress=self.learning(name),
+                )
+                attack.save(target)
+            checkpoint.unlink(missing_ok=True)
+            made = load_attack(target)
+        assert isinstance(made, MetaAttack)
+        return made
 
 
-def _shares(figures: dict[str, Any]) -> list[str]:
-    return [f"{100 * figures['mAP']:.1f}", f"{100 * figures['cmc'][0]:.1f}"]
+HEAD = ["setting", "model, people", "queries", "mAP", "rank-1", "mINP", "L∞", "SSIM"]
 
 
-def draw_retrieval(
-    model: ReIDModel, dataset: ReIDDataset, attacked: dict[str, Path]
-) -> Image.Image:
-    """Draw some queries, their attacked copies, and whom the model takes for the same person.
+def _rows(result: dict[str, Any]) -> list[list[list[str]]]:
+    """The table's rows, one group for each setting; shares in percent, L∞ in grey levels."""
+    groups = []
+    for cell in result["cells"]:
+        measured = cell["evaluation"]
+        rows = []
+        for name, key in (("clean", "clean"), ("float", "attacked"), ("8-bit", "attacked_8bit")):
+            found = measured[key]
+            shares = [found["mAP"], found["cmc"][0], found["mINP"]]
+            rows.append(
+                [
+                    cell["setting"],
+                    f"{cell['model']}, {cell['domain']}",
+                    name if name == "clean" else f"attacked, {name}",
+                    *(f"{100 * share:.1f}" for share in shares),
+                    f"{found.get('linf', 0.0):.2f}",
+                    f"{found.get('ssim', 1.0):.3f}",
+                ]
+            )
+        groups.append(rows)
+    return groups
 
-    Args:
-        model: Finds.
-        dataset: Whose queries and gallery.
-        attacked: Folder of adversarial queries, by title.
-    """
-    gallery = extract_features(model, dataset.gallery, image_size=SIZE)
-    found = {"query": _first(model, dataset, dataset, gallery)}
-    sets = {"query": dataset}
-    for title, folder in attacked.items():
-        sets[title] = dataset.with_query(folder)
-        found[title] = _first(model, sets[title], dataset, gallery)
+
+def _attacked(attack: MetaAttack, pixels: Tensor) -> Tensor:
+    """The 8-bit adversarial images (N, 3, H, W) of 8-bit ones: what a person could save."""
+    x = pixels.float() / 255
+    with torch.no_grad(), frozen(attack):
+        return attack.budget.quantize(attack(x), x)
+
+
+def _rank_lists(
+    model: ReIDModel,
+    people: ReIDDataset,
+    attack: MetaAttack,
+    store: FeatureStore,
+    size: tuple[int, int],
+) -> list[str]:
+    """Lists before and after for some queries, evenly spaced among those found at first."""
+    found = store.features(model, people, "gallery", image_size=size)
+    clean = store.features(model, people, "query", image_size=size)
+    before = _first(clean, found, people, people.query, model.metric)
     right = [
         number
-        for number, sample in enumerate(dataset.query)
-        if dataset.gallery[int(found["query"][number])].pid == sample.pid
+        for number, (sample, row) in enumerate(zip(people.query, before.tolist(), strict=True))
+        if row[0] >= 0 and people.gallery[row[0]].pid == sample.pid
     ]
-    chosen = right[:: max(1, len(right) // ROWS)][:ROWS]
-    titles = ["query", "found"]
-    for title in attacked:
-        titles += [title, f"change x{GAIN}", "found"]
-    width, height = (SCALE * SIZE[1] + GAP, SCALE * SIZE[0] + GAP)
-    page = Image.new("RGB", (GAP + width * len(titles), TITLE + height * len(chosen)), "white")
-    pen = ImageDraw.Draw(page)
-    for column, title in enumerate(titles):
-        pen.text((GAP + column * width, GAP), title, fill="black")
-    for row, number in enumerate(chosen):
-        original = decode_image(dataset.query[number].path, SIZE)
-        cells = []
-        for title, people in sets.items():
-            pixels = decode_image(people.query[number].path, SIZE)
-            cells.append(_tile(pixels))
-            if title != "query":
-                change = pixels.float() - original.float()
-                cells.append(_tile((127.5 + GAIN * change).clamp(0, 255).byte()))
-            match = dataset.gallery[int(found[title][number])]
-            colour = "green" if match.pid == dataset.query[number].pid else "red"
-            cells.append(_framed(_tile(decode_image(match.path, SIZE)), colour))
-        for column, cell in enumerate(cells):
-            page.paste(cell, (GAP + column * width, TITLE + row * height))
-    return page
+    chosen = _spread(right, QUERIES)
+    if not chosen:
+        return [paragraph("Here the network finds nobody even before the attack.")]
+    samples = [people.query[number] for number in chosen]
+    pixels = torch.stack([decode_image(sample.path, size) for sample in samples])
+    changed = _attacked(attack, pixels)
+    with torch.no_grad(), frozen(model):
+        after = _first(model.features(changed.float() / 255), found, people, samples, model.metric)
+    parts = []
+    for place, (number, sample) in enumerate(zip(chosen, samples, strict=True)):
+        name = f"{_who(sample)}, camera {sample.camid}"
+        for title, query, row in (
+            ("Before", pixels[place], before[number]),
+            ("After", changed[place], after[place]),
+        ):
+            results = [
+                (
+                    as_image(decode_image(people.gallery[i].path, size)),
+                    f"{_who(people.gallery[i])}, camera {people.gallery[i].camid}",
+                    people.gallery[i].pid == sample.pid,
+                )
+                for i in row.tolist()
+                if i >= 0
+            ]
+            parts.append(ranked(f"{title}: {name}", (as_image(query), name), results))
+    return parts
 
 
-def _first(model: ReIDModel, people: ReIDDataset, dataset: ReIDDataset, gallery: Tensor) -> Tensor:
-    features = extract_features(model, people.query, image_size=SIZE)
+def _first(
+    queries: Tensor,
+    found: Tensor,
+    people: ReIDDataset,
+    samples: Sequence[ReIDSample],
+    metric: str,
+) -> Tensor:
     _, indices = top_k(
-        features,
-        gallery,
-        1,
-        query_pids=[s.pid for s in people.query],
-        query_camids=[s.camid for s in people.query],
-        gallery_pids=[s.pid for s in dataset.gallery],
-        gallery_camids=[s.camid for s in dataset.gallery],
-        metric=model.metric,
+        queries,
+        found,
+        min(FOUND, len(people.gallery)),
+        query_pids=[s.pid for s in samples],
+        query_camids=[s.camid for s in samples],
+        gallery_pids=[s.pid for s in people.gallery],
+        gallery_camids=[s.camid for s in people.gallery],
+        metric=metric,
     )
-    return indices[:, 0]
+    return indices
 
 
-def _tile(pixels: Tensor) -> Image.Image:
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    return image.resize((SCALE * SIZE[1], SCALE * SIZE[0]), Image.Resampling.NEAREST)
+def _who(sample: ReIDSample) -> str:
+    return f"person {sample.pid}" if sample.pid else "a stranger"
 
 
-def _framed(image: Image.Image, colour: str) -> Image.Image:
-    border = 2 * SCALE
-    inner = image.crop((border, border, image.width - border, image.height - border))
-    return ImageOps.expand(inner, border, colour)
+def _spread(numbers: Sequence[int], count: int) -> list[int]:
+    """Some of the numbers, evenly spaced."""
+    wanted = min(count, len(numbers))
+    return [numbers[(2 * i + 1) * len(numbers) // (2 * wanted)] for i in range(wanted)]
+
+
+def _page(
+    result: dict[str, Any],
+    plan: Plan,
+    attack: MetaAttack,
+    people: ReIDDataset,
+    models: dict[tuple[str, str], ReIDModel],
+    lists: list[list[str]],
+) -> str:
+    first, second = plan.networks
+    home, away = plan.domains
+    levels = f"{255 * attack.budget.eps:g}"
+    groups = _rows(result)
+    sections = [
+        paragraph(
+            f"One universal change, at most {levels} of 255 grey levels anywhere, was learnt on a "
+            f"{first.label} and people of “{home}”, with people of “{plan.meta_domain}” as its "
+            f"meta-test set. It is added to photographs of people that no network has seen, and "
+            f"the networks are asked to find each of them again. Nobody here is real: all people "
+            f"are rendered."
+        ),
+        section(
+            "What it does to finding people",
+            html_table(
+                HEAD,
+                groups,
+                "Shares in percent; L∞ is the largest change of any pixel in grey levels. Float: "
+                "as the attack made the image; 8-bit: as a file holds it.",
+                text=3,
+            ),
+            paragraph(
+                f"Source: the very network and people that it was learnt on (others of “{home}” "
+                f"are searched for). Cross-model: a {second.label} of the same place. "
+                f"Cross-dataset: a {first.label} that learnt “{away}”. The last: a "
+                f"{second.label} that learnt “{away}”."
+            ),
+        ),
+        section("What was learnt", _learnt(attack)),
+        section("What it does to a picture", *_examples(attack, people, plan.size)),
+    ]
+    for cell, parts in zip(result["cells"], lists, strict=True):
+        sections.append(
+            section(f"Who is found: {cell['setting']} ({cell['model']}, {cell['domain']})", *parts)
+        )
+    sections.append(
+        section(
+            "About these lists",
+            paragraph(
+                "Queries are spaced evenly among those whose first image was right before the "
+                "attack. ✓ and a solid blue frame: the same person by another camera. ✗ and a "
+                "dashed orange frame: someone else. The query’s own camera does not count for "
+                "the same person. Attacked queries are 8-bit images."
+            ),
+        )
+    )
+    return page("reidguard: one change against four networks", *sections)
+
+
+def _learnt(attack: MetaAttack) -> str:
+    inner = attack.attack
+    assert isinstance(inner, CombinatorialAttack)
+    lut = inner.color.lut
+    height, width = inner.delta.size
+    tiles = [
+        picture(
+            amplified(inner.delta.delta[0], GAIN),
+            f"the additive pattern, {GAIN} times as strong as it is, on grey",
+            f"δ, the pattern that is added, ×{GAIN}",
+            width=2 * width,
+        )
+    ]
+    for dark, side in ((False, "white"), (True, "black")):
+        for shown, gain, caption in (
+            (None, None, f"the colour cube from its {side} corner"),
+            (lut, None, "after the attack"),
+            (lut, GAIN, f"its change ×{GAIN}, on grey"),
+        ):
+            tiles.append(
+                picture(
+                    color_cube(shown, gain=gain, dark=dark, size=2 * height * 3 // 4),
+                    f"colour cube seen from its {side} corner: {caption}",
+                    caption,
+                )
+            )
+    return gallery(*tiles)
+
+
+def _examples(attack: MetaAttack, people: ReIDDataset, size: tuple[int, int]) -> list[str]:
+    parts = []
+    for sample in (people.query[i] for i in _spread(range(len(people.query)), EXAMPLE_QUERIES)):
+        pixels = decode_image(sample.path, size)
+        changed = _attacked(attack, pixels[None])[0]
+        change = (changed.float() - pixels.float()) / 255
+        largest = round(255 * float(change.abs().max()))
+        parts.append(
+            gallery(
+                *(
+                    picture(image, f"{_who(sample)}: {what}", what, width=2 * size[1])
+                    for image, what in (
+                        (as_image(pixels), "clean"),
+                        (amplified(change, GAIN), f"change ×{GAIN}, on grey"),
+                        (as_image(changed), f"adversarial; largest change {largest}/255"),
+                    )
+                )
+            )
+        )
+    return parts

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from reidguard.attacks import DeltaAttack, load_attack
-from reidguard.cli import demo, main
+from reidguard.cli import main
 from reidguard.cli.show import Display, table
 from reidguard.data import load_dataset, write_synthetic
 from reidguard.evaluation import Protocol, evaluate, verify
@@ -275,27 +274,6 @@ def test_failures_of_a_run_have_exit_code_1(victim, tmp_path, monkeypatch, capsy
     assert last.startswith("reidguard: error: RuntimeError: a defect (for the traceback: ")
     assert main([*call, "--out", str(tmp_path / "b"), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SIZE", SIZE)
-    monkeypatch.setattr(demo, "TRAIN_STEPS", 10)
-    monkeypatch.setattr(demo, "ATTACK_STEPS", 1)
-    out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert (out / "summary.md").read_text() in told
-    for attack in ("delta", "color", "combinatorial"):
-        assert f"| {attack:13} |  8/255 |" in told
-        assert len(list((out / "images" / attack).glob("*.png"))) == 48
-    with Image.open(out / "picture.png") as picture:
-        assert picture.width == 8 + 11 * (2 * 32 + 8)
-        assert picture.height > 24 + 2 * 64
-    summary = (out / "summary.md").read_text()
-    assert main(["demo", "--out", str(out)]) == 0
-    told = capsys.readouterr()
-    assert told.err.count("finished already") == 4
-    assert (out / "summary.md").read_text() == summary
 
 
 class Terminal(StringIO):

@@ -1,0 +1,195 @@
+"""The demo, on crowds so small that its figures mean nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reidguard.attacks import load_attack
+from reidguard.cli import demo, main
+from reidguard.data import load_dataset
+from reidguard.evaluation import Protocol, evaluate
+from reidguard.models import load_model
+
+TINY = demo.Plan(
+    networks=(
+        demo.Network("ResNet", "ide", {"backbone": "test_resnet"}, 4, 1e-3),
+        demo.Network("OSNet", "osnet_x0_25", {}, 2, 1e-3),
+    ),
+    train_identities=4,
+    test_identities=3,
+    cameras=2,
+    images_per_camera=2,
+    size=(64, 32),
+    identities=4,
+    images_per_identity=2,
+    attack_steps=2,
+)
+SETTINGS = ["source", "cross-model", "cross-dataset", "cross-model & dataset"]
+NETWORKS = [f"{domain}-{name}" for domain in ("plaza", "campus") for name in ("resnet", "osnet")]
+
+
+def call(out: Path, *more: str) -> int:
+    return main(["demo", "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def patched():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "PLAN", TINY)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def finished(patched, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    assert call(out) == 0
+    return out
+
+
+@pytest.fixture
+def html(finished) -> str:
+    return (finished / "demo.html").read_text("utf-8")
+
+
+class Reader(HTMLParser):
+    """Tags in order, with their attributes; complains of tags that do not match."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_last_line_names_the_page(finished, patched, capsys):
+    """A second call computes nothing, and says the same."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert call(finished) == 0
+    told = capsys.readouterr()
+    last = told.out.splitlines()[-1]
+    assert last == f"page: {(finished / 'demo.html').resolve()}"
+    assert "nothing is computed again" in told.err
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    changed = {path.name for path in before if before[path] != after.get(path)}
+    assert changed <= {".lock"}
+
+
+def cells(row: str, pattern: str) -> list[str]:
+    return [unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in re.findall(pattern, row)]
+
+
+def test_tables_show_the_figures_of_result_json(finished, patched, html, capsys):
+    result = json.loads((finished / "result.json").read_text("utf-8"))
+    assert [cell["setting"] for cell in result["cells"]] == SETTINGS
+    expected = []
+    for cell in result["cells"]:
+        for name, key in (
+            ("clean", "clean"),
+            ("attacked, float", "attacked"),
+            ("attacked, 8-bit", "attacked_8bit"),
+        ):
+            found = cell["evaluation"][key]
+            figures = [found["mAP"], found["cmc"][0], found["mINP"]]
+            row = [cell["setting"], f"{cell['model']}, {cell['domain']}", name]
+            row += [f"{100 * figure:.1f}" for figure in figures]
+            row += [f"{found['linf']:.2f}", f"{found['ssim']:.3f}"] if key != "clean" else []
+            expected.append(row)
+    shown = [cells(row, r"<t[hd][^>]*>.*?</t[hd]>") for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert [row[: len(wanted)] for row, wanted in zip(shown[1:], expected, strict=True)] == expected
+    assert call(finished) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert printed == shown[1:]
+
+
+def test_figures_are_those_of_the_saved_files(finished):
+    """What is written down is what anyone can measure again."""
+    result = json.loads((finished / "result.json").read_text("utf-8"))
+    attack = load_attack(finished / "attack.safetensors")
+    for cell, name in zip(result["cells"], NETWORKS, strict=True):
+        model = load_model(finished / "models" / f"{name}.safetensors")
+        people = load_dataset("virtual", finished / "people" / cell["domain"])
+        again = evaluate(model, people, attack, Protocol(image_size=TINY.size)).to_dict()
+        for key in ("clean", "attacked", "attacked_8bit"):
+            assert again[key] == cell["evaluation"][key]
+        assert 0 < cell["evaluation"]["attacked_8bit"]["linf"] <= 8
+
+
+def test_nobody_searched_for_was_learnt_from(finished):
+    for domain in TINY.domains:
+        people = load_dataset("virtual", finished / "people" / domain)
+        assert not {s.pid for s in people.train} & {s.pid for s in people.query}
+    facts = load_attack(finished / "attack.safetensors").training_facts
+    assert facts["learner"] == "maml"
+    assert facts["meta_train"]["name"] == "virtual:plaza"
+    assert facts["meta_test"]["name"] == "virtual:station"
+
+
+def test_the_page_is_whole_and_needs_no_network(html):
+    reader = Reader(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert "://" not in html
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object"}
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert len(images) > 20
+    for attributes in images:
+        assert attributes["alt"]
+        kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", attributes["src"]).groups()
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+            image.load()
+            assert image.format == kind.upper()
+    assert sum(tag == "h1" for tag, _ in reader.tags) == 1
+    assert dict(reader.tags)["html"]["lang"] == "en"
+
+
+def test_a_killed_run_goes_on(finished, patched, tmp_path, monkeypatch, capsys):
+    """Ctrl-C while the attack learns; the models that stand are not trained again."""
+    out = tmp_path / "run"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.MetaAttack, "fit", interrupt)
+        assert call(out) == 130
+    assert "to go on: reidguard demo --out" in capsys.readouterr().err
+    assert not (out / "demo.html").exists()
+    monkeypatch.setattr(demo, "train_model", None)  # would fail
+    assert call(out) == 0
+    capsys.readouterr()
+    one, two = (json.loads((f / "result.json").read_text("utf-8")) for f in (finished, out))
+    assert [c["evaluation"]["attacked"] for c in one["cells"]] == [
+        c["evaluation"]["attacked"] for c in two["cells"]
+    ]
+
+
+def test_other_settings_are_refused(finished, patched, capsys):
+    assert call(finished, "--seed", "1") == 2
+    assert "other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+
+
+def test_spread_is_even():
+    assert demo._spread([3, 4, 5, 6], 2) == [4, 6]
+    assert demo._spread([3], 2) == [3]
+    assert demo._spread([], 2) == []

@@ -1,0 +1,138 @@
+"""Pieces of the HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from reidguard.attacks import ColorAttack
+from reidguard.errors import InputError
+from reidguard.report import (
+    amplified,
+    as_image,
+    color_cube,
+    page,
+    paragraph,
+    picture,
+    ranked,
+    save_page,
+    section,
+    table,
+)
+
+IMAGE = Image.new("RGB", (6, 4), (200, 10, 30))
+NASTY = '<script>"&'
+
+
+def sources(html: str) -> list[Image.Image]:
+    found = re.findall(r'src="data:image/\w+;base64,([^"]*)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        paragraph(NASTY),
+        section(NASTY),
+        table([NASTY], [[[NASTY]]], NASTY),
+        picture(IMAGE, NASTY, NASTY),
+        ranked(NASTY, (IMAGE, NASTY), [(IMAGE, NASTY, True)]),
+        page(NASTY),
+    ],
+)
+def test_text_is_escaped(made):
+    assert "<script" not in made
+    assert "&lt;script&gt;" in made
+    assert '""' not in made
+
+
+def test_pictures_are_stored_without_loss():
+    pixels = torch.randint(0, 256, (3, 8, 5), dtype=torch.uint8)
+    (image,) = sources(picture(as_image(pixels), "noise", "noise"))
+    assert image.format == "PNG"
+    assert image.tobytes() == bytes(pixels.permute(1, 2, 0).flatten().tolist())
+
+
+@pytest.mark.parametrize("alt", ["", "  "])
+def test_a_picture_without_alt_text_is_refused(alt):
+    with pytest.raises(InputError, match="alt text"):
+        picture(IMAGE, alt, "caption")
+
+
+def test_right_and_wrong_differ_without_colour():
+    html = ranked("list", (IMAGE, "A"), [(IMAGE, "A", True), (IMAGE, "B", False)])
+    assert "1 ✓" in html
+    assert "2 ✗" in html
+    assert 'alt="rank 1, right: A"' in html
+    assert 'alt="rank 2, wrong: B"' in html
+    style = page("", html)
+    assert "4px solid var(--right)" in style
+    assert "4px dashed var(--wrong)" in style
+
+
+def test_tables_need_rows_as_long_as_their_head():
+    html = table(["what", "mAP"], [[["clean", "7.5"]], [["x", "1.0"], ["y", "2.0"]]], "figures")
+    assert html.count("<tbody") == 2
+    assert '<th scope="row" class="text">clean</th><td>7.5</td>' in html
+    with pytest.raises(InputError, match="2 cells"):
+        table(["what", "mAP"], [[["clean"]]], "figures")
+
+
+def test_no_change_is_grey_and_a_change_is_amplified():
+    change = torch.zeros(3, 1, 2)
+    change[0, 0, 1] = 8 / 255
+    image = amplified(change, 8)
+    assert image.getpixel((0, 0)) == (128, 128, 128)
+    assert image.getpixel((1, 0)) == (round(127.5 + 64), 128, 128)
+
+
+def test_images_need_three_channels():
+    with pytest.raises(InputError, match=r"\(3, H, W\)"):
+        as_image(torch.zeros(1, 3, 4, 4))
+
+
+def test_the_cube_shows_its_corners_where_they_are():
+    """From white: white in the middle, red on top; the others at 60° steps, clockwise."""
+    size = 201
+    for dark, middle in ((False, (255, 255, 255)), (True, (0, 0, 0))):
+        image = color_cube(size=size, dark=dark)
+        centre = (image.width // 2, size // 2)
+        assert max(abs(a - b) for a, b in zip(image.getpixel(centre), middle, strict=True)) <= 4
+        corners = {
+            (0.0, -0.98): (255, 0, 0),
+            (0.849, -0.49): (255, 0, 255),
+            (0.849, 0.49): (0, 0, 255),
+            (0.0, 0.98): (0, 255, 255),
+            (-0.849, 0.49): (0, 255, 0),
+            (-0.849, -0.49): (255, 255, 0),
+        }
+        for (x, y), colour in corners.items():
+            at = (round(centre[0] + x * size / 2), round(centre[1] + y * size / 2))
+            assert max(abs(a - b) for a, b in zip(image.getpixel(at), colour, strict=True)) <= 12
+        assert image.getpixel((0, 0)) == (255, 255, 255)  # outside
+
+
+def test_the_cube_shows_what_the_attack_does_to_colours():
+    attack = ColorAttack(resolution=5)
+    assert color_cube(attack.lut).tobytes() == color_cube().tobytes()
+    torch.nn.init.constant_(attack.offset, -8 / 255)
+    middle = (69, 80)  # white becomes a little darker
+    assert all(244 <= value <= 248 for value in color_cube(attack.lut, size=160).getpixel(middle))
+    shown = color_cube(attack.lut, gain=8, size=160).getpixel(middle)
+    assert all(abs(value - (127.5 - 64)) <= 1 for value in shown)
+    with pytest.raises(InputError, match="at least 8"):
+        color_cube(size=7)
+
+
+def test_a_page_asks_for_nothing(tmp_path):
+    save_page(tmp_path / "page.html", page("Title ε", paragraph("text")))
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "://" not in text
+    assert "default-src 'none'" in text
+    assert "Title ε" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from reidguard.attacks.base import Attack
 from reidguard.data import BatchLoader, ReIDDataset
+from reidguard.distributed import Share, gather, processes
 from reidguard.errors import InputError
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel, frozen, weights_fingerprint
@@ -138,6 +139,7 @@ class UniversalAttack(Attack):
                 identities=identities,
                 images_per_identity=images_per_identity,
                 seed=seed,
+                processes=processes(),
             )
 
         loaders = [batches(meta_train)]
@@ -209,11 +211,18 @@ def _with_features(
     if steps < len(loader):
         return loader
     device = next(model.parameters(), torch.empty(0)).device
+    together = processes()
+    rank, size = (0, 1) if together is None else (together.rank, together.size)
+    # Every process works out its part of them.
     count = len(loader.samples)
+    own = range(rank * count // size, (rank + 1) * count // size)
     parts = []
-    for start in range(0, count, 64):
-        pixels = loader.cache.batch(range(start, min(start + 64, count)))
+    for start in range(own.start, own.stop, 64):
+        stop = min(start + 64, own.stop)
+        pixels = loader.cache.batch(range(start, stop))
         parts.append(comparable_features(model, pixels.to(device).float() / 255))
-        if progress is not None:
-            progress(Progress("clean features", min(start + 64, count), count))
-    return _CleanFeatures(loader, torch.cat(parts))
+        if progress is not None and rank == 0:
+            done = count * (stop - own.start) // len(own)
+            progress(Progress("clean features", done, count))
+    share = None if together is None else Share(torch.arange(own.start, own.stop), count)
+    return _CleanFeatures(loader, gather(torch.cat(parts), share))

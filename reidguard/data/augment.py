@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reidguard.distributed import Share
 from reidguard.errors import InputError
 from reidguard.types import check_images
 
@@ -73,18 +74,23 @@ class Augment:
         if not all(0 <= value <= 1 for value in self.erase_value):
             raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, share: Share | None = None
+    ) -> Tensor:
         """Return augmented copies.
 
         Args:
             images: Float (N, 3, H, W) in [0, 1].
             generator: A CPU generator; it is advanced.
+            share: Which rows of a joint batch the images are: all of its draws are made, and
+                those of these rows used.
 
         Returns:
             Images of the same shape, dtype and device, in [0, 1].
         """
         check_images(images)
-        n, _, height, width = images.shape
+        height, width = images.shape[2:]
+        n = len(images) if share is None else share.total
         mirrored = torch.rand(n, generator=generator) < self.flip
         boxes = self._crop_boxes(n, height, width, generator)
         erased = torch.rand(n, generator=generator) < self.erase
@@ -97,6 +103,9 @@ class Augment:
             generator=generator,
         )
         holes[~(fits & erased)] = 0
+        if share is not None:
+            rows = share.rows.cpu()
+            boxes, mirrored, holes = boxes[rows], mirrored[rows], holes[rows]
         images = _cut(images, boxes, mirrored, padding="zeros" if self.crop == "pad" else "border")
         fill = images.new_tensor(self.erase_value).view(3, 1, 1)
         return torch.where(_inside(holes, height, width).to(images.device), fill, images)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from reidguard.data.augment import Augment
 from reidguard.data.images import ImageCache, prefetch
 from reidguard.data.sampler import PKSampler
+from reidguard.distributed import Processes, Share
 from reidguard.errors import DataError, InputError
 from reidguard.types import ReIDBatch, ReIDSample
 
@@ -30,8 +31,11 @@ class BatchLoader:
         augment: What to do to each batch; None leaves the images as they are.
         device: Where batches end up. Pixels travel as 8 bits and become floats there.
         memory_limit: See :class:`ImageCache`.
+        processes: Where several learn together: each gets its share of the same batches, whole
+            identities, augmented as in the joint batch; what is not its own it need not read.
 
     Raises:
+        InputError: If there are more processes than identities in a batch.
         DataError: If a sample's ``pid`` has no label, or there are fewer than P identities.
 
     Example:
@@ -54,6 +58,7 @@ class BatchLoader:
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
         memory_limit: int = 2**30,
+        processes: Processes | None = None,
     ) -> None:
         pids = [sample.pid for sample in samples]
         if unknown := sorted(set(pids) - set(labels)):
@@ -63,6 +68,10 @@ class BatchLoader:
             )
         self.samples = tuple(samples)
         self.sampler = PKSampler(pids, identities, images_per_identity, seed)
+        self.share: Share | None = None
+        if processes is not None:
+            rows = self.sampler.rows_of(processes.rank, processes.size)
+            self.share = Share(torch.from_numpy(rows), identities * images_per_identity)
         self.cache = ImageCache(self.samples, image_size, memory_limit=memory_limit)
         self.seed = seed
         self.augment = augment
@@ -96,11 +105,19 @@ class BatchLoader:
 
     def _prepare(self, job: tuple[int, int, NDArray[np.int64]]) -> ReIDBatch:
         number, position, positions = job
+        if self.share is not None:
+            positions = positions[self.share.rows.numpy()]
         indices = torch.from_numpy(positions)
         images = self.cache.batch(positions).to(self.device).to(torch.float32) / 255
         if self.augment is not None:
-            images = self.augment(images, self._generator(number, position))
-        batch = ReIDBatch(images, self._labels[indices], self._camids[indices], indices)
+            images = self.augment(images, self._generator(number, position), self.share)
+        batch = ReIDBatch(
+            images,
+            self._labels[indices],
+            self._camids[indices],
+            indices,
+            share=self.share,
+        )
         return batch.to(self.device)
 
     def _generator(self, number: int, position: int) -> torch.Generator:

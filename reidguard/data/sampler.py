@@ -105,6 +105,21 @@ class PKSampler:
             batches.append(np.concatenate([next(images[i]) for i in chosen]))
         return batches
 
+    def rows_of(self, rank: int, size: int) -> NDArray[np.int64]:
+        """Return which rows of every batch are process ``rank``'s: whole identities, in turn.
+
+        Raises:
+            InputError: If there are more processes than identities in a batch.
+        """
+        if size > self.identities:
+            raise InputError(
+                f"a batch of {self.identities} identities cannot be shared by {size} processes: "
+                "raise identities, or start fewer processes"
+            )
+        rows = np.arange(self.identities * self.images_per_identity, dtype=np.int64)
+        own: NDArray[np.int64] = rows[rows // self.images_per_identity % size == rank]
+        return own
+
     def _trim(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return how many groups each identity gives this epoch: P·B in all, B at most each."""
         left: NDArray[np.int64] = np.minimum(self._groups, self._batches)

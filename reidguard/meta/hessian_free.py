@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reidguard.distributed import share_of
 from reidguard.errors import InputError
 from reidguard.meta.base import LEARNERS
 from reidguard.meta.inner import inner_step
 from reidguard.meta.passes import Patched
-from reidguard.meta.temporary import InnerPoint, TemporaryLearner
+from reidguard.meta.temporary import InnerPoint, TemporaryLearner, gradients_of
 
 __all__ = ["HessianFreeLearner"]
 
@@ -115,7 +116,7 @@ class HessianFreeLearner(TemporaryLearner):
             moved = shifted[i] + h * vectors[i] if i in vectors else shifted[i]
             shifted[i] = moved.detach().requires_grad_()
         loss = patched.loss(shifted, batch)
-        found = torch.autograd.grad(loss, [shifted[i] for i in wanted], allow_unused=True)
+        found = gradients_of(loss, [shifted[i] for i in wanted], share_of(batch))
         return [
             (i, (gradient - points[i].gradient) / h)
             for i, gradient in zip(wanted, found, strict=True)

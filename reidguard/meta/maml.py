@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reidguard.errors import TrainingError
+from reidguard.distributed import average, share_of
+from reidguard.errors import InputError, TrainingError
 from reidguard.meta.base import LEARNERS, Objective, StepResult
 from reidguard.meta.passes import Patched
 from reidguard.meta.temporary import InnerPoint, TemporaryLearner
@@ -48,6 +49,12 @@ class MAMLLearner(TemporaryLearner):
         optimizer: Optimizer | None = None,
     ) -> StepResult:
         """See :class:`TemporaryLearner`."""
+        if any(getattr(part, "recomputes", False) for part in module.modules()):
+            raise InputError(
+                "maml cannot recompute the passes of the module that learns: they would meet the "
+                "weights after the inner step; leave recomputing() out, or take the learner "
+                "'hessian_free' or 'first_order'"
+            )
         with _second_derivatives():
             return super().step(
                 module, objective, meta_train_batch, meta_test_batch, optimizer=optimizer
@@ -73,7 +80,7 @@ class MAMLLearner(TemporaryLearner):
             allow_unused=True,
         )
         meta: list[Tensor | None] = [None] * len(parameters)
-        for i, gradient in zip(trained, pulled, strict=True):
+        for i, gradient in zip(trained, average(pulled, share_of(batch)), strict=True):
             direct = None if i in moved else gradients[i]
             terms = [term for term in (gradient, direct) if term is not None]
             meta[i] = sum(terms[1:], terms[0]) if terms else None

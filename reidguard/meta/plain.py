@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from reidguard.distributed import average, share_of
 from reidguard.errors import InputError
 from reidguard.meta.base import LEARNERS, MetaLearner, Objective, StepResult
 from reidguard.meta.passes import Draws
@@ -42,6 +43,7 @@ class PlainLearner(MetaLearner):
         module.zero_grad(set_to_none=True)
         loss = objective(module, meta_train_batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        _average_gradients(module, meta_train_batch)
         return StepResult(loss.detach(), unused=_without_gradient(module))
 
 
@@ -85,7 +87,17 @@ class JointLearner(MetaLearner):
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+        _average_gradients(module, meta_train_batch)
         return StepResult(loss.detach(), other.detach(), _without_gradient(module))
+
+
+@torch.no_grad()
+def _average_gradients(module: nn.Module, batch: Any) -> None:
+    share = share_of(batch)
+    if share is not None:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for p, gradient in zip(trained, average([p.grad for p in trained], share), strict=True):
+            p.grad = gradient
 
 
 def _without_gradient(module: nn.Module) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reidguard.distributed import Share, average, share_of
 from reidguard.errors import InputError, TrainingError
 from reidguard.meta.base import MetaLearner, Objective, StepResult
 from reidguard.meta.inner import inner_step
 from reidguard.meta.passes import Patched
 
-__all__ = ["InnerPoint", "TemporaryLearner"]
+__all__ = ["InnerPoint", "TemporaryLearner", "gradients_of"]
 
 
 @dataclass
@@ -122,6 +123,7 @@ class TemporaryLearner(MetaLearner):
         names = [name for name, _ in module.named_parameters()]
         parameters = list(module.parameters())
         trained = [i for i, p in enumerate(parameters) if p.requires_grad]
+        share, test_share = share_of(meta_train_batch), share_of(meta_test_batch)
         start = self._start(parameters, trained, optimizer)
         direction = inner_step(self.inner)
         module.zero_grad(set_to_none=True)
@@ -134,7 +136,7 @@ class TemporaryLearner(MetaLearner):
                 if number == 0:
                     train_loss = loss.detach()
                     patched.keep_buffers()
-                found = _gradients(loss, [temporary[i] for i in trained], graph=self.exact)
+                found = gradients_of(loss, [temporary[i] for i in trained], share, graph=self.exact)
                 del loss
                 moved: dict[int, InnerPoint] = {}
                 after = list(temporary)
@@ -152,7 +154,7 @@ class TemporaryLearner(MetaLearner):
                 temporary = after
                 path.append(moved)
             test_loss = patched.loss(temporary, meta_test_batch)
-            reached = _gradients(test_loss, [temporary[i] for i in trained], graph=False)
+            reached = gradients_of(test_loss, [temporary[i] for i in trained], test_share)
             test_loss = test_loss.detach()
             gradients: list[Tensor | None] = [None] * len(parameters)
             for i, gradient in zip(trained, reached, strict=True):
@@ -211,9 +213,20 @@ class TemporaryLearner(MetaLearner):
         return start
 
 
-def _gradients(loss: Tensor, wanted: Sequence[Tensor], *, graph: bool) -> list[Tensor | None]:
+def gradients_of(
+    loss: Tensor, wanted: Sequence[Tensor], share: Share | None, *, graph: bool = False
+) -> list[Tensor | None]:
+    """Return the gradient of a loss, of the joint loss where its batch was a share.
+
+    Args:
+        loss: A scalar.
+        wanted: By what.
+        share: That of the loss's batch. The average over the processes is on the graph, too.
+        graph: Whether the gradient can be differentiated.
+    """
     if not loss.requires_grad or not wanted:
         return [None] * len(wanted)
-    return list(
-        torch.autograd.grad(loss, wanted, create_graph=graph, retain_graph=graph, allow_unused=True)
+    found = torch.autograd.grad(
+        loss, wanted, create_graph=graph, retain_graph=graph, allow_unused=True
     )
+    return average(found, share)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reidguard.distributed import gather, joint_layers
 from reidguard.registry import Registry
 from reidguard.types import Embedder, ReIDBatch
 
@@ -65,10 +66,14 @@ class FeatureObjective:
         self.loss = loss
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
-        """Return the loss of ``attack`` on one batch."""
-        clean = batch.features
-        if clean is None:
-            with torch.no_grad():
-                clean = comparable_features(self.model, batch.images)
-        adversarial = comparable_features(self.model, attack(batch.images))
-        return self.loss(adversarial, clean, batch.pids)
+        """Return the loss of ``attack`` on one batch; on the joint one where this is a share."""
+        share = batch.share
+        with joint_layers(share):
+            clean = batch.features
+            if clean is None:
+                with torch.no_grad():
+                    clean = comparable_features(self.model, batch.images)
+            adversarial = comparable_features(self.model, attack(batch.images))
+        return self.loss(
+            gather(adversarial, share), gather(clean, share), gather(batch.pids, share)
+        )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reidguard.distributed import Share, gather, joint_layers
 from reidguard.errors import InputError
 from reidguard.types import ReIDBatch
 
@@ -170,14 +171,16 @@ class ReIDObjective:
         Raises:
             InputError: If the model has no classifier, or the batch does not suit the losses.
         """
-        output = model(batch.images, domain=self.domain)
-        return self.loss(output.embeddings, output.logits, batch.pids)
+        with joint_layers(batch.share):
+            output = model(batch.images, domain=self.domain)
+        return self.loss(output.embeddings, output.logits, batch.pids, batch.share)
 
     def loss(
         self,
         embeddings: Tensor | Sequence[Tensor],
         logits: Tensor | Sequence[Tensor] | None,
         pids: Tensor,
+        share: Share | None = None,
     ) -> Tensor:
         """Return the loss of what a model gave.
 
@@ -185,14 +188,16 @@ class ReIDObjective:
             embeddings: (N, E), or one per part.
             logits: (N, identities), or one per part.
             pids: (N,) training labels.
+            share: Which rows of a joint batch these are, whose loss is then meant.
 
         Raises:
             InputError: As for a call.
         """
+        pids = gather(pids, share)
         terms = []
         if "triplet" in self.losses:
             terms += [
-                triplet_loss(part, pids, self.margin, reduction=self.reduction)
+                triplet_loss(gather(part, share), pids, self.margin, reduction=self.reduction)
                 for part in _parts(embeddings)
             ]
         if "identity" in self.losses:
@@ -202,7 +207,8 @@ class ReIDObjective:
                     "create it with num_classes=<identities of the training split>"
                 )
             terms += [
-                identity_loss(part, pids, reduction=self.reduction) for part in _parts(logits)
+                identity_loss(gather(part, share), pids, reduction=self.reduction)
+                for part in _parts(logits)
             ]
         return torch.stack(terms).sum()
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reidguard.distributed import agree, processes
 from reidguard.errors import CheckpointError, InputError, TrainingError
 from reidguard.meta import MetaLearner, Objective, StepResult
+from reidguard.models import weights_fingerprint
 from reidguard.storage import load_tensors, remove_temporaries, save_tensors
 from reidguard.types import ReIDBatch
 
@@ -77,6 +79,10 @@ def learn(
 
     An epoch ends when both sets are enumerated; the shorter one cycles.
 
+    Several processes (:func:`reidguard.distributed.join`) take each step together if their batches
+    are shares of joint ones. All begin from the checkpoint; process 0 alone writes it and tells of
+    progress.
+
     Args:
         module: What learns.
         learner: Leaves a gradient in ``.grad``.
@@ -95,7 +101,7 @@ def learn(
 
     Raises:
         TrainingError: When the loss is not finite; the checkpoint holds the last good state, and
-            the message names it.
+            the message names it. Also when several processes begin with different things.
         CheckpointError: When the checkpoint is damaged or belongs to other settings.
     """
     if learner.needs_meta_test and meta_test is None:
@@ -107,12 +113,19 @@ def learn(
     rates = [group["lr"] for group in optimizer.param_groups]
     settings = json.loads(json.dumps(dict(settings or {})))  # as a checkpoint gives them back
     step, kept = 0, ""
+    together = processes()
+    writes = together is None or together.rank == 0
+    if not writes:
+        progress = None
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        remove_temporaries(checkpoint)
+        if writes:
+            remove_temporaries(checkpoint)
         if checkpoint.exists():
             step = _restore(checkpoint, module, optimizer, settings)
             kept = _kept(checkpoint, step)
+    if together is not None:
+        agree({**settings, "first step": step, "weights": weights_fingerprint(module)})
     device = next(module.parameters()).device
     train_stream = _stream(meta_train, step)
     test_stream = _stream(meta_test, step) if learner.needs_meta_test and meta_test else None
@@ -139,7 +152,8 @@ def learn(
             _report(pending, steps, progress, kept)
             pending = None
             if checkpoint is not None:
-                _save(checkpoint, module, optimizer, settings, step, kept)
+                if writes:
+                    _save(checkpoint, module, optimizer, settings, step, kept)
                 kept = _kept(checkpoint, step)
 
 

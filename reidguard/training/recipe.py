@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from reidguard.data import Augment, BatchLoader, ReIDDataset
+from reidguard.distributed import processes
 from reidguard.errors import InputError
 from reidguard.meta import PlainLearner
 from reidguard.models import ReIDModel
@@ -98,6 +99,7 @@ def train_model(
         seed=seed,
         augment=augment,
         device=next(model.parameters()).device,
+        processes=processes(),
     )
     if steps is None:
         steps = epochs * len(loader)

@@ -1,0 +1,141 @@
+"""Less memory for more time: activations that are worked out again when they are needed."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from reidguard.distributed import same_layers
+from reidguard.errors import InputError
+
+__all__ = ["recomputing"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def recomputing(model: M, blocks: type[nn.Module] | None = None) -> Iterator[M]:
+    """Keep, of the passes inside, only what goes into each block (activation checkpointing).
+
+    The rest is computed once more in the backward pass: about a third more time, and memory of one
+    block instead of all. Gradients are the same. Dropout repeats its draws, batch norms remember a
+    batch once.
+
+    A model under attack may be recomputed with every learner; ``maml`` saves little, as its second
+    derivative needs what was recomputed. A model that learns itself may be with all but ``maml``,
+    which goes back through the inner step when the weights are others already; it says so.
+
+    Args:
+        model: Its blocks compute otherwise until the end of the context.
+        blocks: Their class. By default the outermost modules whose class the model has more than
+            once and that hold several layers: residual blocks, transformer blocks.
+
+    Raises:
+        InputError: If there are no such blocks.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> with recomputing(resnet18()) as model:
+        ...     loss = model(torch.rand(2, 3, 64, 32)).sum()
+        ...     loss.backward()
+    """
+    chosen = _repeated(model) if blocks is None else _instances(model, blocks)
+    if not chosen:
+        raise InputError(
+            f"{type(model).__name__} has no {'repeated blocks' if blocks is None else blocks}; "
+            "say of which class those are whose passes shall be recomputed: blocks=..."
+        )
+    kinds = [(block, type(block)) for block in chosen]
+    try:
+        for block, kind in kinds:
+            # Of the class, and not of the module: `higher` copies modules by their class.
+            block.__class__ = _recomputed(kind)  # type: ignore[arg-type]
+        yield model
+    finally:
+        for block, kind in kinds:
+            block.__class__ = kind
+
+
+class _Recomputed(nn.Module):
+    recomputes = True  # learners look for it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = super().forward
+        if not torch.is_grad_enabled():
+            return run(*args, **kwargs)
+        contexts = partial(_contexts, self, same_layers())
+        return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+@cache
+def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
+    # The same name: a model's fingerprint has it.
+    return type(kind.__name__, (_Recomputed, kind), {"__module__": kind.__module__})
+
+
+def _contexts(
+    block: nn.Module, layers: Any
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), _again(block, layers)
+
+
+@contextmanager
+def _again(block: nn.Module, layers: Any) -> Iterator[None]:
+    counters = [m.num_batches_tracked for m in block.modules() if isinstance(m, _BatchNorm)]
+    counted = [(counter, counter.clone()) for counter in counters if counter is not None]
+    try:
+        with layers(), _ForgetfulNorms():
+            yield
+    finally:
+        for counter, before in counted:
+            counter.copy_(before)
+
+
+class _ForgetfulNorms(TorchFunctionMode):
+    """Batch norms do what they did, but on copies of their running statistics."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.batch_norm:
+            given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+            for name in ("running_mean", "running_var"):
+                if isinstance(statistic := given.arguments[name], Tensor):
+                    given.arguments[name] = statistic.clone()
+            args, kwargs = given.args, given.kwargs
+        return func(*args, **kwargs)
+
+
+def _instances(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    inside = [m for m in model.modules() if isinstance(m, kind)]
+    nested = {id(part) for m in inside for part in m.modules() if part is not m}
+    return [m for m in inside if id(m) not in nested]
+
+
+def _repeated(model: nn.Module) -> list[nn.Module]:
+    counts = Counter(type(module) for module in model.modules())
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    found: dict[int, nn.Module] = {}
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            layers = sum(any(True for _ in m.parameters(recurse=False)) for m in child.modules())
+            if counts[type(child)] > 1 and type(child) not in containers and layers > 1:
+                found[id(child)] = child
+            else:
+                visit(child)
+
+    visit(model)
+    return list(found.values())

@@ -1,5 +1,6 @@
-"""Evaluation: protocol, figures under attack, image quality, budgets verified, images saved."""
+"""Evaluation: protocol, figures under attack, quality, budgets verified, images saved, audit."""
 
+from reidguard.evaluation.audit import AuditReport, Finding, audit
 from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.protocol import Protocol
@@ -9,11 +10,14 @@ from reidguard.evaluation.verify import VerifyReport, verify
 
 __all__ = [
     "AttackedResult",
+    "AuditReport",
     "EvaluationResult",
     "FeatureStore",
+    "Finding",
     "Protocol",
     "VerifyReport",
     "achieved_linf",
+    "audit",
     "evaluate",
     "extract_features",
     "psnr",

@@ -411,7 +411,7 @@ def _page(
         paragraph(
             f"One universal change, at most {levels} of 255 grey levels anywhere, was learnt on a "
             f"{first.label} and people of “{home}”, with people of “{plan.meta_domain}” as its "
-            f"meta-test set. It is added to photographs of people that no network has seen, and "
+            f"meta-test set. It is added to pictures of people that no network has seen, and "
             f"the networks are asked to find each of them again. Nobody here is real: all people "
             f"are rendered."
         ),

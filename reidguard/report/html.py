@@ -38,11 +38,10 @@ h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid var(--line);
 p { max-width: 44rem; margin: .5rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; color: var(--soft); padding: .3rem 0; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { font-weight: 600; }
-.text { text-align: left; }
+.text { text-align: left; white-space: normal; }
 tbody.part > tr:first-child > * { border-top: 2px solid var(--soft); }
 figure { margin: 0; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; }
@@ -52,8 +51,8 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .list > p { margin: 0; font-size: .9rem; font-weight: 600; }
 .list ol { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; margin: .3rem 0;
   padding: 0; }
-.list img { display: block; width: 4rem; height: auto; }
-.list li { font-size: .75rem; line-height: 1.2; text-align: center; }
+.list img { display: block; width: 100%; height: auto; }
+.list li { width: 4rem; font-size: .7rem; line-height: 1.2; text-align: center; }
 .list li > span { display: block; padding-top: .15rem; }
 .query img { border: 4px solid #fff; outline: 1px solid var(--soft); outline-offset: -3px; }
 .query { margin-right: .6rem; }
@@ -61,7 +60,9 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .wrong img { border: 4px dashed var(--wrong); }
 .right > span { color: var(--right); font-weight: 600; }
 .wrong > span { color: #a34700; }
-@media (max-width: 30rem) { body { padding: .6rem; } .list img { width: 3.4rem; } }
+.tabular > figcaption { font-size: .9rem; max-width: 44rem; margin: .2rem 0 .5rem; }
+@media (max-width: 40rem) { body { padding: .6rem; } table { font-size: .75rem; }
+  th, td { padding: .25rem .3rem; } .list li { width: 3.6rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
   table { font-size: 8pt; } img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
@@ -117,13 +118,12 @@ def table(
         '<tbody class="part">\n' + "\n".join(line(row, "td") for row in rows) + "\n</tbody>"
         for rows in groups
     )
-    # Reachable by keyboard, or nobody without a mouse could scroll it.
-    label = escape(caption, quote=True)
     top = line(head, "th", ' scope="col"')
+    # Reachable by keyboard, or nobody without a mouse could scroll it.
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>\n'
-        f"<caption>{escape(caption)}</caption>\n"
-        f"<thead>{top}</thead>\n{bodies}\n</table>\n</div>"
+        f'<figure class="tabular">\n<figcaption>{escape(caption)}</figcaption>\n'
+        f'<div class="wide" role="region" tabindex="0" aria-label="table">\n<table>\n'
+        f"<thead>{top}</thead>\n{bodies}\n</table>\n</div>\n</figure>"
     )
 
 

@@ -20,9 +20,10 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a re-ID model, evaluate it and save it",
-    "attack": "learn a universal attack, evaluate it and save it; or apply a saved one",
+    "attack": "learn an attack, or work one out on each image; evaluate it and save it",
     "defend": "harden a model against an attack, evaluate it and save it",
     "evaluate": "measure a model, on a dataset's own queries or on changed ones",
+    "audit": "look for masked gradients: signs that a model only seems robust",
     "list": "list the attacks, defenses, models, learners, objectives and datasets there are",
     "data": "show what is in a dataset, and check its images",
     "demo": "all of it in a minute or two, on drawn people",

@@ -12,6 +12,8 @@ from reidguard.attacks import (
     ATTACKS,
     Attack,
     ColorAttack,
+    Guides,
+    InstanceAttack,
     UniversalAttack,
     create_attack,
     load_attack,
@@ -22,7 +24,13 @@ from reidguard.cli.runs import Metrics, RunFolder, default_folder, open_run
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
-from reidguard.evaluation import save_adversarial
+from reidguard.evaluation import (
+    EvaluationResult,
+    FeatureStore,
+    Protocol,
+    evaluate,
+    save_adversarial,
+)
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives import ATTACK_LOSSES
@@ -51,19 +59,27 @@ EXAMPLES = """\
     reidguard attack --data market1501:/data/market1501 --model osnet_x1_0:other.pth \\
         --load runs/delta/attack.safetensors
 
+  an attack that works each query out on the model by itself, and learns nothing:
+    reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
+        --attack sma --set steps=15 --set restarts=5 --query-every 8
+
+  the same, worked out on one model and measured on another:
+    reidguard attack --data market1501:/data/market1501 --model runs/robust/model.safetensors \\
+        --attack fna --surrogate osnet_x0_25:osnet.pth
+
 Only training images are learnt from; only queries are attacked. Figures are given twice: for the
 float images, and for the 8-bit images that --save-images writes.
 
 The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
-attack.safetensors, result.json and result.md. The same command goes on after an interruption, and
-gives the same attack as if there had been none.
+attack.safetensors, result.json and result.md; where nothing is learnt, no metrics and no
+checkpoint. The same command goes on after an interruption, and gives the same attack as if there
+had been none.
 """
 
-# Options of learning, which say nothing about an attack that is only applied.
+# Options that say which attack it is, and those of learning: none for an attack that is loaded, and
+# none of learning for one that learns nothing.
+ATTACK = ("attack", "set", "eps")
 LEARNING = (
-    "attack",
-    "set",
-    "eps",
     "objective",
     "learner",
     "learner_set",
@@ -74,6 +90,7 @@ LEARNING = (
     "identities",
     "images_per_identity",
     "seed",
+    "checkpoint_every",
 )
 
 
@@ -94,6 +111,13 @@ def parser(summary: str) -> Parser:
     )
     made.option(
         "--load", "apply this saved attack; nothing is learnt", pathname, metavar="ATTACK_FILE"
+    )
+    add_surrogate(
+        made, "work the attack out, or learn it, on this model, and measure it on --model"
+    )
+    made.flag(
+        "--tell-labels",
+        "tell an attack with guides whom each query shows; otherwise it guesses",
     )
     made.section("learning")
     made.option("--objective", "reidguard list objectives", metavar="NAME", default="misranking")
@@ -126,25 +150,70 @@ def parser(summary: str) -> Parser:
     return made
 
 
+def add_surrogate(parser: Parser, help: str) -> None:
+    """Add the options that name a second model."""
+    parser.option("--surrogate", help, metavar="FILE|NAME[:WEIGHTS]")
+    parser.pairs("--surrogate-set", "option of the surrogate's constructor")
+
+
+def make_surrogate(options: Options) -> ReIDModel | None:
+    """Build the model that ``--surrogate`` names, if it is given."""
+    if options.surrogate is None:
+        if options.surrogate_set:
+            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
+        return None
+    named = {"model": options.surrogate, "model_set": options.surrogate_set}
+    return common.make_model(Options(**{**vars(options), **named}))
+
+
 def run(options: Options) -> int:
-    """Learn or load, evaluate, save."""
+    """Learn, work out or load; evaluate, save."""
     device = common.set_up_machine(options)
     if options.load is not None:
-        return _apply(options, device)
+        _refuse(
+            options,
+            (*ATTACK, *LEARNING),
+            "--load applies a saved attack as it is: leave out {flags}, or leave out --load to "
+            "learn one",
+        )
+        return _apply(options, device, load_attack(options.load))
     # Mistakes that need no data, before anything slow.
     ATTACK_LOSSES.get(options.objective)
     attack = _create(options)
+    if isinstance(attack, UniversalAttack):
+        return _learn(options, device, attack)
+    if not isinstance(attack, InstanceAttack):
+        raise InputError(
+            f"{options.attack} has nothing to learn, and works no image out on a model: call it in "
+            "Python"
+        )
+    _refuse(
+        options,
+        LEARNING,
+        f"{options.attack} works each image out by itself and learns nothing: leave out {{flags}}; "
+        "its own options go into --set, such as --set steps=15 or --set seed=1",
+    )
+    return _apply(options, device, attack)
+
+
+def _refuse(options: Options, names: tuple[str, ...], message: str) -> None:
+    needless = [name for name in names if name in options.given]
+    if needless:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in needless)
+        raise InputError(message.format(flags=flags))
+
+
+def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> int:
     learner_name, learner = _learner(options, attack)
     if learner.needs_meta_test and options.meta_data is None:
         raise InputError(
             f"learner {learner_name!r} needs a second dataset: give it with --meta-data "
             "NAME:PATH (virtual:plaza needs no files), or take --learner plain"
         )
-    if options.cube is not None:
-        _colour_table(attack)
+    _check_extras(options, attack)
     dataset = load_dataset(options.data)
     other = None if options.meta_data is None else load_dataset(options.meta_data)
-    model = common.make_model(options)
+    model, surrogate = common.make_model(options), make_surrogate(options)
     recipe: dict[str, Any] = {
         "objective": options.objective,
         "identities": options.identities,
@@ -165,7 +234,7 @@ def run(options: Options) -> int:
         "recipe": recipe,
         "learner": {"name": learner_name, **learner.config()},
         "meta_data": None if other is None else common.data_settings(other, "train"),
-        **_measured(options, model, dataset, device),
+        **_measured(options, model, surrogate, dataset, device),
     }
     out = options.out or default_folder("attack", f"{options.attack}-{dataset.name}", settings)
     products = ("attack.safetensors", "result.json", "result.md")
@@ -187,7 +256,7 @@ def run(options: Options) -> int:
         else:
             with Metrics(folder / "metrics.jsonl", display) as metrics:
                 attack.to(device).fit(
-                    model,
+                    model if surrogate is None else surrogate.to(device),
                     dataset,
                     other,
                     learner=learner,
@@ -203,42 +272,86 @@ def run(options: Options) -> int:
     return 0
 
 
-def _apply(options: Options, device: torch.device) -> int:
-    needless = [name for name in LEARNING if name in options.given]
-    if needless:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in needless)
+def _apply(options: Options, device: torch.device, attack: Attack) -> int:
+    """Measure an attack that is loaded, or that has nothing to learn."""
+    _check_extras(options, attack)
+    by_image = isinstance(attack, InstanceAttack)
+    if not by_image and options.surrogate is not None:
         raise InputError(
-            f"--load applies a saved attack as it is: leave out {flags}, or leave out --load to "
-            "learn one"
+            f"{options.load} was learnt already, so it needs no --surrogate: leave it out"
         )
-    attack = load_attack(options.load)
-    if options.cube is not None:
-        _colour_table(attack)
     dataset = load_dataset(options.data)
-    model = common.make_model(options)
-    settings = {
-        "command": "attack --load",
-        "attack": common.file_digest(options.load),
-        **_measured(options, model, dataset, device),
-    }
-    label = f"{options.load.stem}-{dataset.name}"
-    out = options.out or default_folder("attack", label, settings)
+    model, surrogate = common.make_model(options), make_surrogate(options)
+    if options.load is not None:
+        name = options.load.stem
+        told: dict[str, Any] = {
+            "command": "attack --load",
+            "attack": common.file_digest(options.load),
+        }
+    else:
+        name = options.attack
+        told = {"command": "attack", "attack": name, "set": attack.config()}
+    if options.tell_labels:
+        told["tell_labels"] = True
+    settings = {**told, **_measured(options, model, surrogate, dataset, device)}
+    out = options.out or default_folder("attack", f"{name}-{dataset.name}", settings)
+    recipe = () if options.load is not None else ("attack.safetensors",)
     with (
         open_run(
             out,
             argv=options.argv,
             options=options.values(),
             settings=settings,
-            products=("result.json", "result.md"),
+            products=(*recipe, "result.json", "result.md"),
         ) as folder,
         Display() as display,
     ):
+        for target in recipe:
+            if not (folder / target).exists():
+                attack.save(folder / target)
+        if isinstance(attack, InstanceAttack):
+            source = model if surrogate is None else surrogate
+            attack = _bind(options, attack, source.to(device), dataset, display)
         _conclude(options, folder, model.to(device), dataset, attack.to(device), None, display)
-        print(f"run: {out}")
+        print(f"attack: {folder / recipe[0]}" if recipe else f"run: {out}")
     return 0
 
 
-def _create(options: Options) -> UniversalAttack:
+def _bind(
+    options: Options,
+    attack: InstanceAttack,
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    display: Display,
+) -> InstanceAttack:
+    """Bind to a model, and show the gallery to an attack that must know where identities lie."""
+    if not attack.needs_guides:
+        return attack.bind(model)
+    features = _store(options).features(
+        model,
+        dataset,
+        "gallery",
+        image_size=options.image_size,
+        progress=display.phase("features of the gallery"),
+    )
+    return attack.bind(model, Guides(features, [sample.pid for sample in dataset.gallery]))
+
+
+def _store(options: Options) -> FeatureStore:
+    return common._feature_store(options.cache)
+
+
+def _check_extras(options: Options, attack: Attack) -> None:
+    """Refuse what this attack has no use for."""
+    if options.cube is not None:
+        _colour_table(attack)
+    if options.tell_labels and not (isinstance(attack, InstanceAttack) and attack.needs_guides):
+        raise InputError(
+            f"{type(attack).__name__} does not ask whom an image shows: leave --tell-labels out"
+        )
+
+
+def _create(options: Options) -> Attack:
     if taken := {"budget", "eps"} & options.set.keys():
         raise InputError(f"{taken.pop()} is no --set option: write --eps 8/255")
     wanted = dict(options.set)
@@ -247,11 +360,9 @@ def _create(options: Options) -> UniversalAttack:
         wanted.setdefault("size", options.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        attack = common.make(
+        attack: Attack = common.make(
             "--set", create_attack, options.attack, budget=Budget(options.eps), **wanted
         )
-    if not isinstance(attack, UniversalAttack):
-        raise InputError(f"{options.attack} is no universal attack: it has nothing to learn")
     return attack
 
 
@@ -280,15 +391,37 @@ def _load(path: Path) -> UniversalAttack:
 
 
 def _measured(
-    options: Options, model: ReIDModel, dataset: ReIDDataset, device: torch.device
+    options: Options,
+    model: ReIDModel,
+    surrogate: ReIDModel | None,
+    dataset: ReIDDataset,
+    device: torch.device,
 ) -> dict[str, Any]:
     return {
         "data": common.data_settings(dataset, "train", "query", "gallery"),
         "model": common.model_settings(model),
+        **({} if surrogate is None else {"surrogate": common.model_settings(surrogate)}),
         "image_size": options.image_size,
         "query_every": options.query_every,
         "device": device.type,
     }
+
+
+def _measure(
+    options: Options, model: ReIDModel, dataset: ReIDDataset, attack: Attack, display: Display
+) -> EvaluationResult | None:
+    if not options.tell_labels:
+        return common.measure(options, model, dataset, attack, display)
+    return evaluate(
+        model,
+        dataset,
+        attack,
+        Protocol(image_size=options.image_size),
+        store=_store(options),
+        query_every=options.query_every,
+        tell_labels=True,
+        progress=display.phase("evaluating"),
+    )
 
 
 def _conclude(
@@ -304,7 +437,7 @@ def _conclude(
     if folder.finished:
         note(f"{folder.path} is finished already; nothing is measured again")
     else:
-        result = common.measure(options, model, dataset, attack, display)
+        result = _measure(options, model, dataset, attack, display)
         common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()
     common.print_result(folder)
@@ -314,6 +447,7 @@ def _conclude(
             dataset,
             options.save_images,
             image_size=options.image_size,
+            tell_labels=options.tell_labels,
             progress=display.phase("saving images"),
         )
         print(f"images: {options.save_images}")

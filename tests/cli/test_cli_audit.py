@@ -1,0 +1,75 @@
+"""``reidguard audit``."""
+
+import json
+
+import pytest
+
+from reidguard.cli import main
+from reidguard.data import load_dataset
+from reidguard.evaluation import Protocol, audit
+from reidguard.models import load_model
+
+QUICK = ["--queries", "6", "--attack-steps", "2", "--learning-steps", "2", "--probes", "2"]
+
+
+@pytest.fixture(scope="module")
+def audited(victim, trained, tmp_path_factory):
+    """A run folder; the model is its own surrogate."""
+    out = tmp_path_factory.mktemp("runs") / "audit"
+    surrogate = ["--surrogate", str(trained / "model.safetensors")]
+    assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_report_is_the_library_s(audited, trained, synthetic_root):
+    model = load_model(trained / "model.safetensors")
+    report = audit(
+        model,
+        load_dataset("synthetic", synthetic_root),
+        surrogate=model,
+        queries=6,
+        attack_steps=2,
+        learning_steps=2,
+        probes=2,
+        protocol=Protocol(image_size=(64, 32)),
+    )
+    assert json.loads((audited / "audit.json").read_text()) == report.to_dict()
+    assert (audited / "audit.md").read_text() == report.to_markdown()
+    manifest = json.loads((audited / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["settings"]["attack_steps"] == 2
+
+
+def test_a_trained_network_is_honest(audited):
+    """One with ReLUs and batch norms; compared with itself, transfer is white-box."""
+    content = json.loads((audited / "audit.json").read_text())
+    assert content["warnings"] == []
+    assert [finding["level"] for finding in content["findings"]] == ["ok"] * 6
+    assert all(row["white_box"] == row["surrogate"] for row in content["transfer"])
+
+
+def test_the_same_command_again_reuses(audited, victim, trained, capsys):
+    surrogate = ["--surrogate", str(trained / "model.safetensors")]
+    before = {p.name: p.read_bytes() for p in audited.iterdir()}
+    assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(audited)]) == 0
+    told = capsys.readouterr()
+    assert "finished already" in told.err
+    assert (audited / "audit.md").read_text() in told.out
+    assert {p.name: p.read_bytes() for p in audited.iterdir()} == before
+
+
+def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", *victim, *QUICK]) == 0
+    told = capsys.readouterr()
+    assert "Audit on synthetic (6 queries): " in told.out
+    assert "no surrogate model was given" in told.out
+    assert "auditing 6/6" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_mistakes(victim, audited, refused):
+    assert "give --surrogate, too" in refused("audit", *victim, "--surrogate-set", "size=64x32")
+    assert "not a whole number above 0" in refused("audit", *victim, "--queries", "0")
+    assert "eps must be above 0" in refused("audit", *victim, *QUICK, "--eps", "0")
+    assert "holds a run with other settings" in refused("audit", *victim, "--out", audited)

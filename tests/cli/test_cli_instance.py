@@ -1,0 +1,171 @@
+"""``reidguard attack`` with attacks that work each image out, and with a surrogate."""
+
+import json
+
+import pytest
+import torch
+
+from reidguard.attacks import (
+    ATTACKS,
+    FNA,
+    SMA,
+    Attack,
+    DeltaAttack,
+    Guides,
+    load_attack,
+    register_attack,
+)
+from reidguard.cli import main
+from reidguard.evaluation import Protocol, evaluate, extract_features
+from reidguard.models import load_model
+from reidguard.types import Budget
+
+SIZE = (64, 32)
+PROTOCOL = Protocol(image_size=SIZE)
+SHORT = ["--set", "steps=2", "--query-every", "8"]
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())["evaluation"]
+
+
+def same(saved, figures):
+    return all(saved[part] == figures[part] for part in ("clean", "attacked", "attacked_8bit"))
+
+
+@pytest.fixture
+def model(trained):
+    return load_model(trained / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def surrogate(tmp_path_factory):
+    """Another network, with other weights, in a file."""
+    from reidguard.models import create_model
+
+    torch.manual_seed(3)
+    made = create_model("ide", backbone="test_resnet", size=(32, 16))
+    path = tmp_path_factory.mktemp("surrogate") / "model.safetensors"
+    made.save(path)
+    return path
+
+
+def guides(model, dataset):
+    features = extract_features(model, dataset.gallery, image_size=SIZE)
+    return Guides(features, [s.pid for s in dataset.gallery])
+
+
+def test_sma_is_bound_evaluated_and_its_recipe_saved(
+    victim, model, synthetic_dataset, tmp_path, capsys
+):
+    call = ["attack", *victim, "--attack", "sma", *SHORT, "--set", "restarts=2"]
+    call += ["--eps", "4/255", "--out", str(tmp_path / "run")]
+    assert main(call) == 0
+    assert "under SMA, ε = 4/255" in capsys.readouterr().out
+    recipe = load_attack(tmp_path / "run" / "attack.safetensors")
+    assert isinstance(recipe, SMA)
+    assert (recipe.steps, recipe.restarts, recipe.budget.levels) == (2, 2, 4)
+    own = SMA(Budget(4 / 255), steps=2, restarts=2).bind(model)
+    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), figures)
+    assert result_of(tmp_path / "run")["attack"] == {"name": "SMA", "eps": 4 / 255}
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert set(before) >= {"manifest.json", "attack.safetensors", "result.json", "result.md"}
+    assert not {"metrics.jsonl", "checkpoint.safetensors"} & set(before)
+    assert main(call) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_loaded_recipe_gives_the_same_figures(victim, tmp_path):
+    call = ["attack", *victim, "--attack", "metric_fgsm", "--query-every", "8"]
+    assert main([*call, "--out", str(tmp_path / "made")]) == 0
+    load = ["--load", str(tmp_path / "made" / "attack.safetensors"), "--query-every", "8"]
+    assert main(["attack", *victim, *load, "--out", str(tmp_path / "loaded")]) == 0
+    assert same(result_of(tmp_path / "loaded"), result_of(tmp_path / "made"))
+    assert not (tmp_path / "loaded" / "attack.safetensors").exists()
+
+
+def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, synthetic_dataset, tmp_path):
+    call = ["attack", *victim, "--attack", "fna", *SHORT]
+    assert main([*call, "--out", str(tmp_path / "guessed")]) == 0
+    images = tmp_path / "images"
+    told = ["--tell-labels", "--out", str(tmp_path / "told"), "--save-images", str(images)]
+    assert main([*call, *told]) == 0
+    attack = FNA(steps=2).bind(model, guides(model, synthetic_dataset))
+    for name, tell in (("guessed", False), ("told", True)):
+        figures = evaluate(
+            model, synthetic_dataset, attack, PROTOCOL, query_every=8, tell_labels=tell
+        ).to_dict()
+        assert same(result_of(tmp_path / name), figures)
+    assert result_of(tmp_path / "told")["attack"]["labels"] == "told"
+    assert len(list(images.glob("*.png"))) == len(synthetic_dataset.query)
+    assert json.loads((images / "adversarial.json").read_text())["labels"] == "told"
+    assert main([*call, "--tell-labels", "--out", str(tmp_path / "guessed")]) == 2
+
+
+@pytest.mark.parametrize("name", ["sma", "fna"])
+def test_transfer_from_a_surrogate(victim, model, surrogate, synthetic_dataset, tmp_path, name):
+    call = ["attack", *victim, "--attack", name, *SHORT, "--surrogate", str(surrogate)]
+    assert main([*call, "--out", str(tmp_path / "run")]) == 0
+    source = load_model(surrogate)
+    shown = guides(source, synthetic_dataset)
+    own = ATTACKS.get(name)(steps=2).bind(source, shown)
+    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), figures)
+    settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
+    assert settings["surrogate"]["weights"] != settings["model"]["weights"]
+
+
+def test_a_universal_attack_learns_on_the_surrogate(
+    victim, model, surrogate, synthetic_dataset, tmp_path
+):
+    call = ["attack", *victim, "--steps", "2", "--surrogate", str(surrogate)]
+    assert main([*call, "--query-every", "8", "--out", str(tmp_path / "run")]) == 0
+    own = DeltaAttack(size=SIZE).fit(
+        load_model(surrogate), synthetic_dataset, steps=2, image_size=SIZE
+    )
+    attack = load_attack(tmp_path / "run" / "attack.safetensors")
+    assert torch.equal(attack.delta, own.delta)
+    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), figures)
+
+
+def test_a_surrogate_by_name_and_options(victim, tmp_path, capsys):
+    call = ["attack", *victim, "--attack", "sma", *SHORT, "--surrogate", "ide"]
+    call += ["--surrogate-set", "backbone=test_resnet", "--surrogate-set", "size=64x32"]
+    assert main([*call, "--out", str(tmp_path / "run")]) == 0
+    assert "no weights are given for ide" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused(victim, surrogate, tmp_path, refused):
+    sma = ["attack", *victim, "--attack", "sma"]
+    line = refused(*sma, "--steps", 15, "--lr", "1e-3", "--seed", 1)
+    assert "sma works each image out by itself and learns nothing" in line
+    assert "leave out --steps, --lr, --seed" in line
+    assert "--set steps=15" in line
+    assert "leave out --objective, --learner" in refused(
+        *sma, "--objective", "misranking", "--learner", "plain"
+    )
+    assert "it takes: budget, steps" in refused(*sma, "--set", "stepps=3")
+    assert "steps and restarts must be at least 1" in refused(*sma, "--set", "steps=0")
+    assert "write --eps 8/255" in refused(*sma, "--set", "eps=8")
+    assert "leave --tell-labels out" in refused(*sma, "--tell-labels")
+    assert "leave --tell-labels out" in refused("attack", *victim, "--tell-labels")
+    assert "no colour table" in refused(*sma, "--cube", tmp_path / "x.cube")
+    assert "give --surrogate, too" in refused(*sma, "--surrogate-set", "size=64x32")
+    DeltaAttack(size=SIZE).save(tmp_path / "delta.safetensors")
+    assert "leave it out" in refused(
+        "attack", *victim, "--load", tmp_path / "delta.safetensors", "--surrogate", surrogate
+    )
+
+
+def test_an_attack_of_neither_kind_is_refused(victim, refused, monkeypatch):
+    monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))
+
+    @register_attack("identity")
+    class Identity(Attack):
+        def perturb(self, x):
+            return x
+
+    assert "call it in Python" in refused("attack", *victim, "--attack", "identity")

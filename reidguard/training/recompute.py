@@ -52,8 +52,9 @@ def recomputing(model: M, blocks: type[nn.Module] | None = None) -> Iterator[M]:
     """
     chosen = _repeated(model) if blocks is None else _instances(model, blocks)
     if not chosen:
+        wanted = "repeated blocks" if blocks is None else blocks.__name__
         raise InputError(
-            f"{type(model).__name__} has no {'repeated blocks' if blocks is None else blocks}; "
+            f"{type(model).__name__} has no {wanted}; "
             "say of which class those are whose passes shall be recomputed: blocks=..."
         )
     kinds = [(block, type(block)) for block in chosen]
@@ -87,7 +88,22 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 def _contexts(
     block: nn.Module, layers: Any
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _again(block, layers)
+    return nullcontext(), _Again(block, layers)
+
+
+class _Again:
+    """The context of a repeated pass; entered anew by each derivative of a derivative."""
+
+    def __init__(self, block: nn.Module, layers: Any) -> None:
+        self.block = block
+        self.layers = layers
+
+    def __enter__(self) -> None:
+        self._open = _again(self.block, self.layers)
+        self._open.__enter__()
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._open.__exit__(*exception)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ class Share:
         rows = torch.cat((self.rows, other.rows.to(self.rows.device) + self.total))
         return Share(rows, self.total + other.total)
 
-    def part(self, here: slice) -> Share:
+    def part(self, here: slice | Tensor) -> Share:
         """Return the share of the joint batch of what the processes pick of theirs; collective."""
         picked = torch.zeros(self.total, dtype=torch.int64, device=self.rows.device)
         picked[self.rows[here]] = 1

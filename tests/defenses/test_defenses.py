@@ -308,7 +308,8 @@ def kill_at(step):
     [
         pytest.param("refreshed", 1, 0, marks=pytest.mark.slow),
         pytest.param("refreshed", 4, 2, marks=pytest.mark.slow),
-        ("refreshed", 5, 4),
+        pytest.param("refreshed", 5, 4, marks=pytest.mark.slow),
+        ("refreshed", 7, 6),
         ("meta", 3, 2),
         ("sma", 3, 2),
         ("goat", 3, 2),
@@ -325,7 +326,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
         "goat": lambda: GOAT(GuideSampling(steps=1)),
     }[kind]()
     other = other_dataset if defense.needs_meta_test else None
-    run = {**short, "steps": 6} if kind == "refreshed" else {**tiny, "steps": 4}
+    run = {**short, "steps": 8} if kind == "refreshed" else {**tiny, "steps": 4}
     whole = defense.fit(normal, synthetic_dataset, other, **run)
     run |= {"checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 2}
     with pytest.raises(Killed):

@@ -38,7 +38,14 @@ if TYPE_CHECKING:
         load_dataset,
         register_dataset,
     )
-    from reidguard.defenses import DEFENSES, Defense
+    from reidguard.defenses import (
+        DEFENSES,
+        GOAT,
+        AdversarialTraining,
+        Defense,
+        MetaDefense,
+        MixedTraining,
+    )
     from reidguard.errors import (
         CheckpointError,
         DataError,
@@ -49,10 +56,12 @@ if TYPE_CHECKING:
     )
     from reidguard.evaluation import (
         AttackedResult,
+        AuditReport,
         EvaluationResult,
         FeatureStore,
         Protocol,
         VerifyReport,
+        audit,
         evaluate,
         save_adversarial,
         verify,
@@ -83,13 +92,16 @@ __all__ = [
     "DATASETS",
     "DEFENSES",
     "FNA",
+    "GOAT",
     "LEARNERS",
     "MODELS",
     "ODFA",
     "SMA",
+    "AdversarialTraining",
     "Attack",
     "AttackLoss",
     "AttackedResult",
+    "AuditReport",
     "Budget",
     "CheckpointError",
     "ColorAttack",
@@ -105,10 +117,12 @@ __all__ = [
     "InstanceAttack",
     "LoadReport",
     "MetaAttack",
+    "MetaDefense",
     "MetaLearner",
     "MetricFGSM",
     "MetricIFGSM",
     "MetricMIFGSM",
+    "MixedTraining",
     "Progress",
     "Protocol",
     "RankingResult",
@@ -126,6 +140,7 @@ __all__ = [
     "UniversalAttack",
     "VerifyReport",
     "__version__",
+    "audit",
     "create_attack",
     "create_model",
     "evaluate",
@@ -150,10 +165,10 @@ _NAMES = {
     "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM SquareAttack UniversalAttack "
     "create_attack load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
-    "defenses": "DEFENSES Defense",
+    "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
-    "evaluation": "AttackedResult EvaluationResult FeatureStore Protocol VerifyReport evaluate "
-    "save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore Protocol VerifyReport "
+    "audit evaluate save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
     "models": "MODELS LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
     "register_model wrap_model",

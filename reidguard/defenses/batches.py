@@ -92,16 +92,22 @@ class AdversarialBatches:
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
         generator = torch.Generator().manual_seed(draw(self.seed, self.role, step))
-        order = torch.randperm(len(batch), generator=generator)
-        chosen = order[: round(self.share * len(batch))].sort().values.to(batch.images.device)
+        whole = batch.share
+        number = len(batch) if whole is None else whole.total
+        order = torch.randperm(number, generator=generator)
+        attacked = order[: round(self.share * number)].sort().values.to(batch.images.device)
+        chosen, made_share = (attacked, None) if whole is None else whole.choose(attacked)
+        if whole is not None and made_share is not None:
+            made_share = whole.followed_by(made_share) if self.clean else made_share
         parts = [torch.arange(len(batch), device=chosen.device)] if self.clean else []
         rows = torch.cat([*parts, chosen])
         with torch.no_grad():
-            made = [self.craft(batch, chosen)] if len(chosen) else []
+            made = [self.craft(batch, chosen)] if len(attacked) else []
             images = torch.cat([batch.images, *made] if self.clean else made)
             if self.fill is not None and self._eraser is not None:
                 # Blank images show where it erases.
-                holes = self._eraser(torch.zeros_like(batch.images), generator)[:, :1] > 0
+                blank = self._eraser(torch.zeros_like(batch.images), generator, whole)
+                holes = blank[:, :1] > 0
                 fill = images.new_tensor(self.fill).view(3, 1, 1)
                 images = torch.where(holes[rows], fill, images)
         return DefenseBatch(
@@ -111,4 +117,5 @@ class AdversarialBatches:
             batch.indices[rows],
             domain=self.domain,
             adversarial=len(chosen),
+            share=made_share,
         )

@@ -19,6 +19,7 @@ from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
 from reidguard.defenses.goat import GuideSampling
 from reidguard.defenses.heads import domains_of, with_classifiers
+from reidguard.distributed import gather, joint_layers, processes
 from reidguard.errors import InputError, RegistryError, TrainingError
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel, weights_fingerprint
@@ -224,6 +225,7 @@ class AdversarialTraining(Defense):
                 seed=seed,
                 augment=geometry(augment),
                 device=device,
+                processes=processes(),
             )
             for dataset in datasets
         ]
@@ -360,11 +362,18 @@ class AdversarialTraining(Defense):
         with _only_read(model) if in_train else nullcontext():
             guides = None
             if attack.needs_guides:
-                with torch.no_grad(), nullcontext() if in_train else _evaluating(model):
-                    features = victim.features(batch.images)
-                guides = Guides(features, batch.pids + 1)  # 0 would mark distractors
+                with (
+                    torch.no_grad(),
+                    joint_layers(batch.share),
+                    nullcontext() if in_train else _evaluating(model),
+                ):
+                    features = gather(victim.features(batch.images), batch.share)
+                pids = gather(batch.pids, batch.share)
+                guides = Guides(features, pids + 1)  # 0 would mark distractors
             bound = attack.bind(victim, guides)
-            adversarial = (bound.labelled(batch.pids[chosen] + 1) if guides else bound)(images)
+            share = None if batch.share is None else batch.share.part(chosen)
+            with joint_layers(share):
+                adversarial = (bound.labelled(batch.pids[chosen] + 1) if guides else bound)(images)
         return adversarial
 
 

@@ -297,7 +297,7 @@ class InstanceAttack(Attack):
         return made
 
     def uniform(self, x: Tensor, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        """Return draws from [0, 1) of shape ``(N, *shape)``, the same for the same image on any device."""
+        """Return (N, ``*shape``) draws from [0, 1), the same for the same image on any device."""
         draws = [torch.rand(shape, generator=g) for g in self.generators(x, purpose)]
         return torch.stack(draws).to(x)
 

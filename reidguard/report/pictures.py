@@ -54,8 +54,8 @@ def color_cube(
         size: Height of the picture in pixels.
 
     Example:
-        >>> color_cube(size=100).size
-        (86, 100)
+        >>> color_cube(size=100).height
+        100
     """
     if size < 8:
         raise InputError(f"a picture of the colour cube needs at least 8 pixels, not {size}")

@@ -152,7 +152,7 @@ def test_the_page_is_whole_and_needs_no_network(html):
     assert "://" not in html
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object"}
     images = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert len(images) > 20
+    assert len(images) > 10  # rank lists are left out where a tiny network finds nobody
     for attributes in images:
         assert attributes["alt"]
         kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", attributes["src"]).groups()
@@ -193,3 +193,16 @@ def test_spread_is_even():
     assert demo._spread([3, 4, 5, 6], 2) == [4, 6]
     assert demo._spread([3], 2) == [3]
     assert demo._spread([], 2) == []
+
+
+@pytest.mark.slow
+def test_the_real_demo(tmp_path):
+    """All networks find people, and the attack hurts at least the one that it was learnt on."""
+    assert call(tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    for cell in result["cells"]:
+        assert cell["evaluation"]["clean"]["cmc"][0] >= 0.6
+        assert 7 < cell["evaluation"]["attacked_8bit"]["linf"] <= 8
+        assert cell["evaluation"]["attacked"]["linf"] <= 8 + 1e-3
+    source = result["cells"][0]["evaluation"]
+    assert source["attacked_8bit"]["mAP"] < 0.6 * source["clean"]["mAP"]

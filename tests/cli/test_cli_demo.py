@@ -25,6 +25,7 @@ TINY = demo.Plan(
         demo.Network("OSNet", "osnet_x0_25", {}, 2, 1e-3),
     ),
     train_identities=4,
+    meta_identities=4,
     test_identities=3,
     cameras=2,
     images_per_camera=2,

@@ -46,7 +46,9 @@ tbody.part > tr:first-child > * { border-top: 2px solid var(--soft); }
 figure { margin: 0; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top: .2rem; }
-.gallery { display: flex; flex-wrap: wrap; gap: .8rem; margin: .6rem 0; }
+.gallery { display: inline-flex; vertical-align: top; gap: .6rem; margin: .6rem 1.6rem .6rem 0;
+  max-width: 100%; break-inside: avoid; }
+.gallery figure { min-width: 0; }
 .list { margin: .6rem 0 1rem; break-inside: avoid; }
 .list > p { margin: 0; font-size: .9rem; font-weight: 600; }
 .list ol { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; margin: .3rem 0;
@@ -159,7 +161,7 @@ def picture(image: Image.Image, alt: str, caption: str, *, width: int | None = N
     """
     shown = width or image.width
     return (
-        f'<figure style="width:{shown}px">{_img(image, alt, True, width)}'
+        f'<figure style="flex:0 1 {shown}px">{_img(image, alt, True, width)}'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -169,7 +171,7 @@ def _lines(parts: Sequence[str]) -> str:
 
 
 def gallery(*pictures: str) -> str:
-    """Return pictures side by side, as many as there is room for."""
+    """Return pictures side by side, smaller where there is less room."""
     return f'<div class="gallery">\n{_lines(pictures)}\n</div>'
 
 

@@ -15,7 +15,7 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
-	@echo "make demo    train, attack and evaluate on drawn people, into runs/demo"
+	@echo "make demo    attack four networks on virtual people, a page of it into runs/demo"
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -38,4 +38,4 @@ docs: .venv/.installed
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
 demo: .venv/.installed
-	$(BIN)/reidguard demo --threads 2 --out runs/demo
+	env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(BIN)/reidguard demo --threads 2 --out runs/demo

@@ -26,7 +26,7 @@ COMMANDS = {
     "audit": "look for masked gradients: signs that a model only seems robust",
     "list": "list the attacks, defenses, models, learners, objectives and datasets there are",
     "data": "show what is in a dataset, and check its images",
-    "demo": "all of it in a minute or two, on drawn people",
+    "demo": "all of it in some minutes, on virtual people, with a page to look at",
 }
 
 USAGE = """\

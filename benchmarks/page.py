@@ -107,13 +107,14 @@ clip, is the joint attack of the table above. Stage sizes are mean grey levels.
 def meta(data) -> list[str]:
     lines = data["summary"]
     models = [k.removesuffix(" mAP") for k in lines[0] if k.endswith(" mAP")]
-    clean = ", ".join(
-        f"{name} {data['clean'][name]['mAP']:.1f} / {data['clean'][name]['rank1']:.1f}"
-        for name in models
-    )
+    clean = [
+        [n, c["data"], c["query_every"], f"{c['mAP']:.1f}", f"{c['rank1']:.1f}"]
+        for n, c in data["clean"].items()
+    ]
     rows = []
     for s in lines:
-        cells = [s["attack"], s["learner"], len(s["seeds"]), f"{s['seconds_per_step']:.2f}"]
+        cells = [s["attack"], s["learner"], len(s["seeds"])]
+        cells.append(f"{s.get('processor_seconds_per_step', float('nan')):.2f}")
         for name in models:
             cells += [spread(s[f"{name} mAP"]) if f"{name} mAP" in s else "–"]
             cells += [spread(s[f"{name} rank1"]) if f"{name} rank1" in s else "–"]
@@ -125,12 +126,13 @@ def meta(data) -> list[str]:
     names = list(angles[0]["to_maml"]) if angles else []
     return [
         title("Meta-learning on real data"),
-        prose(f"""{data["setting"]}; strict ε = 8/255. Learnt on OSNet x0.25 (*source*), every
-{data["query_every"]}th query;
-clean mAP / rank-1: {clean}. Mean ± sample standard deviation over seeds (± 0.0 with one seed).
-All
-learners take the same number of outer steps; seconds are those of a busy two-core machine.
+        prose(f"""{data["setting"]}; strict ε = 8/255. Learnt on OSNet x0.25 (*source*). All
+learners take the same number of outer steps. Mean ± sample standard deviation over seeds (± 0.0
+with one seed); seconds are a processor's, one thread, per step. The models attacked, with clean
+queries:
 """),
+        listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
+        "Attacked:\n",
         listing(head, rows),
         prose("""Mean cosine of each learner's gradient to that of ``maml``, at the same
 parameters and batches (after

@@ -147,13 +147,28 @@ def test_nobody_searched_for_was_learnt_from(finished):
     assert facts["meta_test"]["name"] == "virtual:station"
 
 
+def test_every_picture_is_there(finished, html):
+    alts = [attributes["alt"] for tag, attributes in Reader(html).tags if tag == "img"]
+    cells = json.loads((finished / "result.json").read_text("utf-8"))["cells"]
+    found = [
+        round(c["evaluation"]["clean"]["cmc"][0] * 6) for c in cells
+    ]  # of 3 people × 2 cameras
+    assert sum("colour cube" in alt for alt in alts) == 6
+    assert sum("additive pattern" in alt for alt in alts) == 1
+    assert sum(alt.endswith(": clean") for alt in alts) == 3
+    assert sum("adversarial" in alt for alt in alts) == 3
+    # Two queries of each cell, if as many are found before the attack; once before, once after.
+    assert sum(alt.startswith("query") for alt in alts) == 2 * sum(min(2, n) for n in found) > 0
+    first, last = (sum(alt.startswith(f"rank {n},") for alt in alts) for n in (1, 8))
+    assert first == last == 2 * sum(min(2, n) for n in found)
+
+
 def test_the_page_is_whole_and_needs_no_network(html):
     reader = Reader(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "://" not in html
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object"}
     images = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert len(images) > 10  # rank lists are left out where a tiny network finds nobody
     for attributes in images:
         assert attributes["alt"]
         kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", attributes["src"]).groups()

@@ -265,10 +265,10 @@ def test_the_second_order_term_of_hessian_free_is_that_of_maml(name, steps):
     first = gradients(FirstOrderLearner, name, inner_steps=steps)
     exact = gradients(MAMLLearner, name, inner_steps=steps) - first
     assert exact.norm() > 1e-3 * first.norm(), "nothing to compare"
-    for difference, least in ((0.01, 0.999), (0.1, 0.98)):
-        free = gradients(HessianFreeLearner, name, inner_steps=steps, difference=difference)
-        assert F.cosine_similarity(free - first, exact, dim=0) > least
-        close((free - first).norm(), exact.norm(), 10 * difference)
+    for difference, least, length in ((0.01, 0.999, 0.05), (0.1, 0.98, 0.3)):
+        free = gradients(HessianFreeLearner, name, inner_steps=steps, difference=difference) - first
+        assert F.cosine_similarity(free, exact, dim=0) > least
+        assert abs(float(free.norm() / exact.norm()) - 1) < length
 
 
 def test_a_sign_has_no_second_order_term():

@@ -22,24 +22,25 @@ from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 
 
-def over_rms(gradient, buffer, momentum):
+def over_rms(gradient, buffer, rates):
     """As scaled, over the root mean square in place of the mean magnitude."""
-    direction, buffer = scaled(gradient, buffer, momentum)
+    direction, buffer = scaled(gradient, buffer, rates)
     return direction / (direction.square().mean().sqrt() + 1e-12), buffer
 
 
-def tanh(gradient, buffer, momentum):
+def tanh(gradient, buffer, rates):
     """A soft sign of the scaled step."""
-    direction, buffer = scaled(gradient, buffer, momentum)
+    direction, buffer = scaled(gradient, buffer, rates)
     return torch.tanh(direction), buffer
 
 
-def steep_tanh(gradient, buffer, momentum):
+def steep_tanh(gradient, buffer, rates):
     """A harder sign of the scaled step."""
-    direction, buffer = scaled(gradient, buffer, momentum)
+    direction, buffer = scaled(gradient, buffer, rates)
     return torch.tanh(3 * direction), buffer
 
 
+CHOICES = ("scaled", "sgd", "sign")  # adam starts from an outer Adam, which an attack has not
 TRIED = {"over root mean square": over_rms, "tanh": tanh, "tanh of 3 times": steep_tanh}
 
 
@@ -63,7 +64,7 @@ def compare(model, attack, pairs) -> list[dict]:
         return torch.cat([p.grad.flatten() for p in attack.parameters()])
 
     rows = [{"inner": "none", **losses()}]
-    for name in INNER_STEPS:
+    for name in (*CHOICES, *TRIED):
         one, exact = gradient(FirstOrderLearner(inner=name)), gradient(MAMLLearner(inner=name))
         gradient(FirstOrderLearner(inner=name, keep_temporary=True))
         share = float((exact - one).norm() / exact.norm())

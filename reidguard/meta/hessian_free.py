@@ -72,11 +72,11 @@ class HessianFreeLearner(TemporaryLearner):
                 gradient = point.gradient.clone().requires_grad_()
                 buffer = point.buffer.clone().requires_grad_()
                 with torch.enable_grad():
-                    step, moved = direction(gradient, buffer, point.momentum)
+                    step, moved = direction(gradient, buffer, point.rates)
                     # what the later steps and the meta-test loss make of this step and buffer
                     pulled = torch.zeros((), dtype=step.dtype, device=step.device)
                     if value is not None:
-                        pulled = pulled - point.lr * (step * value).sum()
+                        pulled = pulled - point.rates.lr * (step * value).sum()
                     if i in buffers:
                         pulled = pulled + (moved * buffers[i]).sum()
                 if not pulled.requires_grad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from reidguard.distributed import Share, average, share_of
 from reidguard.errors import InputError, TrainingError
 from reidguard.meta.base import MetaLearner, Objective, StepResult
-from reidguard.meta.inner import inner_step
+from reidguard.meta.inner import InnerRates, first_buffer, inner_step
 from reidguard.meta.passes import Patched
 
 __all__ = ["InnerPoint", "TemporaryLearner", "gradients_of"]
@@ -27,8 +27,7 @@ class InnerPoint:
     value: Tensor
     gradient: Tensor
     buffer: Tensor
-    lr: float
-    momentum: float
+    rates: InnerRates
 
 
 class TemporaryLearner(MetaLearner):
@@ -41,13 +40,14 @@ class TemporaryLearner(MetaLearner):
        of ``∂w'/∂w`` they compute.
 
     Args:
-        inner: "scaled" (MI-SGD without its sign), "sgd" (Algorithm 1 to the letter), or "sign"
-            (the released code's, which has no derivative).
+        inner: "scaled" (MI-SGD without its sign), "sgd" (Algorithms 1 and 2 to the letter),
+            "adam", or "sign" (the released code's, which has no derivative).
         inner_steps: Inner steps, all on the meta-train batch.
         inner_lr: Size of an inner step; that of the outer optimiser by default.
-        inner_momentum: Momentum of the inner steps; that of the outer optimiser by default.
-        from_buffer: Let the inner momentum start from the outer optimiser's buffer, held constant.
-            (Only "scaled" and "sign", whose buffers are MI-SGD's.)
+        inner_momentum: Momentum of the inner steps (Adam's β₁); that of the outer optimiser by
+            default.
+        from_buffer: Let the inner momentum start from the outer optimiser's buffer, held constant:
+            "scaled" and "sign" from MI-SGD's, "adam" from Adam's.
         keep_temporary: Leave the module at w', so that the outer step starts from there: what the
             released code does.
     """
@@ -124,12 +124,11 @@ class TemporaryLearner(MetaLearner):
         parameters = list(module.parameters())
         trained = [i for i, p in enumerate(parameters) if p.requires_grad]
         share, test_share = share_of(meta_train_batch), share_of(meta_test_batch)
-        start = self._start(parameters, trained, optimizer)
+        rates, buffers = self._start(parameters, trained, optimizer)
         direction = inner_step(self.inner)
         module.zero_grad(set_to_none=True)
         with Patched(module, objective) as patched:
             temporary: list[Tensor] = list(parameters)
-            buffers = {i: point.buffer for i, point in start.items()}
             path: list[dict[int, InnerPoint]] = []
             for number in range(self.inner_steps):
                 loss = patched.loss(temporary, meta_train_batch)
@@ -143,12 +142,13 @@ class TemporaryLearner(MetaLearner):
                 for i, gradient in zip(trained, found, strict=True):
                     if gradient is None:
                         continue
-                    lr, momentum = start[i].lr, start[i].momentum
+                    now = rates[i]
                     moved[i] = InnerPoint(
-                        temporary[i].detach(), gradient.detach(), buffers[i].detach(), lr, momentum
+                        temporary[i].detach(), gradient.detach(), buffers[i].detach(), now
                     )
-                    step, buffers[i] = direction(gradient, buffers[i], momentum)
-                    after[i] = temporary[i] - lr * step
+                    step, buffers[i] = direction(gradient, buffers[i], now)
+                    rates[i] = replace(now, count=now.count + 1)
+                    after[i] = temporary[i] - now.lr * step
                     if not self.exact:
                         after[i] = after[i].detach().requires_grad_()
                 temporary = after
@@ -184,11 +184,11 @@ class TemporaryLearner(MetaLearner):
 
     def _start(
         self, parameters: Sequence[Tensor], trained: Sequence[int], optimizer: Optimizer | None
-    ) -> dict[int, InnerPoint]:
-        """The rate, the momentum and the buffer with which each parameter's first step begins."""
+    ) -> tuple[dict[int, InnerRates], dict[int, Tensor]]:
+        """Rates and buffer with which each parameter's first inner step is made."""
         groups = optimizer.param_groups if optimizer is not None else []
         group_of = {id(p): group for group in groups for p in group["params"]}
-        start = {}
+        rates, buffers = {}, {}
         for i in trained:
             parameter = parameters[i]
             group = group_of.get(id(parameter), {})
@@ -197,20 +197,15 @@ class TemporaryLearner(MetaLearner):
                 raise InputError(
                     "the inner step needs a size: give inner_lr, or pass step() the optimizer"
                 )
-            momentum = group.get("momentum", 0.0)
+            beta1, beta2 = group.get("betas", (0.9, 0.999))
+            momentum = beta1 if self.inner == "adam" else group.get("momentum", 0.0)
             if self.inner_momentum is not None:
                 momentum = self.inner_momentum
-            buffer = None
-            if self.from_buffer and self.inner != "sgd" and optimizer is not None:
-                buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            start[i] = InnerPoint(
-                parameter.detach(),
-                parameter.detach(),
-                torch.zeros_like(parameter) if buffer is None else buffer.detach().clone(),
-                float(lr),
-                float(momentum),
-            )
-        return start
+            kept = optimizer.state if self.from_buffer and optimizer is not None else {}
+            buffers[i], count = first_buffer(self.inner, parameter, kept.get(parameter, {}))
+            eps = group.get("eps", 1e-8)
+            rates[i] = InnerRates(float(lr), float(momentum), float(beta2), float(eps), count)
+        return rates, buffers
 
 
 def gradients_of(

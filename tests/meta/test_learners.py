@@ -2,6 +2,7 @@
 
 import gc
 
+import higher
 import pytest
 import torch
 import torch.nn.functional as F
@@ -269,6 +270,54 @@ def test_the_second_order_term_of_hessian_free_is_that_of_maml(name, steps):
         free = gradients(HessianFreeLearner, name, inner_steps=steps, difference=difference) - first
         assert F.cosine_similarity(free, exact, dim=0) > least
         assert abs(float(free.norm() / exact.norm()) - 1) < length
+
+
+def trained_with_adam(steps, eps):
+    module = Classifier()
+    outer = torch.optim.Adam(module.parameters(), lr=0.02, betas=(0.8, 0.99), eps=eps)
+    for number in range(steps):
+        outer.zero_grad()
+        cross_entropy(module, batch(10 + number)).backward()
+        outer.step()
+    return module, outer
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_inner_adam_goes_where_adam_goes(past):
+    module, outer = trained_with_adam(past, eps=1e-3)
+    goal, its = trained_with_adam(past, eps=1e-3)
+    for _ in range(2):
+        its.zero_grad()
+        cross_entropy(goal, batch(1)).backward()
+        its.step()
+    learner = FirstOrderLearner(inner="adam", inner_steps=2, keep_temporary=True)
+    learner.step(module, cross_entropy, batch(1), batch(2), optimizer=outer)
+    for found, wanted in zip(module.parameters(), goal.parameters(), strict=True):
+        close(found.detach(), wanted.detach())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("past", [0, 3])
+def test_inner_adam_is_that_of_higher(steps, past):
+    """From nothing, and from the moments of an outer Adam that has a past."""
+    module, outer = trained_with_adam(past, eps=1e-12)  # which higher does not correct for bias
+    with higher.innerloop_ctx(module, outer, copy_initial_weights=False) as (copied, inner):
+        first = cross_entropy(copied, batch(1))
+        inner.step(first)
+        for _ in range(steps - 1):
+            inner.step(cross_entropy(copied, batch(1)))
+        loss = first + cross_entropy(copied, batch(2))
+        wanted = torch.autograd.grad(loss, list(module.parameters()))
+    learner = MAMLLearner(inner="adam", inner_steps=steps)
+    learner.step(module, cross_entropy, batch(1), batch(2), optimizer=outer)
+    for p, g in zip(module.parameters(), wanted, strict=True):
+        close(p.grad, g, 1e-6)
+        assert g.abs().max() > 0
+    free = HessianFreeLearner(inner="adam", inner_steps=steps, difference=0.001)
+    free.step(module, cross_entropy, batch(1), batch(2), optimizer=outer)
+    found, exact = (torch.cat([g.flatten() for g in gs]) for gs in
+                    ([p.grad for p in module.parameters()], wanted))  # fmt: skip
+    assert past == 0 or F.cosine_similarity(found, exact, dim=0) > 0.999
 
 
 def test_a_sign_has_no_second_order_term():

@@ -80,13 +80,16 @@ class MetricIFGSM(_MetricAttack):
         budget: The L∞ ball; 8/255 by default.
         targeted: Towards a target rather than away from the own identity.
         steps: Iterations; None is min(ε + 4, 1.25 ε) with ε in grey levels: 10 at 8/255.
-        step_size: Length of a step in [0, 1] pixel units.
+        step_size: Length of a step in [0, 1] pixel units; None adapts it.
         restarts: Ascents from different starts.
-        momentum: Decay of MI; 0 is I-FGSM.
+        momentum: Decay of MI; None is 0 for I-FGSM and 1 for MI-FGSM.
         diversity: Probability of DI.
         translation: Width of TI's kernel.
         seed: Fixes starts and diversity.
     """
+
+    usual_momentum: ClassVar[float] = 0.0
+    """What None means."""
 
     def __init__(
         self,
@@ -94,9 +97,9 @@ class MetricIFGSM(_MetricAttack):
         *,
         targeted: bool = False,
         steps: int | None = None,
-        step_size: float = 1 / 255,
+        step_size: float | None = 1 / 255,
         restarts: int = 1,
-        momentum: float = 0.0,
+        momentum: float | None = None,
         diversity: float = 0.0,
         translation: int = 0,
         seed: int = 0,
@@ -110,7 +113,7 @@ class MetricIFGSM(_MetricAttack):
             else steps,
             step_size=step_size,
             restarts=restarts,
-            momentum=momentum,
+            momentum=self.usual_momentum if momentum is None else momentum,
             diversity=diversity,
             translation=translation,
             seed=seed,
@@ -122,30 +125,7 @@ class MetricIFGSM(_MetricAttack):
 class MetricMIFGSM(MetricIFGSM):
     """Metric MI-FGSM: :class:`MetricIFGSM` with momentum 1, for transfer."""
 
-    def __init__(
-        self,
-        budget: Budget | None = None,
-        *,
-        targeted: bool = False,
-        steps: int | None = None,
-        step_size: float = 1 / 255,
-        restarts: int = 1,
-        momentum: float = 1.0,
-        diversity: float = 0.0,
-        translation: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            budget,
-            targeted=targeted,
-            steps=steps,
-            step_size=step_size,
-            restarts=restarts,
-            momentum=momentum,
-            diversity=diversity,
-            translation=translation,
-            seed=seed,
-        )
+    usual_momentum: ClassVar[float] = 1.0
 
 
 @register_attack("metric_fgsm")

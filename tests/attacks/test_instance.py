@@ -175,6 +175,113 @@ def test_metric_iterations_equal_a_loop_over_guides(momentum, metric):
         torch.testing.assert_close(adversarial, y)
 
 
+def apgd(model, image, start, goal, eps, steps):
+    """Auto-PGD of one image, as its paper's Algorithm 1 tells it, with lists of all iterates."""
+    low, high = (image - eps).clamp(min=0), (image + eps).clamp(max=1)
+
+    def value_and_gradient(y):
+        y = y.clone().requires_grad_()
+        value = goal(model.features(y[None]))[0]
+        return float(value.detach()), torch.autograd.grad(value, y)[0]
+
+    p = [0.0, 0.22]
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    checkpoints = sorted({math.ceil(round(share * steps, 9)) for share in p})
+    x, value = [start], [value_and_gradient(start)[0]]
+    arrived = list(value)  # f where step k arrived; value[k] is f where step k + 1 leaves
+    length, best, top, momentum_from = 2 * eps, start, value[0], None
+    at_last = (length, top)
+    halvings = 0
+    for k in range(steps):
+        _, gradient = value_and_gradient(x[-1])
+        z = torch.minimum(torch.maximum(x[-1] + length * gradient.sign(), low), high)
+        if momentum_from is not None:
+            z = x[-1] + 0.75 * (z - x[-1]) + 0.25 * (x[-1] - momentum_from)
+            z = torch.minimum(torch.maximum(z, low), high)
+        momentum_from = x[-1]
+        x.append(z)
+        arrived.append(value_and_gradient(z)[0])
+        value.append(arrived[-1])
+        if arrived[-1] > top:
+            best, top = z, arrived[-1]
+        if k + 1 in checkpoints:
+            since = checkpoints[checkpoints.index(k + 1) - 1]
+            risen = sum(arrived[i + 1] > value[i] for i in range(since, k + 1))
+            halve = risen < 0.75 * (k + 1 - since) or (length, top) == at_last
+            at_last = (length, top)
+            if halve:
+                halvings += 1
+                length, x[-1], value[-1], momentum_from = length / 2, best, top, best
+    return best, halvings
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_adaptive_steps_equal_a_loop_over_iterates(metric):
+    model, x = convolutional(metric), images(4)
+    attack = SMA(EPS, steps=23, step_size=None).bind(model)
+    found = attack(x)
+    noise = 2 * attack.uniform(x, "start 0", SHAPE) - 1
+    starts = (x + EPS.eps * noise).clamp(0, 1)
+    halvings = []
+    for image, start, adversarial in zip(x, starts, found, strict=True):
+        own = normed(model, image[None])
+
+        def goal(feature, own=own):
+            feature = F.normalize(feature) if metric == "cosine" else feature
+            return (feature - own).square().sum(1)
+
+        expected, halved = apgd(model, image, start, goal, EPS.eps, 23)
+        torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-12)
+        halvings.append(halved)
+    assert max(halvings) > 0  # so that the loop says something
+    assert len(set(halvings)) > 1 or min(halvings) > 1
+
+
+def test_adaptive_steps_reach_the_best_corner():
+    model, x = linear(1), images()
+    moved = model.features(SMA(EPS, steps=16, step_size=None).bind(model)(x)) - model.features(x)
+    best = EPS.eps * weight(model).abs().sum()
+    torch.testing.assert_close(moved.abs(), best.expand(4, 1))
+    guides = guides_for(model)
+    fixed, adaptive = (
+        FNA(EPS, steps=16, step_size=s).bind(model, guides)(x) for s in (1 / 255, None)
+    )
+    torch.testing.assert_close(adaptive, fixed)  # the goal is linear, its corner the only optimum
+
+
+@pytest.mark.parametrize("cls", [SMA, MetricIFGSM])
+def test_adaptive_steps_never_end_below_their_start(cls):
+    """Even where every step leads down, as the first ones of length 2ε may."""
+    model, x = convolutional(), images(8)
+    for steps in (1, 2, 6):
+        attack = cls(Budget(0.5), steps=steps, step_size=None)
+        attack = attack.bind(model, guides_for(model)).labelled([3, 7, 9, 3] * 2)
+        goal = attack.goal(normed(model, x), attack.victim)
+        start = x
+        if cls is SMA:
+            start = (x + 0.5 * (2 * attack.uniform(x, "start 0", SHAPE) - 1)).clamp(0, 1)
+        assert (goal(normed(model, attack(x))) >= goal(normed(model, start)) - 1e-12).all()
+
+
+def test_a_kernel_of_one_pixel_smooths_nothing():
+    model, x = convolutional(), images()
+    plain, one, three = (bound("sma", model, translation=width)(x) for width in (0, 1, 3))
+    assert torch.equal(plain, one)
+    assert not torch.equal(plain, three)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_diversity_is_fixed_by_seed_and_image(name):
+    """On cosines: every goal's gradient depends on what the network sees."""
+    model, x = convolutional(), images()
+    first = bound(name, model, diversity=1.0)(x)
+    assert first.shape == x.shape
+    assert torch.equal(first, bound(name, model, diversity=1.0)(x))
+    assert not torch.equal(first, bound(name, model, diversity=0.0)(x))
+    assert not torch.equal(first, bound(name, model, diversity=1.0, seed=1)(x))
+
+
 def test_translation_smooths_the_gradient_with_a_gaussian():
     model, x = linear(1), images(1)
     guides = Guides(model.features(images(2, 9)), [1, 2])
@@ -343,6 +450,8 @@ def test_square_asks_for_features_only_and_as_often_as_it_says(with_guides):
         ("sma", {"steps": 15}, 16, 15),
         ("fna", {"steps": 7}, 8, 7),
         ("odfa", {"steps": 2, "restarts": 3}, 1 + 3 * 2 + 3, 6),
+        ("sma", {"steps": 9, "step_size": None}, 1 + 9 + 1, 9),
+        ("fna", {"steps": 4, "step_size": None, "restarts": 2}, 1 + 2 * 5 + 2, 8),
         ("metric_fgsm", {}, 2, 1),
         ("metric_ifgsm", {}, 11, 10),
         ("metric_mifgsm", {"diversity": 0.5, "translation": 3}, 11, 10),
@@ -460,13 +569,14 @@ def test_the_contract_of_attacks(name, check):
 @settings(deadline=None, max_examples=30, database=None)
 @given(
     eps=st.floats(0, 0.3),
-    step_size=st.floats(1e-4, 1),
+    step_size=st.one_of(st.none(), st.floats(1e-4, 1)),
     restarts=st.integers(1, 3),
     momentum=st.floats(0, 2),
     seed=st.integers(0, 2**40),
 )
 def test_any_options_stay_in_the_ball(eps, step_size, restarts, momentum, seed):
     model, x = linear(3), images(2, seed % 7)
+    momentum = 0.0 if step_size is None else momentum
     options = {"steps": 3, "step_size": step_size, "restarts": restarts, "momentum": momentum}
     found = SMA(Budget(eps), **options, seed=seed).bind(model)(x)
     assert (found - x).abs().max() <= eps + 1e-6
@@ -478,7 +588,8 @@ def test_the_steps_of_ifgsm_are_the_rule_of_its_paper():
     steps = {e: MetricIFGSM(Budget(e / 255)).steps for e in (0, 0.5, 1, 2, 4, 8, 12, 16, 20)}
     # min(ε + 4, 1.25 ε), rounded up
     assert steps == {0: 1, 0.5: 1, 1: 2, 2: 3, 4: 5, 8: 10, 12: 15, 16: 20, 20: 24}
-    assert MetricMIFGSM().momentum == 1.0
+    assert (MetricIFGSM().momentum, MetricMIFGSM().momentum) == (0.0, 1.0)
+    assert (MetricIFGSM(momentum=0.5).momentum, MetricMIFGSM(momentum=0.0).momentum) == (0.5, 0.0)
 
 
 # --- mistakes ----------------------------------------------------------------------------------
@@ -523,6 +634,8 @@ def test_other_mistakes_name_the_cure():
         ({"momentum": -1.0}, "momentum"),
         ({"diversity": 1.5}, "diversity"),
         ({"translation": 4}, "translation"),
+        ({"translation": -1}, "translation"),
+        ({"step_size": None, "momentum": 1.0}, "give a step_size, such as 1/255, or momentum=0"),
     ],
 )
 def test_wrong_options_are_named(options, word):

@@ -59,10 +59,13 @@ if TYPE_CHECKING:
         AuditReport,
         EvaluationResult,
         FeatureStore,
+        GridCell,
+        GridResult,
         Protocol,
         VerifyReport,
         audit,
         evaluate,
+        evaluate_grid,
         save_adversarial,
         verify,
     )
@@ -111,6 +114,8 @@ __all__ = [
     "DeltaAttack",
     "EvaluationResult",
     "FeatureStore",
+    "GridCell",
+    "GridResult",
     "Guides",
     "InputError",
     "InputSpec",
@@ -144,6 +149,7 @@ __all__ = [
     "create_attack",
     "create_model",
     "evaluate",
+    "evaluate_grid",
     "join_datasets",
     "load_attack",
     "load_dataset",
@@ -167,8 +173,8 @@ _NAMES = {
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
-    "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore Protocol VerifyReport "
-    "audit evaluate save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore GridCell GridResult "
+    "Protocol VerifyReport audit evaluate evaluate_grid save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
     "models": "MODELS LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
     "register_model wrap_model",

@@ -1,24 +1,29 @@
-"""Evaluation: protocol, figures under attack, quality, budgets verified, images saved, audit."""
+"""Evaluation: protocol, figures under attack, grids, quality, budgets, saved images, audit."""
 
 from reidguard.evaluation.audit import AuditReport, Finding, audit
 from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
+from reidguard.evaluation.grid import SETTINGS, GridCell, GridResult, evaluate_grid
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.quality import achieved_linf, psnr, ssim
 from reidguard.evaluation.save import save_adversarial
 from reidguard.evaluation.verify import VerifyReport, verify
 
 __all__ = [
+    "SETTINGS",
     "AttackedResult",
     "AuditReport",
     "EvaluationResult",
     "FeatureStore",
     "Finding",
+    "GridCell",
+    "GridResult",
     "Protocol",
     "VerifyReport",
     "achieved_linf",
     "audit",
     "evaluate",
+    "evaluate_grid",
     "extract_features",
     "psnr",
     "save_adversarial",

@@ -29,6 +29,8 @@ COMMANDS = {
     "demo": "all of it in some minutes, on virtual people, with a page to look at",
 }
 
+TOGETHER = ("train", "attack", "defend")  # the commands that several processes can share
+
 USAGE = """\
 usage: reidguard COMMAND [options]
 
@@ -49,6 +51,9 @@ on your own:
       --attack delta --eps 8/255 --steps 100 --out runs/delta --save-images runs/delta/images
   reidguard evaluate --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
       --query runs/delta/images
+
+several processes, on one machine or more, learn together from one joint batch:
+  torchrun --nproc-per-node 2 -m reidguard attack ...
 
 exit codes: 0 done, 1 the run failed, 2 something to correct in the call, its files or its data,
 130 interrupted (the same command goes on where it stopped)
@@ -117,7 +122,18 @@ def _dispatch(arguments: list[str]) -> int:
         )
     module: Any = importlib.import_module(f"reidguard.cli.{command}")
     parser = module.parser(COMMANDS[command])
-    code: int = module.run(parser.read(arguments[1:]))
+    options = parser.read(arguments[1:])
+    code: int
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        code = module.run(options)
+        return code
+    if command not in TOGETHER:
+        raise InputError(f"{command} works in one process: call it without torchrun")
+    from reidguard.cli.common import device_name
+    from reidguard.distributed import join
+
+    with join(device_name(options)):
+        code = module.run(options)
     return code
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,11 @@ from reidguard.attacks import (
 )
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, epsilon, pathname
-from reidguard.cli.runs import Metrics, RunFolder, default_folder, open_run
+from reidguard.cli.runs import RunFolder, default_folder, open_run
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
-from reidguard.evaluation import (
-    EvaluationResult,
-    FeatureStore,
-    Protocol,
-    evaluate,
-    save_adversarial,
-)
+from reidguard.evaluation import save_adversarial
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives import ATTACK_LOSSES
@@ -249,31 +245,20 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
         Display() as display,
     ):
         target = folder / "attack.safetensors"
-        model.to(device)
-        seconds = None
-        if target.exists():
-            attack = _load(target)
-        else:
-            with Metrics(folder / "metrics.jsonl", display) as metrics:
-                attack.to(device).fit(
-                    model if surrogate is None else surrogate.to(device),
-                    dataset,
-                    other,
-                    learner=learner,
-                    **recipe,
-                    checkpoint=folder / "checkpoint.safetensors",
-                    checkpoint_every=options.checkpoint_every,
-                    progress=metrics,
-                )
-            attack.save(target)
-            seconds = metrics.seconds_per_step
-        _conclude(options, folder, model, dataset, attack.to(device), seconds, display)
-        print(f"attack: {target}")
+        source = (model if surrogate is None else surrogate).to(device)
+        fit = partial(attack.to(device).fit, source, dataset, other, learner=learner, **recipe)
+        learnt, seconds = common.learn_once(options, target, folder, display, _load, fit)
+        if folder.writes:
+            model.to(device)
+            _conclude(options, folder, model, dataset, learnt.to(device), seconds, display)
+            print(f"attack: {target}")
     return 0
 
 
 def _apply(options: Options, device: torch.device, attack: Attack) -> int:
     """Measure an attack that is loaded, or that has nothing to learn."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("here nothing is learnt, so one process is enough: call without torchrun")
     _check_extras(options, attack)
     by_image = isinstance(attack, InstanceAttack)
     if not by_image and options.surrogate is not None:
@@ -327,7 +312,7 @@ def _bind(
     """Bind to a model, and show the gallery to an attack that must know where identities lie."""
     if not attack.needs_guides:
         return attack.bind(model)
-    features = _store(options).features(
+    features = common.feature_store(options.cache).features(
         model,
         dataset,
         "gallery",
@@ -335,10 +320,6 @@ def _bind(
         progress=display.phase("features of the gallery"),
     )
     return attack.bind(model, Guides(features, [sample.pid for sample in dataset.gallery]))
-
-
-def _store(options: Options) -> FeatureStore:
-    return common._feature_store(options.cache)
 
 
 def _check_extras(options: Options, attack: Attack) -> None:
@@ -407,23 +388,6 @@ def _measured(
     }
 
 
-def _measure(
-    options: Options, model: ReIDModel, dataset: ReIDDataset, attack: Attack, display: Display
-) -> EvaluationResult | None:
-    if not options.tell_labels:
-        return common.measure(options, model, dataset, attack, display)
-    return evaluate(
-        model,
-        dataset,
-        attack,
-        Protocol(image_size=options.image_size),
-        store=_store(options),
-        query_every=options.query_every,
-        tell_labels=True,
-        progress=display.phase("evaluating"),
-    )
-
-
 def _conclude(
     options: Options,
     folder: RunFolder,
@@ -437,7 +401,9 @@ def _conclude(
     if folder.finished:
         note(f"{folder.path} is finished already; nothing is measured again")
     else:
-        result = _measure(options, model, dataset, attack, display)
+        result = common.measure(
+            options, model, dataset, attack, display, tell_labels=options.tell_labels
+        )
         common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()
     common.print_result(folder)

@@ -111,7 +111,7 @@ def run(options: Options) -> int:
             surrogate=None if surrogate is None else surrogate.to(device),
             **numbers,
             protocol=Protocol(image_size=options.image_size),
-            store=common._feature_store(options.cache),
+            store=common.feature_store(options.cache),
             progress=display.phase("auditing"),
         )
         return found.to_dict(), found.to_markdown()

@@ -6,13 +6,13 @@ import hashlib
 import os
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from reidguard.attacks import Attack
+from reidguard.attacks import Attack, UniversalAttack
 from reidguard.cli.options import (
     Options,
     Parser,
@@ -22,7 +22,7 @@ from reidguard.cli.options import (
     positive,
     rate,
 )
-from reidguard.cli.runs import RunFolder
+from reidguard.cli.runs import Metrics, RunFolder
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
@@ -36,7 +36,10 @@ __all__ = [
     "add_machine",
     "add_victim",
     "data_settings",
+    "device_name",
+    "feature_store",
     "file_digest",
+    "learn_once",
     "make",
     "make_model",
     "measure",
@@ -132,7 +135,7 @@ def set_up_machine(options: Options) -> torch.device:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device_name(options)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -141,6 +144,13 @@ def set_up_machine(options: Options) -> torch.device:
             f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu"
         ) from error
     return device
+
+
+def device_name(options: Options) -> str:
+    """Return the device that is asked for, or a GPU if there is one: each process has its own."""
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    alone = "LOCAL_RANK" not in os.environ
+    return name if name != "cuda" or alone else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def make(what: str, build: Any, *arguments: Any, **kwargs: Any) -> Any:
@@ -220,6 +230,8 @@ def measure(
     dataset: ReIDDataset,
     attack: Attack | None,
     display: Display,
+    *,
+    tell_labels: bool = False,
 ) -> EvaluationResult | None:
     """Evaluate as the options say; None where the dataset has nothing to search for or in."""
     if not dataset.query or not dataset.gallery:
@@ -230,10 +242,48 @@ def measure(
         dataset,
         attack,
         Protocol(image_size=options.image_size),
-        store=_feature_store(options.cache),
+        store=feature_store(options.cache),
         query_every=options.query_every,
+        tell_labels=tell_labels,
         progress=display.phase("evaluating"),
     )
+
+
+Learnt = TypeVar("Learnt", ReIDModel, UniversalAttack)
+
+
+def learn_once(
+    options: Options,
+    target: Path,
+    folder: RunFolder,
+    display: Display,
+    load: Callable[[Path], Learnt],
+    learn: Callable[..., Learnt],
+) -> tuple[Learnt, float | None]:
+    """Load what the run has learnt already, or learn and save it.
+
+    Args:
+        options: Of the command.
+        target: Where it is, or will be.
+        folder: The run.
+        display: Shows progress.
+        load: Reads the file.
+        learn: Takes ``checkpoint``, ``checkpoint_every`` and ``progress``.
+
+    Returns:
+        It, and the seconds of a step if any was taken now.
+    """
+    if target.exists():
+        return load(target), None
+    with Metrics(folder / "metrics.jsonl", display) as metrics:
+        learnt = learn(
+            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint_every=options.checkpoint_every,
+            progress=metrics,
+        )
+    if folder.writes:
+        learnt.save(target)
+    return learnt, metrics.seconds_per_step
 
 
 def save_result(
@@ -271,7 +321,8 @@ def print_result(folder: RunFolder) -> None:
     print("\n\n".join(paragraphs[:-1]), end="\n\n")
 
 
-def _feature_store(chosen: Path | None) -> FeatureStore:
+def feature_store(chosen: Path | None) -> FeatureStore:
+    """Return the store in a folder; that of ``--cache``, or the user's."""
     if chosen is not None:
         return FeatureStore(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reidguard.attacks import ATTACKS, Attack, InstanceAttack, UniversalAttack, load_attack
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, amount, epsilon, pathname
-from reidguard.cli.runs import Metrics, default_folder, open_run
+from reidguard.cli.runs import default_folder, open_run
 from reidguard.cli.show import Display, note
 from reidguard.data import load_dataset
 from reidguard.defenses import DEFENSES, AdversarialTraining
@@ -126,23 +127,12 @@ def run(options: Options) -> int:
         if folder.finished:
             note(f"{out} is finished already; nothing is done again")
         else:
-            seconds = None
             defense.attack.to(device)
-            if target.exists():
-                robust = load_model(target).to(device)
-            else:
-                with Metrics(folder / "metrics.jsonl", display) as metrics:
-                    robust = defense.fit(
-                        model.to(device),
-                        dataset,
-                        other,
-                        **recipe,
-                        checkpoint=folder / "checkpoint.safetensors",
-                        checkpoint_every=options.checkpoint_every,
-                        progress=metrics,
-                    )
-                robust.save(target)
-                seconds = metrics.seconds_per_step
+            fit = partial(defense.fit, model.to(device), dataset, other, **recipe)
+            robust, seconds = common.learn_once(options, target, folder, display, load_model, fit)
+            if not folder.writes:
+                return 0
+            robust.to(device)
             against: Attack | None = defense.attack
             if isinstance(against, InstanceAttack):
                 # With guides an attack needs to know the gallery, which is `reidguard attack`'s.

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from reidguard.cli.show import note
+from reidguard.distributed import processes
 from reidguard.errors import CheckpointError, InputError
 from reidguard.storage import atomic_write, library_versions, write_json
 from reidguard.training import Progress, ProgressCallback
@@ -42,12 +43,17 @@ class RunFolder:
         path: The folder.
         manifest: Content of its manifest.json.
         finished: Whether all its products are there already.
+        writes: Whether this process is the one that writes into it; of several that `torchrun`
+            started only the first does, and the others' work ends with the learning.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], finished: bool) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], finished: bool, writes: bool = True
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.finished = finished
+        self.writes = writes
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -92,6 +98,10 @@ def open_run(
         InputError: If the folder holds something else, or another process works in it.
         Interrupted: In place of KeyboardInterrupt.
     """
+    together = processes()
+    if together is not None and together.rank > 0:
+        yield RunFolder(path, {}, finished=False, writes=False)
+        return
     settings = json.loads(json.dumps(settings))
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,9 @@ EVERY = 10.0  # seconds between two lines where standard error is no terminal
 
 
 def note(text: str) -> None:
-    """Tell something that is no result."""
-    print(f"reidguard: {text}", file=sys.stderr)
+    """Tell something that is no result; of several processes, the first tells it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"reidguard: {text}", file=sys.stderr)
 
 
 def table(rows: list[list[str]]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, amount
-from reidguard.cli.runs import Metrics, default_folder, open_run
+from reidguard.cli.runs import default_folder, open_run
 from reidguard.cli.show import Display, note
 from reidguard.data import load_dataset
 from reidguard.models import load_model
@@ -79,23 +80,12 @@ def run(options: Options) -> int:
         if folder.finished:
             note(f"{out} is finished already; nothing is done again")
         else:
-            seconds = None
-            if target.exists():
-                model = load_model(target).to(device)
-            else:
-                with Metrics(folder / "metrics.jsonl", display) as metrics:
-                    train_model(
-                        model.to(device),
-                        dataset,
-                        **recipe,
-                        checkpoint=folder / "checkpoint.safetensors",
-                        checkpoint_every=options.checkpoint_every,
-                        progress=metrics,
-                    )
-                model.save(target)
-                seconds = metrics.seconds_per_step
-            result = common.measure(options, model, dataset, None, display)
-            common.save_result(folder, result, model.training_facts, seconds)
+            train = partial(train_model, model.to(device), dataset, **recipe)
+            learnt, seconds = common.learn_once(options, target, folder, display, load_model, train)
+            if not folder.writes:
+                return 0
+            result = common.measure(options, learnt.to(device), dataset, None, display)
+            common.save_result(folder, result, learnt.training_facts, seconds)
             folder.finish()
         common.print_result(folder)
         print(f"model: {target}")

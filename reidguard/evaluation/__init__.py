@@ -1,6 +1,8 @@
 """Evaluation: protocol, figures under attack, grids, quality, budgets, saved images, audit."""
 
 from reidguard.evaluation.audit import AuditReport, Finding, audit
+from reidguard.evaluation.autoattack import RetrievalAutoAttack
+from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
 from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.grid import SETTINGS, GridCell, GridResult, evaluate_grid
@@ -13,13 +15,17 @@ __all__ = [
     "SETTINGS",
     "AttackedResult",
     "AuditReport",
+    "AutoAttackResult",
     "EvaluationResult",
     "FeatureStore",
     "Finding",
     "GridCell",
     "GridResult",
+    "MemberResult",
     "Protocol",
+    "RetrievalAutoAttack",
     "VerifyReport",
+    "WorstCase",
     "achieved_linf",
     "audit",
     "evaluate",

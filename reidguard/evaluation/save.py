@@ -70,7 +70,7 @@ def save_adversarial(
     card = {
         "kind": "adversarial queries",
         "attack": type(attack).__name__,
-        "attack_fingerprint": _fingerprint(attack),
+        "attack_fingerprint": attack_fingerprint(attack),
         "eps": attack.budget.eps,
         "dataset": dataset.name,
         "query_fingerprint": dataset.fingerprint("query"),
@@ -78,7 +78,7 @@ def save_adversarial(
         **({"labels": "told"} if tell_labels else {}),
     }
     targets = [directory / f"{name}.png" for name in names]
-    _claim(directory, card, {*targets})
+    claim_folder(directory, card, {*targets})
     missing = [i for i, path in enumerate(targets) if not path.exists()]
     done = len(targets) - len(missing)
     if progress is not None:
@@ -89,19 +89,21 @@ def save_adversarial(
             x = to_float(to_device(pixels, device))
             perturb = told(attack, samples[place], tell_labels)
             saved = attack.budget.quantize(perturb(x), x).cpu()
-            list(pool.map(_write, [targets[i] for i in missing[place]], saved))
+            list(pool.map(write_png, [targets[i] for i in missing[place]], saved))
             if progress is not None:
                 progress(done + place.stop, len(targets))
     return directory
 
 
-def _write(path: Path, pixels: Tensor) -> None:
+def write_png(path: Path, pixels: Tensor) -> None:
+    """Write one (3, H, W) uint8 image, whole or not at all."""
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
 
 
-def _fingerprint(attack: Attack) -> str:
+def attack_fingerprint(attack: Attack) -> str:
+    """Return a digest of parameters, options and, of an instance attack, the victim."""
     try:
         config = json.dumps(attack.config(), sort_keys=True)
     except CheckpointError:  # an attack that cannot be saved as a file still has its parameters
@@ -119,7 +121,7 @@ def _fingerprint(attack: Attack) -> str:
     return digest.hexdigest()
 
 
-def _claim(directory: Path, card: dict[str, Any], ours: set[Path]) -> None:
+def claim_folder(directory: Path, card: dict[str, Any], ours: set[Path]) -> None:
     """Begin a folder or go on with it; refuse any other, and clear what a kill left behind."""
     try:
         present = [p for p in directory.rglob("*") if not p.is_dir()] if directory.exists() else []

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from reidguard.meta import LEARNERS, MetaLearner, StepResult
     from reidguard.models import (
         MODELS,
+        EnsembleModel,
         LoadReport,
         ReIDModel,
         ReIDOutput,
@@ -112,6 +113,7 @@ __all__ = [
     "DataError",
     "Defense",
     "DeltaAttack",
+    "EnsembleModel",
     "EvaluationResult",
     "FeatureStore",
     "GridCell",
@@ -176,7 +178,7 @@ _NAMES = {
     "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore GridCell GridResult "
     "Protocol VerifyReport audit evaluate evaluate_grid save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
-    "models": "MODELS LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
+    "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
     "register_model wrap_model",
     "objectives": "ATTACK_LOSSES AttackLoss",
     "ranking": "RankingResult rank",

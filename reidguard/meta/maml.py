@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from reidguard.distributed import average, share_of
@@ -24,8 +25,9 @@ __all__ = ["MAMLLearner"]
 class MAMLLearner(TemporaryLearner):
     """The exact meta-gradient of Eq. 9, second order included (`higher`).
 
-    Needs a network that can be differentiated twice. Where the backbone cannot, the step says so
-    and names the cure.
+    Needs a network that can be differentiated twice. Attention can in its plain form, which the
+    step switches to; where another part of the backbone cannot, the step says so and names the
+    cure.
 
     Example:
         >>> module = torch.nn.Linear(1, 1, bias=False)
@@ -55,7 +57,8 @@ class MAMLLearner(TemporaryLearner):
                 "weights after the inner step; leave recomputing() out, or take the learner "
                 "'hessian_free' or 'first_order'"
             )
-        with _second_derivatives():
+        # The fused kernels have a first derivative only.
+        with sdpa_kernel(SDPBackend.MATH), _second_derivatives():
             return super().step(
                 module, objective, meta_train_batch, meta_test_batch, optimizer=optimizer
             )
@@ -91,10 +94,6 @@ CURE = (
     "; take the learner 'first_order' (no second derivative; close to the exact one for attacks), "
     "or 'hessian_free' (by finite differences)"
 )
-ATTENTION = (
-    "; or switch fused attention off: timm.layers.set_fused_attn(False) before the model is "
-    "created, or run under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-)
 
 
 @contextmanager
@@ -107,7 +106,6 @@ def _second_derivatives() -> Iterator[None]:
         if not missing and "once_differentiable" not in text:
             raise
         name = missing[1] if missing else "one of its functions"
-        cure = CURE + (ATTENTION if "attention" in name else "")
         raise TrainingError(
-            f"the network has no exact second derivative ({name} lacks it){cure}"
+            f"the network has no exact second derivative ({name} lacks it){CURE}"
         ) from error

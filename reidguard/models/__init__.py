@@ -1,16 +1,22 @@
 """Re-ID models: the contract, the zoo, and everyone else's networks and weights."""
 
+from reidguard.models.agw import AGW
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
+from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
 from reidguard.models.frozen import frozen
 from reidguard.models.ide import IDE
 from reidguard.models.osnet import OSNet
+from reidguard.models.pcb import PCB
 from reidguard.models.weights import LoadReport, load_weights, weights_fingerprint
 from reidguard.models.wrap import wrap_model
 
 __all__ = [
+    "AGW",
     "IDE",
     "MODELS",
+    "PCB",
+    "EnsembleModel",
     "LoadReport",
     "Metric",
     "OSNet",

@@ -55,7 +55,7 @@ class ReIDModel(ABC, nn.Module):
     """
 
     #: Names under which parameters serve only the training labels. Checkpoints may lack them.
-    head_prefixes: ClassVar[tuple[str, ...]] = ("classifier.",)
+    head_prefixes: tuple[str, ...] = ("classifier.",)
 
     #: How the pixels of inputs are laid out. Convolutions are fastest on channels-last, on the CPU
     #: and the GPU alike (OSNet x0.25: half the time of a pass).
@@ -85,14 +85,25 @@ class ReIDModel(ABC, nn.Module):
         """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""
         self.classifier = nn.ModuleDict()
         for domain, identities in self.num_classes.items():
-            layer = nn.Linear(width, identities)
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-            self.classifier[domain] = layer
+            self.classifier[domain] = identity_layer(width, identities)
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
         """Return (N, D) features of inputs that are already resized and normalised."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return images as :meth:`embed` takes them: resized, normalised, in the weights' dtype.
+
+        Args:
+            x: (N, 3, H, W) images in [0, 1], any size.
+
+        Raises:
+            InputError: If ``x`` is not such a tensor. Its values are not looked at.
+        """
+        check_images(x)
+        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
+        inputs = self.input_spec.apply(x).contiguous(memory_format=self.memory_format)
+        return inputs if weight is None else inputs.to(weight.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         """Return the test-time embedding, before any L2 normalisation.
@@ -106,10 +117,7 @@ class ReIDModel(ABC, nn.Module):
         Raises:
             InputError: If ``x`` is not such a tensor. Its values are not looked at.
         """
-        check_images(x)
-        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
-        inputs = self.input_spec.apply(x).contiguous(memory_format=self.memory_format)
-        return self.embed(inputs if weight is None else inputs.to(weight.dtype))
+        return self.embed(self.prepare(x))
 
     def logits(self, features: Tensor, domain: str) -> Tensor:
         """Return the (N, identities) scores of one domain's classifier."""
@@ -201,6 +209,15 @@ class ReIDModel(ABC, nn.Module):
                 "give training facts and model arguments as numbers, strings, lists and dicts"
             ) from None
         save_tensors(path, self.state_dict(), card)
+
+
+def identity_layer(width: int, identities: int, *, bias: bool = True) -> nn.Linear:
+    """Return a fresh classifier of identities on vectors of ``width``."""
+    layer = nn.Linear(width, identities, bias=bias)
+    nn.init.normal_(layer.weight, std=0.01)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def image_size(size: object) -> tuple[int, int]:

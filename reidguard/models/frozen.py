@@ -45,7 +45,13 @@ def frozen(model: M) -> Iterator[M]:
     """
     modes = [(module, module.training) for module in model.modules()]
     wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    layout = getattr(model, "memory_format", torch.contiguous_format)
+    # A model inside another, as in an ensemble, has its own.
+    layouts = {
+        id(parameter): layout
+        for module, _ in modes
+        if isinstance(layout := getattr(module, "memory_format", None), torch.memory_format)
+        for parameter in module.parameters()
+    }
     weights = [(parameter, parameter.data) for parameter, _ in wants if parameter.dim() == 4]
     replaced = []
     try:
@@ -55,7 +61,8 @@ def frozen(model: M) -> Iterator[M]:
         for parameter, _ in wants:
             parameter.requires_grad_(False)
         for parameter, data in weights:
-            parameter.data = data.contiguous(memory_format=layout)
+            wanted_layout = layouts.get(id(parameter), torch.contiguous_format)
+            parameter.data = data.contiguous(memory_format=wanted_layout)
         for module, _ in modes:
             # The inner of two nested calls finds the outer's forward there.
             if "forward" not in vars(module) and (lighter := _lighter(module)) is not None:

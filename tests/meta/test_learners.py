@@ -472,10 +472,7 @@ def test_what_a_learner_lacks_is_said():
     ("operation", "cure"),
     [
         (F.hardsigmoid, "hessian_free"),
-        (
-            lambda x: F.scaled_dot_product_attention(x, x, x),
-            "set_fused_attn",
-        ),
+        (F.hardsigmoid, "first_order"),
     ],
 )
 def test_a_missing_second_derivative_names_the_cure(operation, cure):

@@ -1,0 +1,198 @@
+"""AGW: the baseline of Ye et al.'s survey (TPAMI 2021), attention, GeM pooling and a BN neck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from reidguard.errors import InputError
+from reidguard.models.backbones import (
+    Stem,
+    build_backbone,
+    change_stem,
+    classifier_prefixes,
+    input_spec_of,
+    keep_resolution,
+    map_channels,
+)
+from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.factory import register_model
+
+__all__ = ["AGW"]
+
+
+class NonLocal(nn.Module):
+    """Adds to each place what it attends to in all others: x + BN(W(θ(x) φ(x)ᵀ g(x) / places)).
+
+    θ, φ and g have a single channel: that is what the published code of AGW and of fast-reid
+    computes, and so what AGW's published figures stand for. A fresh block changes nothing.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.theta = nn.Conv2d(channels, 1, 1)
+        self.phi = nn.Conv2d(channels, 1, 1)
+        self.g = nn.Conv2d(channels, 1, 1)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.out = nn.Sequential(nn.Conv2d(1, channels, 1), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, H, W) of the same shape."""
+        theta, phi, g = (layer(x).flatten(1) for layer in (self.theta, self.phi, self.g))
+        # With one channel, θ φᵀ g is θ times the number φᵀ g.
+        attended = theta * (phi * g).mean(1, keepdim=True)
+        changed: Tensor = self.out(attended.view(len(x), 1, *x.shape[2:]))
+        return x + changed
+
+
+class NonLocalStage(nn.Module):
+    """A stage of residual blocks, some of them followed by a non-local block.
+
+    The blocks keep their names, so that checkpoints of the plain network fit.
+    """
+
+    def __init__(self, blocks: nn.Sequential, channels: int, count: int) -> None:
+        super().__init__()
+        for name, block in blocks.named_children():
+            self.add_module(name, block)
+        last = [name for name, _ in blocks.named_children()][-count:]
+        self.non_local = nn.ModuleDict({name: NonLocal(channels) for name in last})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps after the last block."""
+        for name, block in self.named_children():
+            if name != "non_local":
+                x = block(x)
+                if name in self.non_local:
+                    x = self.non_local[name](x)
+        return x
+
+
+class GeM(nn.Module):
+    """Generalised mean over all places, (mean xᵖ)^(1/p), with p learnt."""
+
+    def __init__(self, p: float = 3.0) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([float(p)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C) of (N, C, H, W)."""
+        return x.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+@register_model("agw")
+class AGW(ReIDModel):
+    """AGW on any timm CNN. The feature is the pooled one after the BN neck, compared by cosine.
+
+    In training the triplet loss sees the pooled feature, the classifiers (without bias) the one
+    after the neck. Its published recipe adds label smoothing, a weighted triplet and a centre
+    loss, which are not here.
+
+    With ``non_local=(0, 0, 0, 0)`` it works on CNNs without ResNet's stages; with ``p=1`` on top it
+    is the "bag of tricks" baseline.
+
+    Args:
+        backbone: Name of a timm CNN.
+        num_classes: Training identities, one number or one per domain.
+        non_local: How many of the last blocks of each of the four stages are followed by a
+            non-local block. A stage that has fewer blocks has one after each.
+        p: Where GeM pooling starts.
+        last_stride: 1 keeps the resolution in the last stage of a ResNet; other CNNs need 2.
+        stem: Which variant of ResNet's first layers the weights were learnt with:
+            "resnet"; "fast-reid", whose max pooling pads nothing and rounds up; "no-relu", without
+            the first ReLU, as in the survey's own code.
+        size: Height and width that images are resized to.
+        pretrained: Start from timm's weights, which it may download.
+
+    Raises:
+        InputError: If the backbone is unknown, or has no maps or no such stages.
+        CheckpointError: If pretrained weights are asked for and cannot be had.
+
+    Example:
+        >>> model = AGW(backbone="resnet18", size=(64, 32)).eval()
+        >>> model.features(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 512])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        *,
+        num_classes: int | Mapping[str, int] | None = None,
+        non_local: Sequence[int] = (0, 2, 3, 0),
+        p: float = 3.0,
+        last_stride: int = 1,
+        stem: Stem = "resnet",
+        size: tuple[int, int] = (256, 128),
+        pretrained: bool = False,
+    ) -> None:
+        size = image_size(size)
+        if not p > 0:
+            raise InputError(f"p must be above 0, not {p!r}")
+        network = build_backbone(backbone, size, pretrained)
+        super().__init__(
+            input_spec=input_spec_of(network, size), metric="cosine", num_classes=num_classes
+        )
+        change_stem(network, backbone, stem)
+        keep_resolution(network, backbone, last_stride)
+        channels, _ = map_channels(network, backbone, size)
+        _add_non_local(network, backbone, non_local)
+        self.backbone = network
+        self.head_prefixes = (
+            *type(self).head_prefixes,
+            *(f"backbone.{prefix}" for prefix in classifier_prefixes(network)),
+        )
+        self.pool = GeM(p)
+        self.neck = nn.BatchNorm1d(channels)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = nn.ModuleDict(
+            {
+                domain: identity_layer(channels, people, bias=False)
+                for domain, people in self.num_classes.items()
+            }
+        )
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return (N, C) features after the neck."""
+        features: Tensor = self.neck(self._pooled(inputs))
+        return features
+
+    def forward(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
+        """Return features after the neck, embeddings before it, and logits.
+
+        See :meth:`ReIDModel.forward`.
+        """
+        chosen = self.resolve_domain(domain)
+        pooled = self._pooled(self.prepare(x))
+        features = self.neck(pooled)
+        return ReIDOutput(
+            features, pooled, None if chosen is None else self.logits(features, chosen)
+        )
+
+    def _pooled(self, inputs: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(self.backbone.forward_features(inputs))  # type: ignore[operator]
+        return pooled
+
+
+def _add_non_local(network: nn.Module, name: str, counts: Sequence[int]) -> None:
+    counts = tuple(counts)
+    if len(counts) != 4 or not all(isinstance(c, int) and c >= 0 for c in counts):
+        raise InputError(
+            f"non_local must be four numbers, one per stage, such as (0, 2, 3, 0), not {counts}"
+        )
+    # timm's records of what each stage gives
+    channels = {f["module"]: f["num_chs"] for f in cast(Any, network).feature_info}
+    for number, count in enumerate(counts, 1):
+        if not count:
+            continue
+        stage = getattr(network, f"layer{number}", None)
+        if not isinstance(stage, nn.Sequential) or f"layer{number}" not in channels:
+            raise InputError(
+                f"non-local blocks stand in the stages of a ResNet; {name!r} has no layer{number}: "
+                "pass non_local=(0, 0, 0, 0)"
+            )
+        setattr(network, f"layer{number}", NonLocalStage(stage, channels[f"layer{number}"], count))

@@ -1,0 +1,175 @@
+"""timm networks as backbones: built for one image size, probed, and changed as re-ID does."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, cast, get_args
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from reidguard.errors import CheckpointError, InputError
+from reidguard.types import InputSpec
+
+__all__ = [
+    "Stem",
+    "blank_pass",
+    "build_backbone",
+    "change_stem",
+    "classifier_prefixes",
+    "input_spec_of",
+    "keep_resolution",
+    "map_channels",
+]
+
+Stem = Literal["resnet", "fast-reid", "no-relu"]
+
+
+def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -> nn.Module:
+    """Build a timm network without its classifier, for images of (height, width).
+
+    Raises:
+        InputError: If timm knows no such network, or cannot build it for this size.
+        CheckpointError: If pretrained weights are asked for and cannot be had.
+    """
+    if not isinstance(name, str) or not timm.is_model(name):  # so no address of a hub either
+        near = difflib.get_close_matches(str(name), timm.list_models(), n=3)
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise InputError(f"unknown timm backbone {name!r}{hint} (timm.list_models() has all names)")
+    try:
+        # Transformers are built for one image size.
+        cfg = timm.models.get_pretrained_cfg(name)
+        fixed = cfg is not None and cfg.fixed_input_size
+        options: dict[str, Any] = {"img_size": size} if fixed else {}
+        network: nn.Module = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, **options
+        )
+    except Exception as error:  # timm asserts, and its downloads fail in many ways
+        if pretrained:
+            raise CheckpointError(
+                f"cannot get timm's weights of {name!r} ({type(error).__name__}: {error}); "
+                "leave pretrained out and pass a file as weights"
+            ) from error
+        raise InputError(
+            f"timm cannot build {name!r} for images of {size[0]}×{size[1]} "
+            f"({type(error).__name__}: {error}); choose another size or backbone"
+        ) from error
+    return network
+
+
+def _cfg(network: nn.Module) -> dict[str, Any]:
+    """What timm knows about a network: input_size, mean, std, classifier."""
+    return cast(dict[str, Any], network.pretrained_cfg)
+
+
+def input_spec_of(network: nn.Module, size: tuple[int, int]) -> InputSpec:
+    """Return the size with the normalisation that timm trains this network with."""
+    cfg = _cfg(network)
+    return InputSpec(size=size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
+    """Return where the classifier lies in timm's checkpoints, such as ("fc.",)."""
+    names = _cfg(network).get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def blank_pass(network: nn.Module, name: str, size: tuple[int, int], method: str) -> Tensor:
+    """Run one blank image: the only sure way to know a shape, and that the size is possible.
+
+    Args:
+        network: Comes back in its mode.
+        name: For the error message.
+        size: Height and width.
+        method: "forward" or "forward_features".
+
+    Raises:
+        InputError: If the network cannot take images of this size.
+    """
+    mode = network.training
+    try:
+        with torch.no_grad():
+            output: Tensor = getattr(network.eval(), method)(torch.zeros(1, 3, *size))
+    except Exception as error:  # whatever a backbone does with a size that it was not made for
+        raise InputError(
+            f"{name!r} cannot take images of {size[0]}×{size[1]} "
+            f"({type(error).__name__}: {error}); choose another size, such as "
+            f"{tuple(_cfg(network)['input_size'][1:])}"
+        ) from error
+    finally:
+        network.train(mode)
+    return output
+
+
+def map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the channels and rows of the last maps of a CNN.
+
+    Raises:
+        InputError: If the network gives no (N, C, H, W) maps, as transformers do not.
+    """
+    maps = blank_pass(network, name, size, "forward_features")
+    channels = int(cast(Any, network).num_features)
+    if maps.dim() != 4 or maps.shape[1] != channels or getattr(network, "output_fmt", "") == "NHWC":
+        raise InputError(
+            f"{name!r} gives features of shape {tuple(maps.shape)}, where maps (1, {channels}, "
+            "height, width) are needed; choose a CNN such as 'resnet50', or the model 'ide'"
+        )
+    return channels, int(maps.shape[2])
+
+
+def change_stem(network: nn.Module, name: str, stem: Stem) -> None:
+    """Give a ResNet the first layers that the weights of a known code base were learnt with.
+
+    Args:
+        network: Changed in place.
+        name: For the error message.
+        stem: "resnet" leaves it; "fast-reid" pools without padding and rounds up; "no-relu" leaves
+            the first ReLU out.
+
+    Raises:
+        InputError: If the name is unknown, or the network has no such layers.
+    """
+    if stem not in get_args(Stem):
+        raise InputError(f"stem must be one of {', '.join(get_args(Stem))}, not {stem!r}")
+    if stem == "resnet":
+        return
+    if not isinstance(getattr(network, "maxpool", None), nn.MaxPool2d):
+        raise InputError(f"stem={stem!r} is for ResNets, and {name!r} is none: leave it out")
+    if stem == "fast-reid":
+        network.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    else:
+        network.act1 = nn.Identity()
+
+
+def keep_resolution(network: nn.Module, name: str, last_stride: int) -> None:
+    """Set the strides of a ResNet's last stage to 1, without dilation, if ``last_stride`` is 1.
+
+    Raises:
+        InputError: If it is neither 1 nor 2, or 1 is not possible with this network.
+    """
+    if last_stride not in (1, 2):
+        raise InputError(f"last_stride must be 1 or 2, not {last_stride!r}")
+    if last_stride == 2:
+        return
+    stage = getattr(network, "layer4", None)
+    if stage is None:
+        raise InputError(
+            f"last_stride=1 is for ResNets; {name!r} has no stage named layer4: pass last_stride=2"
+        )
+    for parent in list(stage.modules()):
+        for child_name, child in list(parent.named_children()):
+            stride = getattr(child, "stride", 1)
+            if list(child.children()) or stride in (1, (1,), (1, 1)):
+                continue
+            if isinstance(child, nn.Conv2d):
+                child.stride = (1, 1)
+            elif isinstance(child, nn.AvgPool2d) and child.padding in (1, (1, 1)):
+                child.stride = 1
+            elif isinstance(child, nn.AvgPool2d):
+                setattr(parent, child_name, nn.Identity())  # 2×2, only there to shrink
+            else:
+                raise InputError(
+                    f"last_stride=1 is not possible with {name!r}: its {type(child).__name__} "
+                    "shrinks, too; use last_stride=2"
+                )

@@ -1,0 +1,61 @@
+"""Several models as one: a surrogate whose attacks have to move all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reidguard.errors import InputError
+from reidguard.models.base import ReIDModel
+from reidguard.types import InputSpec
+
+__all__ = ["EnsembleModel"]
+
+
+class EnsembleModel(ReIDModel):
+    """Concatenates the features of its members, each of length 1.
+
+    So squared distances and cosines are the means of those of the members: an attack sees each
+    of them to the same degree, whatever the width and the scale of its features. Members resize
+    and normalise for themselves. The length of 1 also holds for members that are compared by
+    Euclid in their own retrieval.
+
+    It is compared by cosine, has no classifier, and is not saved itself: save its members.
+
+    Args:
+        members: Two models or more, or one. They are not copied.
+
+    Raises:
+        InputError: If there is none, or one is no :class:`ReIDModel`.
+
+    Example:
+        >>> from reidguard.models import create_model
+        >>> one, two = create_model("osnet_x0_25"), create_model("ide", backbone="resnet18")
+        >>> EnsembleModel([one, two]).eval().features(torch.rand(2, 3, 64, 32)).shape
+        torch.Size([2, 1024])
+    """
+
+    def __init__(self, members: Sequence[ReIDModel]) -> None:
+        members = list(members)
+        strangers = [type(m).__name__ for m in members if not isinstance(m, ReIDModel)]
+        if not members or strangers:
+            raise InputError(
+                "an ensemble needs models"
+                + (f", not {', '.join(strangers)}: use wrap_model first" if strangers else "")
+            )
+        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        super().__init__(input_spec=nothing, metric="cosine")
+        self.members = nn.ModuleList(members)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images as they are: members prepare them."""
+        return x
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return (N, sum of the members' widths)."""
+        models = [cast(ReIDModel, member) for member in self.members]
+        return torch.cat([F.normalize(model.features(inputs)) for model in models], 1)

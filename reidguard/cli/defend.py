@@ -66,6 +66,11 @@ def parser(summary: str) -> Parser:
     )
     common.add_learning(made, lr="3e-4", epochs=85, checkpoint_every=100)
     made.option("--weight-decay", "of Adam", amount, metavar="X", default=5e-4)
+    made.flag(
+        "--recompute",
+        "work activations out again instead of keeping them: less memory, about a third more time; "
+        "not with the learner maml",
+    )
     common.add_evaluation(made)
     common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")
     return made
@@ -128,6 +133,7 @@ def run(options: Options) -> int:
             note(f"{out} is finished already; nothing is done again")
         else:
             defense.attack.to(device)
+            recipe["recompute"] = options.recompute  # which changes no result
             fit = partial(defense.fit, model.to(device), dataset, other, **recipe)
             robust, seconds = common.learn_once(options, target, folder, display, load_model, fit)
             if not folder.writes:

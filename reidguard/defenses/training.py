@@ -27,6 +27,7 @@ from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective, fixe
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.training import ProgressCallback, learn
 from reidguard.training.recipe import EPOCHS, FLAT
+from reidguard.training.recompute import recomputing
 from reidguard.types import Embedder, ReIDBatch
 
 __all__ = ["GOAT", "AdversarialTraining", "MetaDefense", "MixedTraining", "ReleasedMetaDefense"]
@@ -159,6 +160,7 @@ class AdversarialTraining(Defense):
         augment: Augment | None = Augment(),  # noqa: B008 (frozen: nothing can change it)
         image_size: tuple[int, int] = (256, 128),
         seed: int = 0,
+        recompute: bool = False,
         checkpoint: Path | str | None = None,
         checkpoint_every: int = 50,
         progress: ProgressCallback | None = None,
@@ -184,6 +186,8 @@ class AdversarialTraining(Defense):
             augment: What happens to each batch; None leaves the images as they are.
             image_size: Height and width that images are resized to before the attack.
             seed: Fixes batches, augmentation, attacked images, dropout and new classifiers.
+            recompute: Take less memory and about a third more time, by
+                :func:`~reidguard.training.recompute.recomputing`; not with ``maml``.
             checkpoint: File from which an interrupted run resumes, bit for bit. A refreshed attack
                 is in it, too.
             checkpoint_every: Steps between two writes of that file.
@@ -291,25 +295,26 @@ class AdversarialTraining(Defense):
         pair = nn.ModuleDict({"model": robust})
         if self.refresh_every is not None:
             pair["attack"] = attack
-        learn(
-            pair,
-            learner=learner,
-            objective=lambda module, batch: objective(module["model"], batch),
-            optimizer=torch.optim.Adam(
-                [p for p in robust.parameters() if p.requires_grad],
-                lr=lr,
-                weight_decay=weight_decay,
-            ),
-            meta_train=streams[0],
-            meta_test=streams[1] if len(streams) > 1 else None,
-            steps=steps,
-            schedule=lambda epoch: 0.1 ** max(0.0, (epoch - flat) / flat),
-            seed=seed,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            settings=facts,
-            progress=progress,
-        )
+        with recomputing(robust) if recompute else nullcontext():
+            learn(
+                pair,
+                learner=learner,
+                objective=lambda module, batch: objective(module["model"], batch),
+                optimizer=torch.optim.Adam(
+                    [p for p in robust.parameters() if p.requires_grad],
+                    lr=lr,
+                    weight_decay=weight_decay,
+                ),
+                meta_train=streams[0],
+                meta_test=streams[1] if len(streams) > 1 else None,
+                steps=steps,
+                schedule=lambda epoch: 0.1 ** max(0.0, (epoch - flat) / flat),
+                seed=seed,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                settings=facts,
+                progress=progress,
+            )
         bad = [k for k, v in robust.state_dict().items() if not bool(torch.isfinite(v).all())]
         if bad:  # learn() looks only where it writes a checkpoint
             raise TrainingError(

@@ -546,3 +546,23 @@ def test_training_goes_on_as_that_of_a_model_does(normal, delta, synthetic_datas
     theirs = copy.deepcopy(normal)
     train_model(theirs, synthetic_dataset, steps=3, augment=None, **tiny)
     assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["adversarial", "meta"])
+def test_recomputing_changes_memory_alone(
+    name, normal, delta, synthetic_dataset, other_dataset, tiny
+):
+    make = {
+        "adversarial": lambda: AdversarialTraining(delta),
+        "meta": lambda: MetaDefense(delta, learner="first_order"),
+    }[name]
+    given = (synthetic_dataset, other_dataset) if name == "meta" else (synthetic_dataset,)
+    one, two = (make().fit(normal, *given, **tiny, steps=2, recompute=r) for r in (False, True))
+    for key, wanted in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[key], wanted, rtol=0, atol=1e-5)
+    assert type(two) is type(one)
+    assert [type(m) for m in two.modules()] == [type(m) for m in one.modules()]
+    with pytest.raises(InputError, match="hessian_free"):
+        MetaDefense(delta).fit(
+            normal, synthetic_dataset, other_dataset, **tiny, steps=1, recompute=True
+        )

@@ -178,8 +178,8 @@ _NAMES = {
     "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore GridCell GridResult "
     "Protocol VerifyReport audit evaluate evaluate_grid save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
-    "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model load_weights "
-    "register_model wrap_model",
+    "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model "
+    "load_weights register_model wrap_model",
     "objectives": "ATTACK_LOSSES AttackLoss",
     "ranking": "RankingResult rank",
     "registry": "Registry",

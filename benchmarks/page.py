@@ -153,6 +153,35 @@ gradient:
     ]
 
 
+def backbones(data) -> list[str]:
+    def cell(found) -> str:
+        if not found["works"]:
+            return "no"
+        return f"{found['cosine_to_exact']:.3f}" if "cosine_to_exact" in found else "yes"
+
+    sides, learners = ("attack", "defense"), ("first_order", "hessian_free", "exact")
+    rows = [
+        [row["model"], *(cell(row[side][name]) for side in sides for name in learners)]
+        for row in data["rows"]
+    ]
+    lacking = {
+        row["model"]: row["attack"]["exact"]["why"].rpartition("(")[2].partition(" ")[0]
+        for row in data["rows"]
+        if not row["attack"]["exact"]["works"]
+    }
+    reasons = "; ".join(f"{name}: ``{reason}``" for name, reason in lacking.items())
+    return [
+        title("Learners on backbones"),
+        prose(f"""One step of an attack and one of a defense with each learner, on networks with
+random weights ({data["setting"]}). "exact" is ``maml``, attention included. A number says that
+the learner works, and is the cosine of its gradient to the exact one; it belongs to these tiny
+random batches alone, in which batch norms make a defense's second-order term large. "no" is an
+error that names the other two learners. What lacks the second derivative: {reasons}.
+"""),
+        listing(["network", *(f"{s}: {n}" for s in sides for n in learners)], rows),
+    ]
+
+
 def inner_steps(data) -> list[str]:
     rows = [
         [
@@ -239,7 +268,7 @@ data fingerprint in ``benchmarks/results/*.json``. ``python benchmarks/run_all.p
 again, ``python benchmarks/page.py`` this page from them.
 """),
     ]
-    sections = (attacks, parametrisations, meta, inner_steps)
+    sections = (attacks, parametrisations, meta, inner_steps, backbones)
     for section in sections:
         if data := load(section.__name__):
             page += section(data)

@@ -17,6 +17,7 @@ SCRIPTS = (
     "attacks.py",
     "parametrisations.py",
     "inner_steps.py",
+    "backbones.py",
     "meta.py --keep runs/meta --cosines --seeds 0 1 2",
     "page.py",
 )

@@ -5,39 +5,36 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from reidguard.attacks import CombinatorialAttack, MetaAttack, load_attack
+from reidguard.attacks import MetaAttack, load_attack
 from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
 from reidguard.cli.runs import RunFolder, open_run
 from reidguard.cli.show import Display, note, table
-from reidguard.data import Augment, ReIDDataset, decode_image, read_virtual
+from reidguard.data import Augment, ReIDDataset, read_virtual
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
-from reidguard.models import ReIDModel, create_model, frozen, load_model
-from reidguard.ranking import top_k
+from reidguard.models import ReIDModel, create_model, load_model
 from reidguard.report import (
-    amplified,
-    as_image,
-    color_cube,
-    gallery,
+    before_and_after,
+    examples,
+    found_at_once,
     page,
     paragraph,
-    picture,
-    ranked,
+    perturbation,
     save_page,
     section,
+    spread,
 )
 from reidguard.report import table as html_table
 from reidguard.storage import remove_temporaries, write_json
 from reidguard.training import Progress, ProgressCallback, train_model
-from reidguard.types import Budget, ReIDSample
+from reidguard.types import Budget
 
 EXAMPLES = """\
   reidguard demo
@@ -90,9 +87,7 @@ class Plan:
 PLAN = Plan()
 # Mild: in so few steps, strong crops and erased parts teach less than they hinder.
 AUGMENT = Augment(crop="pad", padding=4, erase=0.0)
-QUERIES, FOUND = 2, 8  # in each rank list of the page
-EXAMPLE_QUERIES = 3
-GAIN = 8  # by which changes are shown larger than they are
+QUERIES = 2  # of each network, with their rank lists
 
 
 def parser(summary: str) -> Parser:
@@ -326,13 +321,6 @@ def _rows(result: dict[str, Any]) -> list[list[list[str]]]:
     return groups
 
 
-def _attacked(attack: MetaAttack, pixels: Tensor) -> Tensor:
-    """The 8-bit adversarial images (N, 3, H, W) of 8-bit ones: what a person could save."""
-    x = pixels.float() / 255
-    with torch.no_grad(), frozen(attack):
-        return attack.budget.quantize(attack(x), x)
-
-
 def _rank_lists(
     model: ReIDModel,
     people: ReIDDataset,
@@ -341,70 +329,10 @@ def _rank_lists(
     size: tuple[int, int],
 ) -> list[str]:
     """Lists before and after for some queries, evenly spaced among those found at first."""
-    found = store.features(model, people, "gallery", image_size=size)
-    clean = store.features(model, people, "query", image_size=size)
-    before = _first(clean, found, people, people.query, model.metric)
-    right = [
-        number
-        for number, (sample, row) in enumerate(zip(people.query, before.tolist(), strict=True))
-        if row[0] >= 0 and people.gallery[row[0]].pid == sample.pid
-    ]
-    chosen = _spread(right, QUERIES)
+    chosen = spread(found_at_once(model, people, store, size), QUERIES)
     if not chosen:
         return [paragraph("Here the network finds nobody even before the attack.")]
-    samples = [people.query[number] for number in chosen]
-    pixels = torch.stack([decode_image(sample.path, size) for sample in samples])
-    changed = _attacked(attack, pixels)
-    with torch.no_grad(), frozen(model):
-        after = _first(model.features(changed.float() / 255), found, people, samples, model.metric)
-    parts = []
-    for place, (number, sample) in enumerate(zip(chosen, samples, strict=True)):
-        name = f"{_who(sample)}, camera {sample.camid}"
-        for title, query, row in (
-            ("Before", pixels[place], before[number]),
-            ("After", changed[place], after[place]),
-        ):
-            results = [
-                (
-                    as_image(decode_image(people.gallery[i].path, size)),
-                    f"{_who(people.gallery[i])}, camera {people.gallery[i].camid}",
-                    people.gallery[i].pid == sample.pid,
-                )
-                for i in row.tolist()
-                if i >= 0
-            ]
-            parts.append(ranked(f"{title}: {name}", (as_image(query), name), results))
-    return parts
-
-
-def _first(
-    queries: Tensor,
-    found: Tensor,
-    people: ReIDDataset,
-    samples: Sequence[ReIDSample],
-    metric: str,
-) -> Tensor:
-    _, indices = top_k(
-        queries,
-        found,
-        min(FOUND, len(people.gallery)),
-        query_pids=[s.pid for s in samples],
-        query_camids=[s.camid for s in samples],
-        gallery_pids=[s.pid for s in people.gallery],
-        gallery_camids=[s.camid for s in people.gallery],
-        metric=metric,
-    )
-    return indices
-
-
-def _who(sample: ReIDSample) -> str:
-    return f"person {sample.pid}" if sample.pid else "a stranger"
-
-
-def _spread(numbers: Sequence[int], count: int) -> list[int]:
-    """Some of the numbers, evenly spaced."""
-    wanted = min(count, len(numbers))
-    return [numbers[(2 * i + 1) * len(numbers) // (2 * wanted)] for i in range(wanted)]
+    return before_and_after(model, people, attack, chosen, store=store, size=size)
 
 
 def _page(
@@ -443,8 +371,8 @@ def _page(
                 f"{second.label}, trained on “{away}”."
             ),
         ),
-        section("What was learnt", *_learnt(attack)),
-        section("What it does to a picture", *_examples(attack, people, plan.size)),
+        section("What was learnt", *perturbation(attack, 2 * plan.size[1])),
+        section("What it does to a picture", *examples(attack, people, plan.size)),
     ]
     for cell, parts in zip(result["cells"], lists, strict=True):
         sections.append(
@@ -462,54 +390,3 @@ def _page(
         )
     )
     return page("reidguard: one change against four networks", *sections)
-
-
-def _learnt(attack: MetaAttack) -> list[str]:
-    inner = attack.attack
-    assert isinstance(inner, CombinatorialAttack)
-    lut = inner.color.lut
-    height, width = inner.delta.size
-    rows = [
-        gallery(
-            picture(
-                amplified(inner.delta.delta[0], GAIN),
-                f"the additive pattern, {GAIN} times as strong as it is, on grey",
-                f"δ, the pattern that is added, ×{GAIN}",
-                width=2 * width,
-            )
-        )
-    ]
-    for dark, side in ((False, "white"), (True, "black")):
-        tiles = []
-        for shown, gain, caption in (
-            (None, None, f"the colour cube from its {side} corner"),
-            (lut, None, "after the attack"),
-            (lut, GAIN, f"its change ×{GAIN}, on grey"),
-        ):
-            alt = f"colour cube seen from its {side} corner: {caption}"
-            drawn = color_cube(shown, gain=gain, dark=dark, size=3 * height // 2)
-            tiles.append(picture(drawn, alt, caption))
-        rows.append(gallery(*tiles))
-    return rows
-
-
-def _examples(attack: MetaAttack, people: ReIDDataset, size: tuple[int, int]) -> list[str]:
-    parts = []
-    for sample in (people.query[i] for i in _spread(range(len(people.query)), EXAMPLE_QUERIES)):
-        pixels = decode_image(sample.path, size)
-        changed = _attacked(attack, pixels[None])[0]
-        change = (changed.float() - pixels.float()) / 255
-        largest = round(255 * float(change.abs().max()))
-        parts.append(
-            gallery(
-                *(
-                    picture(image, f"{_who(sample)}: {what}", what, width=2 * size[1])
-                    for image, what in (
-                        (as_image(pixels), "clean"),
-                        (amplified(change, GAIN), f"change ×{GAIN}, on grey"),
-                        (as_image(changed), f"adversarial; largest change {largest}/255"),
-                    )
-                )
-            )
-        )
-    return parts

@@ -1,5 +1,6 @@
-"""One HTML page that needs nothing else: tables, pictures, rank lists."""
+"""One HTML page that needs nothing else: tables, curves, pictures, rank lists."""
 
+from reidguard.report.charts import curves
 from reidguard.report.html import (
     gallery,
     page,
@@ -10,18 +11,31 @@ from reidguard.report.html import (
     section,
     table,
 )
+from reidguard.report.people import (
+    before_and_after,
+    examples,
+    found_at_once,
+    perturbation,
+    spread,
+)
 from reidguard.report.pictures import amplified, as_image, color_cube
 
 __all__ = [
     "amplified",
     "as_image",
+    "before_and_after",
     "color_cube",
+    "curves",
+    "examples",
+    "found_at_once",
     "gallery",
     "page",
     "paragraph",
+    "perturbation",
     "picture",
     "ranked",
     "save_page",
     "section",
+    "spread",
     "table",
 ]

@@ -63,6 +63,14 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .right > span { color: var(--right); font-weight: 600; }
 .wrong > span { color: #a34700; }
 .tabular > figcaption { font-size: .9rem; max-width: 44rem; margin: .2rem 0 .5rem; }
+.chart { max-width: 34rem; margin: 1rem 0; }
+.chart > figcaption { font-size: .9rem; }
+.chart > svg { display: block; width: 100%; height: auto; font-size: 13px; }
+.chart text { fill: var(--ink); }
+.chart .grid { stroke: var(--line); stroke-width: 1; }
+.chart .axis { stroke: var(--soft); stroke-width: 1; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .8rem; }
+code { font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { padding: .6rem; } table { font-size: .75rem; }
   th, td { padding: .25rem .3rem; } .list li { width: 3.6rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }

@@ -205,12 +205,6 @@ def test_other_settings_are_refused(finished, patched, capsys):
     assert "other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
 
 
-def test_spread_is_even():
-    assert demo._spread([3, 4, 5, 6], 2) == [4, 6]
-    assert demo._spread([3], 2) == [3]
-    assert demo._spread([], 2) == []
-
-
 @pytest.mark.slow
 def test_the_real_demo(tmp_path):
     """All networks find people, and the attack hurts at least the one that it was learnt on."""

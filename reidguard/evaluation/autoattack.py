@@ -242,25 +242,19 @@ class RetrievalAutoAttack:
                 "metric": model.metric,
             },
         }
-        names = dataset.query_names[::query_every]
+        size, dtype = protocol.image_size, protocol.dtype
+        order = store.key(model, dataset, "query", image_size=size, dtype=dtype, every=query_every)
         kept = _State(
             None if state is None else Path(state).expanduser(),
             {
                 **facts,
-                "queries": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+                "order": order["order"],
                 "batch_size": batch_size,
                 "audit_queries": audit_queries,
             },
         )
-        folder = None if images is None else Path(images).expanduser()
-        targets = [] if folder is None else [folder / f"{name}.png" for name in names]
-        if folder is not None:
-            card = {
-                "kind": "worst images of retrieval-autoattack",
-                "dataset": dataset.name,
-                "run": kept.digest,
-            }
-            claim_folder(folder, card, {*targets})
+        targets = [] if images is None else self._targets(Path(images), dataset, kept.digest)
+        targets = targets[::query_every]
 
         audited = kept.audit()
         if audited is None and audit_queries > 0:
@@ -279,12 +273,7 @@ class RetrievalAutoAttack:
             kept.keep_audit(audited)
 
         gallery = store.features(
-            model,
-            dataset,
-            "gallery",
-            image_size=protocol.image_size,
-            dtype=protocol.dtype,
-            batch_size=batch_size,
+            model, dataset, "gallery", image_size=size, dtype=dtype, batch_size=batch_size
         )
         work = _Work(self, model, dataset, protocol, clean, gallery, early_stop)
         queries = dataset.query[::query_every]
@@ -296,7 +285,7 @@ class RetrievalAutoAttack:
             samples = queries[place]
             batch = kept.load(number, count, len(samples))
             if batch is None or batch.done < count:
-                _, pixels = next(iterate_images(samples, protocol.image_size, batch_size))
+                _, pixels = next(iterate_images(samples, size, batch_size))
                 batch = work.begin(place, pixels) if batch is None else batch
             while batch.done < count:
                 work.step(batch, samples, pixels)
@@ -309,6 +298,14 @@ class RetrievalAutoAttack:
             # Images take far more room than figures.
             batches.append(replace(batch, images=batch.images[:0]))
         return work.result(batches, audited, facts)
+
+    def _targets(self, folder: Path, dataset: ReIDDataset, run: str) -> list[Path]:
+        """Return the file of each query's worst image; the folder is ours from now on."""
+        folder = folder.expanduser()
+        targets = [folder / f"{name}.png" for name in dataset.query_names]
+        kind = "worst images of retrieval-autoattack"
+        claim_folder(folder, {"kind": kind, "dataset": dataset.name, "run": run}, {*targets})
+        return targets
 
     def _check_devices(self, device: torch.device) -> None:
         for what, its in (

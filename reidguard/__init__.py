@@ -57,11 +57,13 @@ if TYPE_CHECKING:
     from reidguard.evaluation import (
         AttackedResult,
         AuditReport,
+        AutoAttackResult,
         EvaluationResult,
         FeatureStore,
         GridCell,
         GridResult,
         Protocol,
+        RetrievalAutoAttack,
         VerifyReport,
         audit,
         evaluate,
@@ -106,6 +108,7 @@ __all__ = [
     "AttackLoss",
     "AttackedResult",
     "AuditReport",
+    "AutoAttackResult",
     "Budget",
     "CheckpointError",
     "ColorAttack",
@@ -141,6 +144,7 @@ __all__ = [
     "ReIDSample",
     "Registry",
     "RegistryError",
+    "RetrievalAutoAttack",
     "SquareAttack",
     "StepResult",
     "TrainingError",
@@ -175,8 +179,8 @@ _NAMES = {
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
-    "evaluation": "AttackedResult AuditReport EvaluationResult FeatureStore GridCell GridResult "
-    "Protocol VerifyReport audit evaluate evaluate_grid save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore GridCell "
+    "GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model "
     "load_weights register_model wrap_model",

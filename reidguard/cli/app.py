@@ -23,6 +23,7 @@ COMMANDS = {
     "attack": "learn an attack, or work one out on each image; evaluate it and save it",
     "defend": "harden a model against an attack, evaluate it and save it",
     "evaluate": "measure a model, on a dataset's own queries or on changed ones",
+    "autoattack": "measure what is left of a model under the worst of a fixed set of attacks",
     "audit": "look for masked gradients: signs that a model only seems robust",
     "list": "list the attacks, defenses, models, learners, objectives and datasets there are",
     "data": "show what is in a dataset, and check its images",

@@ -1,0 +1,117 @@
+"""``reidguard autoattack``."""
+
+import json
+
+import pytest
+import torch
+
+from reidguard.attacks import DeltaAttack
+from reidguard.cli import main
+from reidguard.data import load_dataset
+from reidguard.evaluation import Protocol, RetrievalAutoAttack, evaluate
+from reidguard.models import load_model
+from reidguard.types import Budget
+
+SIZE = (64, 32)
+QUICK = ["--restarts", "1", "--steps", "2", "--squares", "2", "--audit-queries", "3"]
+QUICK += ["--eps", "4/255", "--batch-size", "7"]
+
+
+@pytest.fixture(scope="module")
+def universal(tmp_path_factory):
+    made = DeltaAttack(Budget(4 / 255), size=SIZE)
+    with torch.no_grad():
+        made.delta.copy_(torch.randn(made.delta.shape, generator=torch.Generator().manual_seed(0)))
+        made.clip_parameters()
+    path = tmp_path_factory.mktemp("universal") / "attack.safetensors"
+    made.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def call(victim, universal, trained):
+    surrogate = ["--surrogate", str(trained / "model.safetensors")]
+    return ["autoattack", *victim, *QUICK, "--universal", str(universal), *surrogate]
+
+
+@pytest.fixture(scope="module")
+def finished(call, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "autoattack"
+    assert main([*call, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_figures_are_the_library_s(finished, trained, universal, synthetic_root):
+    from reidguard.attacks import load_attack
+
+    model = load_model(trained / "model.safetensors")
+    suite = RetrievalAutoAttack(
+        Budget(4 / 255),
+        universal=load_attack(universal),
+        surrogate=model,
+        restarts=1,
+        steps=2,
+        squares=2,
+    )
+    data = load_dataset("synthetic", synthetic_root)
+    own = suite.run(model, data, Protocol(image_size=SIZE), audit_queries=3, batch_size=7)
+    assert json.loads((finished / "result.json").read_text()) == own.to_dict()
+    assert (finished / "result.md").read_text().startswith(own.to_markdown())
+    names = [member["name"] for member in own.to_dict()["members"]]
+    assert names[-3:] == ["universal", "transfer", "square"]
+    assert json.loads((finished / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_the_same_command_goes_on_and_images_can_be_had_later(
+    finished, call, victim, trained, synthetic_root, tmp_path, capsys
+):
+    before = {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    assert main([*call, "--out", str(finished)]) == 0
+    told = capsys.readouterr()
+    assert "finished already" in told.err
+    assert "robust, 8-bit" in told.out
+    images = tmp_path / "images"
+    assert main([*call, "--out", str(finished), "--save-images", str(images)]) == 0
+    assert "attacking" not in capsys.readouterr().err  # they are in the state
+    assert {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+    data = load_dataset("synthetic", synthetic_root).with_query(images)
+    model = load_model(trained / "model.safetensors")
+    figures = evaluate(model, data, protocol=Protocol(image_size=SIZE)).clean
+    saved = json.loads((finished / "result.json").read_text())["robust_8bit"]
+    assert figures.mAP == pytest.approx(saved["mAP"])
+
+
+def test_an_interrupted_run_goes_on(finished, call, tmp_path, monkeypatch, capsys):
+    from reidguard.attacks import SquareAttack
+
+    calls = []
+    search = SquareAttack.search
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return search(self, *arguments)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(SquareAttack, "search", interrupted)
+    assert main([*call, "--out", str(out)]) == 130
+    assert "to go on: reidguard autoattack" in capsys.readouterr().err
+    monkeypatch.setattr(SquareAttack, "search", search)
+    assert main([*call, "--out", str(out)]) == 0
+    assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_early_stop_says_what_is_not_measured(victim, tmp_path, capsys):
+    call = ["autoattack", *victim, *QUICK, "--early-stop", "--query-every", "8"]
+    assert main([*call, "--out", str(tmp_path / "run")]) == 0
+    assert "robust mAP is not measured" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["robust"]["mAP"] is None
+
+
+def test_mistakes(call, victim, universal, finished, refused):
+    small = ["autoattack", *victim, "--universal", universal, "--eps", "2/255"]
+    assert "more than the suite's 2/255" in refused(*small)
+    assert "above 0" in refused("autoattack", *victim, "--eps", "0")
+    assert "no file" in refused("autoattack", *victim, "--universal", "missing.safetensors")
+    assert "other settings" in refused(*call, "--seed", "5", "--out", finished)

@@ -179,8 +179,9 @@ _NAMES = {
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
-    "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore GridCell "
-    "GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore "
+    "GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid "
+    "save_adversarial verify",
     "meta": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model "
     "load_weights register_model wrap_model",

@@ -14,7 +14,6 @@ from reidguard.attacks import (
     ATTACKS,
     Attack,
     ColorAttack,
-    Guides,
     InstanceAttack,
     UniversalAttack,
     create_attack,
@@ -296,30 +295,10 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
                 attack.save(folder / target)
         if isinstance(attack, InstanceAttack):
             source = model if surrogate is None else surrogate
-            attack = _bind(options, attack, source.to(device), dataset, display)
+            attack = common.bind(options, attack, source.to(device), dataset, display)
         _conclude(options, folder, model.to(device), dataset, attack.to(device), None, display)
         print(f"attack: {folder / recipe[0]}" if recipe else f"run: {out}")
     return 0
-
-
-def _bind(
-    options: Options,
-    attack: InstanceAttack,
-    model: ReIDModel,
-    dataset: ReIDDataset,
-    display: Display,
-) -> InstanceAttack:
-    """Bind to a model, and show the gallery to an attack that must know where identities lie."""
-    if not attack.needs_guides:
-        return attack.bind(model)
-    features = common.feature_store(options.cache).features(
-        model,
-        dataset,
-        "gallery",
-        image_size=options.image_size,
-        progress=display.phase("features of the gallery"),
-    )
-    return attack.bind(model, Guides(features, [sample.pid for sample in dataset.gallery]))
 
 
 def _check_extras(options: Options, attack: Attack) -> None:

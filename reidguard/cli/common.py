@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from reidguard.attacks import Attack, UniversalAttack
+from reidguard.attacks import Attack, Guides, InstanceAttack, UniversalAttack
 from reidguard.cli.options import (
     Options,
     Parser,
@@ -35,6 +35,7 @@ __all__ = [
     "add_learning",
     "add_machine",
     "add_victim",
+    "bind",
     "data_settings",
     "device_name",
     "feature_store",
@@ -222,6 +223,26 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def bind(
+    options: Options,
+    attack: InstanceAttack,
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    display: Display,
+) -> InstanceAttack:
+    """Bind to a model, and show the gallery to an attack that must know where identities lie."""
+    if not attack.needs_guides:
+        return attack.bind(model)
+    features = feature_store(options.cache).features(
+        model,
+        dataset,
+        "gallery",
+        image_size=options.image_size,
+        progress=display.phase("features of the gallery"),
+    )
+    return attack.bind(model, Guides(features, [sample.pid for sample in dataset.gallery]))
 
 
 def measure(

@@ -140,9 +140,8 @@ def run(options: Options) -> int:
                 return 0
             robust.to(device)
             against: Attack | None = defense.attack
-            if isinstance(against, InstanceAttack):
-                # With guides an attack needs to know the gallery, which is `reidguard attack`'s.
-                against = None if against.needs_guides else against.bind(robust)
+            if isinstance(against, InstanceAttack) and dataset.gallery:
+                against = common.bind(options, against, robust, dataset, display)
             result = common.measure(options, robust, dataset, against, display)
             common.save_result(folder, result, robust.training_facts, seconds)
             folder.finish()

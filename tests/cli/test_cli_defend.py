@@ -112,7 +112,7 @@ def test_goat_has_its_own_attack(victim, tmp_path, capsys):
     result = json.loads((out / "result.json").read_text())
     attack = result["training"]["defense"]["attack"]
     assert (attack["class"], attack["config"]["eps"]) == ("GuideSampling", 2 / 255)
-    assert result["evaluation"]["attacked"] is None
+    assert 0 < result["evaluation"]["attacked"]["linf"] <= 2.001  # its guides are the gallery
 
 
 def test_refusals_name_the_cure(call, victim, data, attack_file, refused, tmp_path):

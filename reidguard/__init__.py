@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MetricIFGSM,
         MetricMIFGSM,
         SquareAttack,
+        UAPRetrieval,
         UniversalAttack,
         create_attack,
         load_attack,
@@ -148,6 +149,7 @@ __all__ = [
     "SquareAttack",
     "StepResult",
     "TrainingError",
+    "UAPRetrieval",
     "UniversalAttack",
     "VerifyReport",
     "__version__",
@@ -174,8 +176,8 @@ __all__ = [
 # Where the names above live. The tests hold it against the imports that type checkers see.
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
-    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM SquareAttack UniversalAttack "
-    "create_attack load_attack register_attack",
+    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM SquareAttack UAPRetrieval "
+    "UniversalAttack create_attack load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",

@@ -10,6 +10,7 @@ from reidguard.attacks.meta import MetaAttack
 from reidguard.attacks.pgd import GradientAttack
 from reidguard.attacks.selfmetric import ODFA, SMA
 from reidguard.attacks.square import SquareAttack
+from reidguard.attacks.uap import UAPRetrieval
 from reidguard.attacks.universal import FitDefaults, UniversalAttack
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MetricIFGSM",
     "MetricMIFGSM",
     "SquareAttack",
+    "UAPRetrieval",
     "UniversalAttack",
     "create_attack",
     "load_attack",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -89,7 +90,7 @@ class MetaAttack(UniversalAttack):
         defaults = PRESETS[self.preset]
         if self.learner is None or self.learner == defaults.learner:
             return defaults
-        return FitDefaults(self.learner, {}, defaults.epochs, defaults.momentum, defaults.clip)
+        return replace(defaults, learner=self.learner, learner_options={})
 
     def perturb(self, x: Tensor) -> Tensor:
         """Perturb as the perturbation does."""
@@ -98,6 +99,10 @@ class MetaAttack(UniversalAttack):
     def clip_parameters(self) -> None:
         """Clip as the perturbation does."""
         self.attack.clip_parameters()
+
+    def start_epoch(self) -> None:
+        """Do what the perturbation does."""
+        self.attack.start_epoch()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the perturbation's groups."""

@@ -19,7 +19,7 @@ from reidguard.distributed import Share, gather, processes
 from reidguard.errors import InputError
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel, frozen, weights_fingerprint
-from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective, comparable_features
+from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
 from reidguard.training import MISGD, Progress, ProgressCallback, learn
 from reidguard.types import ReIDBatch
 
@@ -36,6 +36,7 @@ class FitDefaults:
         epochs: Passes over the images.
         momentum: How much of the past MI-SGD keeps.
         clip: Bring the parameters back into their bounds after each step.
+        objective: Registered name of the loss.
     """
 
     learner: str = "plain"
@@ -43,6 +44,7 @@ class FitDefaults:
     epochs: int = 10
     momentum: float = 0.5
     clip: bool = True
+    objective: str = "misranking"
 
 
 class UniversalAttack(Attack):
@@ -57,6 +59,10 @@ class UniversalAttack(Attack):
     def clip_parameters(self) -> None:
         """Bring the parameters back into their bounds, in place, after an optimiser's step."""
 
+    def start_epoch(self) -> None:
+        """Do what an attack does to its parameters once an epoch, before its first step."""
+        return None
+
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the optimiser's groups; a family may give its stages steps of their own."""
         return [{"params": list(self.parameters()), "lr": lr}]
@@ -68,7 +74,7 @@ class UniversalAttack(Attack):
         meta_test: ReIDDataset | None = None,
         *,
         learner: MetaLearner | str | None = None,
-        objective: AttackLoss | str = "misranking",
+        objective: AttackLoss | str | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         identities: int = 8,
@@ -94,7 +100,8 @@ class UniversalAttack(Attack):
             meta_test: Its ``train`` split is the other domain, for learners that use one.
             learner: A learner or its registered name; "plain" by default ("maml" for
                 :class:`~reidguard.MetaAttack`).
-            objective: A loss on features or its registered name.
+            objective: A loss or its registered name; "misranking" by default ("pairwise" for
+                :class:`~reidguard.UAPRetrieval`).
             epochs: Passes over the images; 10 by default. With two sets, an epoch lasts until
                 both are enumerated.
             steps: Steps in all, in place of ``epochs``.
@@ -121,7 +128,9 @@ class UniversalAttack(Attack):
             learner = LEARNERS.create(learner)
         momentum = defaults.momentum if momentum is None else momentum
         clip = defaults.clip if clip is None else clip
-        loss = ATTACK_LOSSES.create(objective) if isinstance(objective, str) else objective
+        loss = defaults.objective if objective is None else objective
+        if isinstance(loss, str):
+            loss = ATTACK_LOSSES.create(loss)
         device = next(self.parameters()).device
         model_device = next(model.parameters(), torch.empty(0, device=device)).device
         if model_device != device:
@@ -165,17 +174,21 @@ class UniversalAttack(Attack):
         if len(loaders) > 1 and meta_test is not None:
             facts["meta_test"] = {"name": meta_test.name, "train": meta_test.fingerprint("train")}
         with frozen(model):
+            sources = [_with_vectors(loader, model, loss, steps, progress) for loader in loaders]
+            if isinstance(sources[0], _CleanVectors):
+                loss = loss.prepared(sources[0].vectors)
+            if loss.flat_at_clean:
+                self._leave_the_start(step_size, seed)
             learn(
                 self,
                 learner=learner,
                 objective=FeatureObjective(model, loss),
                 optimizer=MISGD(self.parameter_groups(step_size), step_size, momentum),
-                meta_train=_with_features(loaders[0], model, steps, progress),
-                meta_test=_with_features(loaders[1], model, steps, progress)
-                if len(loaders) > 1
-                else None,
+                meta_train=sources[0],
+                meta_test=sources[1] if len(sources) > 1 else None,
                 steps=steps,
                 schedule=lambda epoch: math.exp(-0.01 * epoch),
+                before_epoch=self.start_epoch,
                 after_step=self.clip_parameters if clip else lambda: None,
                 seed=seed,
                 checkpoint=checkpoint,
@@ -186,29 +199,42 @@ class UniversalAttack(Attack):
         self.training_facts = facts
         return self
 
+    @torch.no_grad()
+    def _leave_the_start(self, distance: float, seed: int) -> None:
+        """Move every parameter by ±``distance``, at random."""
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            signs = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
+            p.add_(signs.to(p), alpha=distance)
+        self.clip_parameters()
 
-class _CleanFeatures:
-    """Batches that carry the clean features of their images, computed in one pass."""
 
-    def __init__(self, loader: BatchLoader, features: Tensor) -> None:
+class _CleanVectors:
+    """Batches that carry what the loss compares of their clean images, computed in one pass."""
+
+    def __init__(self, loader: BatchLoader, vectors: Tensor) -> None:
         self.loader = loader
-        self.features = features
+        self.vectors = vectors
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[ReIDBatch]:
         for batch in self.loader.epoch(number, start):
-            features = self.features[batch.indices.to(self.features.device)]
-            yield replace(batch, features=features)
+            vectors = self.vectors[batch.indices.to(self.vectors.device)]
+            yield replace(batch, features=vectors)
 
 
 @torch.no_grad()
-def _with_features(
-    loader: BatchLoader, model: ReIDModel, steps: int, progress: ProgressCallback | None
-) -> BatchLoader | _CleanFeatures:
-    """Compute all clean features first, unless fewer steps than one epoch would use them."""
-    if steps < len(loader):
+def _with_vectors(
+    loader: BatchLoader,
+    model: ReIDModel,
+    loss: AttackLoss,
+    steps: int,
+    progress: ProgressCallback | None,
+) -> BatchLoader | _CleanVectors:
+    """Compute all clean vectors first, unless fewer steps than one epoch would use them."""
+    if steps < len(loader) and not loss.needs_training_features:
         return loader
     device = next(model.parameters(), torch.empty(0)).device
     together = processes()
@@ -220,9 +246,9 @@ def _with_features(
     for start in range(own.start, own.stop, 64):
         stop = min(start + 64, own.stop)
         pixels = loader.cache.batch(range(start, stop))
-        parts.append(comparable_features(model, pixels.to(device).float() / 255))
+        parts.append(loss.vectors(model, pixels.to(device).float() / 255))
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))
     share = None if together is None else Share(torch.arange(own.start, own.stop), count)
-    return _CleanFeatures(loader, gather(torch.cat(parts), share))
+    return _CleanVectors(loader, gather(torch.cat(parts), share))

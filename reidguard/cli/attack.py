@@ -50,6 +50,10 @@ EXAMPLES = """\
         --model osnet_x0_25:osnet.pth --attack delta --learner first_order \\
         --learner-set inner_steps=2
 
+  UAP-Retrieval with its label-wise loss, which asks the model's classifier:
+    reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
+        --attack uap --objective labelwise
+
   apply a saved attack to another model:
     reidguard attack --data market1501:/data/market1501 --model osnet_x1_0:other.pth \\
         --load runs/delta/attack.safetensors
@@ -115,7 +119,11 @@ def parser(summary: str) -> Parser:
         "tell an attack with guides whom each query shows; otherwise it guesses",
     )
     made.section("learning")
-    made.option("--objective", "reidguard list objectives", metavar="NAME", default="misranking")
+    made.option(
+        "--objective",
+        "reidguard list objectives (default: the attack's own: pairwise for uap, else misranking)",
+        metavar="NAME",
+    )
     made.option(
         "--learner",
         "reidguard list learners (default: the attack's own: maml for meta, else plain)",
@@ -173,7 +181,8 @@ def run(options: Options) -> int:
         )
         return _apply(options, device, load_attack(options.load))
     # Mistakes that need no data, before anything slow.
-    ATTACK_LOSSES.get(options.objective)
+    if options.objective is not None:
+        ATTACK_LOSSES.get(options.objective)
     attack = _create(options)
     if isinstance(attack, UniversalAttack):
         return _learn(options, device, attack)
@@ -210,7 +219,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     other = None if options.meta_data is None else load_dataset(options.meta_data)
     model, surrogate = common.make_model(options), make_surrogate(options)
     recipe: dict[str, Any] = {
-        "objective": options.objective,
+        "objective": options.objective or attack.fit_defaults.objective,
         "identities": options.identities,
         "images_per_identity": options.images_per_identity,
         "lr": options.lr,

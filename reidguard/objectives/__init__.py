@@ -7,11 +7,17 @@ from reidguard.objectives.base import (
     comparable_features,
 )
 from reidguard.objectives.misranking import MisrankingTriplet
+from reidguard.objectives.retrieval import LabelWiseLoss, ListWiseLoss, PairWiseLoss
+from reidguard.objectives.selfmetric import SelfMetricLoss
 
 __all__ = [
     "ATTACK_LOSSES",
     "AttackLoss",
     "FeatureObjective",
+    "LabelWiseLoss",
+    "ListWiseLoss",
     "MisrankingTriplet",
+    "PairWiseLoss",
+    "SelfMetricLoss",
     "comparable_features",
 ]

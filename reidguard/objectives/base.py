@@ -1,9 +1,10 @@
-"""What an attack learns for: a loss on the features of adversarial and clean images."""
+"""What an attack learns for: a loss on what a model says of adversarial and clean images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,15 @@ from torch import Tensor
 
 from reidguard.distributed import gather, joint_layers
 from reidguard.registry import Registry
-from reidguard.types import Embedder, ReIDBatch
+from reidguard.types import Embedder, Metric, ReIDBatch
 
-__all__ = ["ATTACK_LOSSES", "AttackLoss", "FeatureObjective", "comparable_features"]
+__all__ = [
+    "ATTACK_LOSSES",
+    "AttackLoss",
+    "FeatureObjective",
+    "as_compared",
+    "comparable_features",
+]
 
 
 def comparable_features(model: Embedder, images: Tensor) -> Tensor:
@@ -28,24 +35,47 @@ def comparable_features(model: Embedder, images: Tensor) -> Tensor:
     Returns:
         (N, D), at least float32.
     """
-    features = model.features(images)
+    return as_compared(model.features(images), model.metric)
+
+
+def as_compared(features: Tensor, metric: Metric) -> Tensor:
+    """Return features in the space where a metric compares them, at least float32."""
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
-    return F.normalize(features) if model.metric == "cosine" else features
+    return F.normalize(features) if metric == "cosine" else features
 
 
 class AttackLoss(ABC):
-    """A scalar that an attack minimises, from features alone."""
+    """A scalar that an attack minimises: most compare features and know nothing else."""
+
+    needs_training_features: ClassVar[bool] = False
+    """Whether :meth:`prepared` must see the features of all training images first."""
+
+    flat_at_clean: ClassVar[bool] = False
+    """Whether the gradient is zero as long as nothing is changed, so that learning must start
+    elsewhere: ``fit`` then takes one step in a random direction first."""
 
     @abstractmethod
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the loss.
 
         Args:
-            adversarial: (N, D) features of the adversarial images.
-            clean: (N, D) features of the same images before the attack, constant.
+            adversarial: (N, D) features of the adversarial images, or what :meth:`vectors` gives.
+            clean: (N, D) the same of these images before the attack, constant.
             pids: (N,) identities.
         """
+
+    def vectors(self, model: Embedder, images: Tensor) -> Tensor:
+        """Return the (N, D) vectors that the loss compares: features, unless a loss says else."""
+        return comparable_features(model, images)
+
+    def prepared(self, training: Tensor) -> AttackLoss:
+        """Return the loss for a surrogate whose clean training images have these vectors.
+
+        Args:
+            training: (images, D), what :meth:`vectors` gives of all images to learn from.
+        """
+        return self
 
 
 ATTACK_LOSSES: Registry[AttackLoss] = Registry("objective", group="reidguard.objectives")
@@ -54,7 +84,8 @@ ATTACK_LOSSES: Registry[AttackLoss] = Registry("objective", group="reidguard.obj
 class FeatureObjective:
     """Binds a frozen model and a loss into the objective that learners know.
 
-    Clean features are taken from the batch where they were computed before.
+    Clean features (or what else the loss compares) are taken from the batch where they were
+    computed before.
 
     Args:
         model: The surrogate under attack.
@@ -72,8 +103,8 @@ class FeatureObjective:
             clean = batch.features
             if clean is None:
                 with torch.no_grad():
-                    clean = comparable_features(self.model, batch.images)
-            adversarial = comparable_features(self.model, attack(batch.images))
+                    clean = self.loss.vectors(self.model, batch.images)
+            adversarial = self.loss.vectors(self.model, attack(batch.images))
         return self.loss(
             gather(adversarial, share), gather(clean, share), gather(batch.pids, share)
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from reidguard.errors import InputError
 from reidguard.objectives.base import ATTACK_LOSSES, AttackLoss
 
-__all__ = ["MisrankingTriplet"]
+__all__ = ["MisrankingTriplet", "row_distance"]
 
 
 @ATTACK_LOSSES.register("misranking")
@@ -47,12 +47,12 @@ class MisrankingTriplet(AttackLoss):
         order = squared[None, :] - 2 * clean @ clean.T
         negative = order.masked_fill(same, -torch.inf).argmax(1)
         positive = order.masked_fill(~same, -torch.inf).argmax(1)
-        pull = _distance(adversarial, clean[negative])
-        push = _distance(adversarial, clean[positive])
+        pull = row_distance(adversarial, clean[negative])
+        push = row_distance(adversarial, clean[positive])
         return (pull - push + self.margin).clamp(min=0).mean()
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
+def row_distance(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise Euclidean distance whose gradient at distance zero is zero, not NaN."""
     squared = ((a - b) ** 2).sum(1)
     zero = squared == 0

@@ -68,6 +68,7 @@ def learn(
     meta_test: Batches | None = None,
     steps: int,
     schedule: Callable[[int], float] = lambda epoch: 1.0,
+    before_epoch: Callable[[], None] = lambda: None,
     after_step: Callable[[], None] = lambda: None,
     seed: int = 0,
     checkpoint: Path | str | None = None,
@@ -92,6 +93,7 @@ def learn(
         meta_test: Batches of the other domain, for learners that need one.
         steps: Steps in all, those of an earlier, interrupted call included.
         schedule: Factor on the optimiser's learning rate, by epoch.
+        before_epoch: Called before the first step of every epoch.
         after_step: Called after every optimiser step, to bring parameters back into bounds.
         seed: Seeds the random layers of each step.
         checkpoint: File to resume from where it exists, and to write.
@@ -133,6 +135,8 @@ def learn(
         progress(Progress("learning", step, steps))
     pending: tuple[int, StepResult] | None = None
     while step < steps:
+        if step % epoch_length == 0:
+            before_epoch()
         factor = schedule(step // epoch_length)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor

@@ -8,6 +8,7 @@ from reidguard.types import Budget
 
 # Small grids are as hostile as large ones, and much faster.
 SMALL = {"color": {"resolution": 3}, "delta": {"size": (9, 5)}}
+SMALL["uap"] = SMALL["delta"]
 SMALL["combinatorial"] = SMALL["meta"] = {**SMALL["color"], **SMALL["delta"]}
 # Those that need a victim are checked with one in tests/attacks/test_instance.py.
 NAMES = [name for name in ATTACKS.list() if not issubclass(ATTACKS.get(name), InstanceAttack)]
@@ -23,7 +24,7 @@ def test_every_registered_attack_keeps_the_contract(name, check):
     check(factory(name))
 
 
-@pytest.mark.parametrize("name", ["color", "delta", "combinatorial", "meta"])
+@pytest.mark.parametrize("name", ["color", "delta", "combinatorial", "meta", "uap"])
 def test_nothing_learnt_changes_nothing(name):
     check_identity(factory(name))
 

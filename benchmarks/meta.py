@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +22,10 @@ from attacks import BATCH, EIGHT, STEPS, shares
 from common import RESULTS, commit, market, osnet, save
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
-from reidguard.data import BatchLoader, load_dataset
+from reidguard.data import BatchLoader, ReIDDataset, load_dataset
 from reidguard.evaluation import FeatureStore, evaluate
 from reidguard.meta import LEARNERS, PlainLearner
-from reidguard.models import frozen, load_model
+from reidguard.models import ReIDModel, frozen, load_model
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 
@@ -72,6 +73,37 @@ def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
     }
 
 
+@dataclass
+class Target:
+    """A model that is attacked, on a dataset."""
+
+    model: ReIDModel
+    data: ReIDDataset
+    query_every: int
+
+    def clean(self, store) -> dict:
+        """Figures without an attack."""
+        ranking = evaluate(self.model, self.data, store=store, query_every=self.query_every).clean
+        return {"data": self.data.name, "query_every": self.query_every, **shares_of(ranking)}
+
+    def under(self, attack, store) -> dict:
+        """Figures under an attack."""
+        given = (self.model, self.data, attack)
+        result = evaluate(*given, store=store, query_every=self.query_every)
+        return {"float": shares(result.attacked), "8bit": shares(result.attacked_8bit)}
+
+
+def attacked(model, source, given: list[str], query_every: int) -> dict[str, Target]:
+    """The source and those of --target."""
+    targets = {"source": Target(model, source, query_every)}
+    for one in given:
+        name, _, rest = one.partition("=")
+        file, _, data = rest.partition("@")
+        where = load_dataset(data) if data else source
+        targets[name] = Target(load_model(file), where, query_every if where is source else 1)
+    return targets
+
+
 def learn(options, model, source, other, family, learner, seed) -> tuple[Path, dict]:
     path = options.keep / f"{family}-{learner}-{seed}.safetensors"
     attack = FAMILIES[family](EIGHT)
@@ -106,20 +138,8 @@ def main() -> None:
     rows, angles = known["rows"], known["cosines"]
     model, source, other = osnet(), market(), load_dataset("virtual:plaza")
     store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
-    targets = {"source": (model, source)}
-    for given in options.target:
-        name, _, rest = given.partition("=")
-        file, _, data = rest.partition("@")
-        targets[name] = (load_model(file), load_dataset(data) if data else source)
-    every = {n: options.query_every if data is source else 1 for n, (_, data) in targets.items()}
-    clean = {
-        name: {
-            "data": data.name,
-            "query_every": every[name],
-            **shares_of(evaluate(target, data, store=store, query_every=every[name]).clean),
-        }
-        for name, (target, data) in targets.items()
-    }
+    targets = attacked(model, source, options.target, options.query_every)
+    clean = {name: target.clean(store) for name, target in targets.items()}
     print("clean", clean, flush=True)
 
     def write() -> None:
@@ -147,16 +167,9 @@ def main() -> None:
                     row = {**key, "commit": commit(), **facts, "measured": {}}
                     rows.append(row)
                 file = options.keep / f"{family}-{learner}-{seed}.safetensors"
-                for name, (target, data) in targets.items():
+                for name, target in targets.items():
                     if name not in row["measured"]:
-                        attack = load_attack(file)
-                        result = evaluate(
-                            target, data, attack, store=store, query_every=every[name]
-                        )
-                        row["measured"][name] = {
-                            "float": shares(result.attacked),
-                            "8bit": shares(result.attacked_8bit),
-                        }
+                        row["measured"][name] = target.under(load_attack(file), store)
                         print(key, name, row["measured"][name]["float"], flush=True)
                         write()
     write()

@@ -1,0 +1,90 @@
+"""What the paper leaves open about meta-learning, varied: does it change how an attack transfers?
+
+Run: python benchmarks/variations.py [--seeds 0] [--only NAME ...] --target NAME=FILE[@DATA] ...
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. Delta attacks on OSNet x0.25 and Market-1501 as in
+meta.py, with the learner first_order (whose gradient is maml's there, see meta.json), measured on
+the source and on the models given with --target. Rows that results/variations.json has already are
+not run again.
+"""
+
+import argparse
+import json
+import os
+import time
+
+import torch
+from attacks import BATCH, EIGHT, STEPS
+from common import RESULTS, commit, market, osnet, save
+from meta import attacked
+
+from reidguard.attacks import DeltaAttack
+from reidguard.data import join_datasets, load_dataset
+from reidguard.evaluation import FeatureStore
+from reidguard.meta import LEARNERS
+
+ALPHA = EIGHT.eps / 10
+ONE, MIX = ("plaza",), ("plaza", "station", "mall")
+# learner, its options, meta-test domains
+VARIANTS = {
+    "plain": ("plain", {}, ONE),
+    "joint": ("joint", {}, ONE),
+    "meta": ("first_order", {}, ONE),
+    "meta, inner step 4 times as long": ("first_order", {"inner_lr": 4 * ALPHA}, ONE),
+    "meta, 3 inner steps": ("first_order", {"inner_steps": 3}, ONE),
+    "joint, 3 domains": ("joint", {}, MIX),
+    "meta, 3 domains": ("first_order", {}, MIX),
+    "meta, 3 domains, inner step 4 times as long": ("first_order", {"inner_lr": 4 * ALPHA}, MIX),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--query-every", type=int, default=8)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--target", action="append", default=[], metavar="NAME=FILE[@DATA]")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    path = RESULTS / "variations.json"
+    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    model, source = osnet(), market()
+    others = {
+        domains: join_datasets(
+            {name: load_dataset(f"virtual:{name}") for name in domains}, splits=("train",)
+        )
+        for domains in (ONE, MIX)
+    }
+    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
+    targets = attacked(model, source, options.target, options.query_every)
+    clean = {name: target.clean(store) for name, target in targets.items()}
+    print("clean", clean, flush=True)
+    for seed in options.seeds:
+        for name in options.only:
+            if any((row["variant"], row["seed"]) == (name, seed) for row in rows):
+                continue
+            learner, given, domains = VARIANTS[name]
+            attack, began = DeltaAttack(EIGHT), time.process_time()
+            made = LEARNERS.create(learner, **given)
+            attack.fit(
+                model, source, others[domains], learner=made, steps=STEPS, seed=seed, **BATCH
+            )
+            seconds = (time.process_time() - began) / STEPS
+            row = {
+                "variant": name,
+                "seed": seed,
+                "commit": commit(),
+                "processor_seconds_per_step": round(seconds, 3),
+                "measured": {n: target.under(attack, store) for n, target in targets.items()},
+            }
+            rows.append(row)
+            told = {n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()}
+            print(name, seed, told, flush=True)
+            setting = f"delta on OSNet x0.25, Market-1501, {STEPS} steps of {BATCH} each, ε = 8/255"
+            save("variations", {"setting": setting, "clean": clean, "rows": rows}, source)
+
+
+if __name__ == "__main__":
+    main()

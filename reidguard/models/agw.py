@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from reidguard.models.backbones import (
 )
 from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
 from reidguard.models.factory import register_model
+from reidguard.models.layouts import head_rule, rename
 
 __all__ = ["AGW"]
 
@@ -172,6 +174,34 @@ class AGW(ReIDModel):
         return ReIDOutput(
             features, pooled, None if chosen is None else self.logits(features, chosen)
         )
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take fast-reid's models, the survey's own, and plain backbones."""
+
+        def block(match: re.Match[str]) -> str:
+            stage = getattr(self.backbone, f"layer{match[2]}", None)
+            places = list(stage.non_local) if isinstance(stage, NonLocalStage) else []
+            number = int(match[3])
+            place = places[number] if number < len(places) else f"{number}?"
+            layer = "out" if match[4] == "W" else match[4]
+            return f"backbone.layer{match[2]}.non_local.{place}.{layer}."
+
+        heads = self.num_classes
+        if any(re.match(r"heads\.|bottleneck\.", name) for name in state):
+            return rename(
+                state,
+                [
+                    (r"(base|backbone)\.NL_(\d)\.(\d+)\.(theta|phi|g|W)\.", block),
+                    (r"base\.", "backbone."),
+                    (r"(heads\.bottleneck\.0|heads\.bnneck|bottleneck)\.", "neck."),
+                    (r"(heads\.pool_layer|global_pool)\.", "pool."),
+                    *head_rule(r"(heads\.classifier\.|heads\.|classifier\.)(?=weight$)", heads),
+                    (r"heads\.(?=(classifier\.)?weight$)", "classifier.?."),
+                ],
+            )
+        if any(name.startswith("backbone.") for name in state):
+            return state
+        return {f"backbone.{name}": tensor for name, tensor in state.items()}
 
     def _pooled(self, inputs: Tensor) -> Tensor:
         pooled: Tensor = self.pool(self.backbone.forward_features(inputs))  # type: ignore[operator]

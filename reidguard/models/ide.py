@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from reidguard.models.backbones import (
 )
 from reidguard.models.base import ReIDModel, image_size
 from reidguard.models.factory import register_model
+from reidguard.models.layouts import head_rule, rename
 
 __all__ = ["IDE"]
 
@@ -81,7 +83,7 @@ class IDE(ReIDModel):
         self.backbone = network
         self.head_prefixes = (
             *type(self).head_prefixes,
-            *(f"backbone.{prefix}" for prefix in classifier_prefixes(network)),
+            *(f"backbone.{prefix}" for prefix in ("classifier.", *classifier_prefixes(network))),
         )
         width = int(features.shape[1])
         if self.num_classes:
@@ -102,7 +104,18 @@ class IDE(ReIDModel):
         return super().logits(hidden, domain)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take checkpoints of the backbone alone, too, such as timm's own."""
+        """Take the paper's released models, and checkpoints of the backbone alone."""
+        if any(name.startswith("feat_bn.") for name in state):
+            rules = [
+                (r"base\.", "backbone."),
+                (r"feat\.", "neck.0."),
+                (r"feat_bn\.", "neck.1."),
+                *head_rule(r"classifier(_x2)?\.(?=weight|bias)", self.num_classes),
+            ]
+            state = rename(state, rules)
+            if "neck.0.weight" in state and "neck.0.bias" not in state:  # some have none
+                state["neck.0.bias"] = torch.zeros(len(state["neck.0.weight"]))
+            return state
         if any(name.startswith("backbone.") for name in state):
             return state
         return {f"backbone.{name}": tensor for name, tensor in state.items()}

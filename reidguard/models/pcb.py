@@ -19,6 +19,7 @@ from reidguard.models.backbones import (
 )
 from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
 from reidguard.models.factory import register_model
+from reidguard.models.layouts import head_rule, rename
 
 __all__ = ["PCB"]
 
@@ -116,6 +117,44 @@ class PCB(ReIDModel):
             pairs = zip(self.classifier[chosen].children(), reduced, strict=True)
             logits = [layer(part) for layer, part in pairs]
         return ReIDOutput(self._row(pooled, reduced), reduced, logits)
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take PCBs of the paper's code, of torchreid and of the original, and plain backbones.
+
+        The latter two have one convolution for all stripes; here each stripe gets a copy.
+        """
+        names = list(state)
+        heads = self.num_classes
+        if any(name.startswith("classifiers.") for name in names):
+            layers = dict(zip("01", ("conv1", "bn1"), strict=True))
+            layers.update({str(3 + i): f"layer{i}" for i in (1, 2, 3, 4)})
+            return rename(
+                state,
+                [
+                    (r"backbone\.([014567])\.", lambda m: f"backbone.{layers[m[1]]}."),
+                    (r"classifiers\.(\d+)\.add_block\.", r"parts.\1."),
+                    *head_rule(r"classifiers\.(\d+)\.classifier\.0\.", heads, r"\1."),
+                ],
+            )
+        if any(name.startswith(("local_conv.", "conv5.layers.")) for name in names):
+            state = rename(
+                state,
+                [
+                    (r"base\.", "backbone."),
+                    (r"(conv1|bn1|layer\d)\.", r"backbone.\1."),
+                    (r"(local_conv|conv5\.layers\.0)\.", "shared.0."),
+                    (r"(feat_bn2d|conv5\.layers\.1)\.", "shared.1."),
+                    *head_rule(r"(?:instance|classifier\.)(\d+)\.", heads, r"\1."),
+                ],
+            )
+            for name in [name for name in state if name.startswith("shared.")]:
+                tensor = state.pop(name)
+                for i in range(len(self.parts)):
+                    state[f"parts.{i}.{name.removeprefix('shared.')}"] = tensor
+            return state
+        if any(name.startswith("backbone.") for name in names):
+            return state
+        return {f"backbone.{name}": tensor for name, tensor in state.items()}
 
     def _pooled(self, inputs: Tensor) -> Tensor:
         """The mean of each stripe, (N, C, parts, 1)."""

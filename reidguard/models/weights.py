@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 
 from reidguard.errors import CheckpointError
 from reidguard.models.base import ReIDModel
+from reidguard.models.layouts import WRAPPERS, known_layout, without_wrappers
 from reidguard.storage import read_card
 
 __all__ = ["LoadReport", "load_weights", "weights_fingerprint"]
 
 # Below this share of matching numbers a file belongs to another network.
 ENOUGH = 0.5
+
+# Under which keys training scripts keep the weights, beside optimisers and counters.
+NESTS = ("model", "net", "network", "model_state_dict", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class LoadReport:
         unexpected: In the file but unknown to the model.
         mismatched: In both, with shapes or types that differ, as readable lines.
         dropped_heads: Classifier tensors of the file that this model has no place for.
+        layout: Whose names the file has and what to mind, where that is known.
     """
 
     path: Path
@@ -43,10 +49,13 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     dropped_heads: tuple[str, ...] = ()
+    layout: str | None = None
 
     def __str__(self) -> str:
         wanted = len(self.loaded) + len(self.missing)
         lines = [f"{self.path.name}: {len(self.loaded)} of {wanted} tensors loaded"]
+        if self.layout is not None:
+            lines.append(f"  layout: {self.layout}")
         notes = {
             "missing": "not in the file or not fitting, left as initialised",
             "unexpected": "in the file, unknown to the model",
@@ -70,9 +79,10 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
     """Copy the weights of a file into a model, in place.
 
     Reads this library's checkpoints, plain safetensors files, and torch files (tensors only:
-    nothing in them is ever executed), also when nested under ``state_dict`` or ``model`` or saved
-    from ``DataParallel``. A classifier for other identities is dropped and reported. The model
-    stays untouched if this raises.
+    nothing in them is ever executed), also when nested under ``state_dict``, ``model`` or the like,
+    and whatever ``module.``, ``model.`` or ``backbone.`` stands before the names. Models know the
+    names of other code bases, see ``docs/models.rst``. A classifier for other identities is dropped
+    and reported. The model stays untouched if this raises.
 
     Args:
         model: What to fill.
@@ -86,8 +96,19 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
             are not finite, or belongs to another network.
     """
     path = Path(path)
-    state = model.adapt_state(_read(path))
+    read = _read(path)
     wanted = model.state_dict()
+    body = {n: t for n, t in wanted.items() if not n.startswith(model.head_prefixes)}
+
+    def numbers(state: Mapping[str, Tensor]) -> int:
+        """How many of the body's numbers a file has."""
+        fits = (n for n, t in state.items() if n in body and _kind(t) == _kind(body[n]))
+        return sum(body[n].numel() for n in fits)
+
+    # Where a prefix stands before some of the names only, what fits best tells if it belongs.
+    ways = [read, *(_stripped(read, prefix) for prefix in (*WRAPPERS, "backbone.", "network."))]
+    state = max((model.adapt_state(dict(way)) for way in ways if way), key=numbers)
+    known = known_layout(read)
 
     loaded: list[str] = []
     unexpected: list[str] = []
@@ -107,15 +128,20 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
     # Files from before torch 0.4.1 have no batch counters; nothing here depends on them.
     missing = [n for n in wanted if n not in loaded and not n.endswith("num_batches_tracked")]
     report = LoadReport(
-        path, tuple(loaded), tuple(missing), tuple(unexpected), tuple(mismatched), tuple(dropped)
+        path,
+        tuple(loaded),
+        tuple(missing),
+        tuple(unexpected),
+        tuple(mismatched),
+        tuple(dropped),
+        None if known is None else "; ".join(filter(None, known)),
     )
 
-    body = {n: t.numel() for n, t in wanted.items() if not n.startswith(model.head_prefixes)}
-    found = sum(body.get(name, 0) for name in loaded)
-    if found < ENOUGH * sum(body.values()) or not found:
+    found, total = numbers(state), sum(t.numel() for t in body.values())
+    if found < ENOUGH * total or not found:
         raise CheckpointError(
             f"{path} holds the weights of another network than this {type(model).__name__}: "
-            f"{found:,} of {sum(body.values()):,} numbers match. The file has, for instance, "
+            f"{found:,} of {total:,} numbers match. The file has, for instance, "
             f"{_examples(tuple(state))}; the model wants {_examples(tuple(wanted))}"
             + (f"; shapes differ: {_examples(tuple(mismatched), 2)}" if mismatched else "")
             + ". Create the model that the file was saved from"
@@ -125,6 +151,14 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
     model.load_state_dict(chosen, strict=False)
     model.load_report = report
     return report
+
+
+def _stripped(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Strip a prefix from the names that have it; nothing if none has, or two would be one."""
+    names = {name.removeprefix(prefix) for name in state}
+    if len(names) < len(state) or names == set(state):
+        return {}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], bool]:
@@ -179,7 +213,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on weights_only is for the author
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_numpy_numbers()):
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes: the unpickler may fail in any way
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
@@ -187,7 +222,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"({reason[0][:200]}); copy it again, or save only the state_dict() of the model, "
             "where you trust its source"
         ) from error
-    for nest in ("state_dict", "model"):
+    for nest in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
     if not isinstance(content, Mapping):
@@ -207,9 +242,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} names no tensors (it has {_examples(tuple(map(str, content))) or 'nothing'}); "
             "the weights should be at the top, under 'state_dict' or under 'model'"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+    return without_wrappers(state)
+
+
+def _numpy_numbers() -> list[Any]:
+    """What numpy's numbers are pickled as, such as an accuracy in torchreid's files: data only."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *kinds, *((scalar, name) for name in names)]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

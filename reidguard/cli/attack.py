@@ -221,7 +221,9 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     recipe: dict[str, Any] = {
         "objective": options.objective or attack.fit_defaults.objective,
         "identities": options.identities,
-        "images_per_identity": options.images_per_identity,
+        "images_per_identity": options.images_per_identity
+        if "images_per_identity" in options.given
+        else attack.fit_defaults.images_per_identity,
         "lr": options.lr,
         "image_size": options.image_size,
         "seed": options.seed,
@@ -245,8 +247,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     with (
         open_run(
             out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=products,
         ) as folder,
@@ -292,8 +293,7 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
     with (
         open_run(
             out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=(*recipe, "result.json", "result.md"),
         ) as folder,

@@ -124,8 +124,7 @@ def run(options: Options) -> int:
     with (
         open_run(
             options.out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=("audit.json", "audit.md"),
         ) as folder,

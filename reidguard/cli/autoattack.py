@@ -135,8 +135,7 @@ def run(options: Options) -> int:
     with (
         open_run(
             out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=("result.json", "result.md"),
         ) as folder,

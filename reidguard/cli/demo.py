@@ -114,8 +114,7 @@ def run(options: Options) -> int:
     with (
         open_run(
             options.out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=(RESULT, PAGE),
         ) as folder,

@@ -61,8 +61,7 @@ def run(options: Options) -> int:
     with (
         open_run(
             options.out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=("result.json", "result.md"),
         ) as folder,

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from reidguard.cli.options import Options
 from reidguard.cli.show import note
 from reidguard.distributed import processes
 from reidguard.errors import CheckpointError, InputError
@@ -79,9 +80,8 @@ def default_folder(command: str, label: str, settings: Mapping[str, Any]) -> Pat
 @contextmanager
 def open_run(
     path: Path,
+    options: Options,
     *,
-    argv: list[str],
-    options: Mapping[str, Any],
     settings: Mapping[str, Any],
     products: tuple[str, ...],
 ) -> Iterator[RunFolder]:
@@ -89,8 +89,7 @@ def open_run(
 
     Args:
         path: The folder; made where it is missing.
-        argv: The command's arguments.
-        options: Value of every option, for the manifest.
+        options: Of the command; they go into the manifest.
         settings: What the result depends on, as JSON values; a folder of others is refused.
         products: Files without which a run is not finished.
 
@@ -112,7 +111,7 @@ def open_run(
     with _locked(path):
         manifest = _read_manifest(path)
         if manifest is None:
-            manifest = _begin(path, argv, options, settings)
+            manifest = _begin(path, options, settings)
         else:
             _compare(path, manifest["settings"], settings)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
@@ -128,7 +127,7 @@ def open_run(
             yield run
         except KeyboardInterrupt:
             _give_up(run, "interrupted")
-            again = shlex.join(["reidguard", *argv])
+            again = shlex.join(["reidguard", *options.argv])
             raise Interrupted(f"{path} keeps what is done; to go on: {again}") from None
         except BaseException:
             _give_up(run, "failed")
@@ -209,9 +208,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-def _begin(
-    path: Path, argv: list[str], options: Mapping[str, Any], settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _begin(path: Path, options: Options, settings: Mapping[str, Any]) -> dict[str, Any]:
     foreign = sorted(
         p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".tmp")
     )
@@ -221,7 +218,7 @@ def _begin(
             "folder with --out"
         )
     return {
-        "command": ["reidguard", *argv],
+        "command": ["reidguard", *options.argv],
         "status": "new",
         "started": _now(),
         "resumed": [],
@@ -229,7 +226,7 @@ def _begin(
         "commit": _commit(),
         "versions": {**library_versions(), "python": platform.python_version()},
         "settings": dict(settings),
-        "options": dict(options),
+        "options": options.values(),
     }
 
 

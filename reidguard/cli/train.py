@@ -69,8 +69,7 @@ def run(options: Options) -> int:
     with (
         open_run(
             out,
-            argv=options.argv,
-            options=options.values(),
+            options,
             settings=settings,
             products=("model.safetensors", "result.json", "result.md"),
         ) as folder,

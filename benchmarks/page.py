@@ -203,9 +203,9 @@ def variations(data) -> list[str]:
         head += [f"{name}: mAP", "rank-1"]
     return [
         title("What the paper leaves open"),
-        prose(f"""Variations of {data["setting"]}, learner "first_order", on the models of the
-section before: a longer inner step, more of them, and meta-test people of three virtual domains
-(plaza, station, mall) in place of one.
+        prose(f"""Variations of {data["setting"]}, learner "first_order" or "joint", on the models
+of the section before, whose table they continue: a longer inner step, more of them, and meta-test
+people of three virtual domains (plaza, station, mall) in place of one.
 """),
         listing(head, rows),
     ]

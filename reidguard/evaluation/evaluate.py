@@ -1,11 +1,11 @@
-"""`evaluate`: what a model retrieves, clean and under an attack on its queries."""
+"""`evaluate`: what a model retrieves, clean and under an attack on queries or gallery."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,24 @@ from reidguard.evaluation.quality import achieved_linf, psnr, ssim
 from reidguard.models import ReIDModel, frozen
 from reidguard.ranking import RankingResult, rank
 from reidguard.storage import atomic_write, library_versions, write_json
+from reidguard.types import ReIDSample
 
 __all__ = ["AttackedResult", "EvaluationResult", "evaluate"]
 
 Progress = Callable[[int, int], None]
 
+SIDES = ("query", "gallery")
+
 
 @dataclass(frozen=True, eq=False)
 class AttackedResult:
-    """What one kind of adversarial query did: float images, or the 8-bit ones to be saved.
+    """What one kind of adversarial images did: float images, or the 8-bit ones to be saved.
 
     Attributes:
-        ranking: Retrieval figures with these queries.
-        psnr: Mean over queries, dB; infinite if any query is unchanged.
-        ssim: Mean over queries.
-        linf: Largest change of any pixel of any query, in [0, 1] units.
+        ranking: Retrieval figures with these images.
+        psnr: Mean over images, dB; infinite if any image is unchanged.
+        ssim: Mean over images.
+        linf: Largest change of any pixel of any image, in [0, 1] units.
     """
 
     ranking: RankingResult
@@ -60,8 +63,8 @@ class EvaluationResult:
         clean: Retrieval figures with the queries as they are.
         attacked: With the attack's float images; None without an attack.
         attacked_8bit: With the images that a person could save as PNG; None without an attack.
-        attack: Class and budget of the attack (``eps`` in [0, 1] units), and ``labels`` if it was
-            told the true identities; None without one.
+        attack: Class and budget of the attack (``eps`` in [0, 1] units), ``labels`` if it was told
+            the true identities, and ``side`` if it was the gallery's; None without one.
         dataset: Name and fingerprints of the dataset.
         counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
             reader), skipped (queries without a match, which count in no mean).
@@ -127,6 +130,8 @@ class EvaluationResult:
             attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"
             if "labels" in self.attack:
                 attack += ", told the true identities"
+            if "side" in self.attack:
+                attack += ", on the gallery"
         title = f"{self.dataset['name']}{attack} ({counts})"
         return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
 
@@ -164,26 +169,30 @@ def evaluate(
     batch_size: int = 64,
     query_every: int = 1,
     tell_labels: bool = False,
+    side: str = "query",
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Rank the gallery for every query, clean and attacked.
 
-    Only queries are perturbed. Each is decoded once, and its adversarial image measured twice: as
-    the attack made it, and as :meth:`Budget.quantize` rounds it to the 8-bit image that a person
-    could save. Model and attack run in eval mode on the model's device and come back untouched.
+    Queries are perturbed, or else the whole gallery. Each image is decoded once, and its
+    adversarial image measured twice: as the attack made it, and as :meth:`Budget.quantize` rounds
+    it to the 8-bit image that a person could save. Model and attack run in eval mode on the model's
+    device and come back untouched.
 
     Args:
         model: The victim.
         dataset: Its query and gallery are used.
-        attack: Perturbs the queries; None measures the clean model only. An instance attack must
+        attack: Perturbs one side; None measures the clean model only. An instance attack must
             be bound; bound to another model, it measures transfer.
         protocol: How to read and score; None is ``Protocol()``.
         store: Keeps clean features for further calls, so that the gallery is extracted once for
             any number of attacks; None keeps them for this call.
         batch_size: Images per forward pass. Changes figures by float noise at most.
         query_every: Use every n-th query, for a quick look.
-        tell_labels: Tell an instance attack the true identities of the queries, as the strongest
+        tell_labels: Tell an instance attack the true identities of the images, as the strongest
             attacker would know them. Otherwise it guesses where it needs them.
+        side: What is perturbed: ``"query"``, as in all tables of the field, or ``"gallery"``, every
+            image of it, while the queries stay clean. Guides then are best the queries.
         progress: Called with (images done, images in all).
 
     Raises:
@@ -209,6 +218,10 @@ def evaluate(
     protocol = Protocol() if protocol is None else protocol
     if query_every < 1:
         raise InputError(f"query_every must be at least 1, not {query_every}")
+    if side not in SIDES:
+        raise InputError(f"side must be one of {', '.join(SIDES)}, not {side!r}")
+    if side != "query" and attack is None:
+        raise InputError("side says what an attack perturbs: give an attack, or leave side out")
     device = module_device(model)
     by_image = isinstance(attack, InstanceAttack)
     if tell_labels and not by_image:
@@ -225,9 +238,17 @@ def evaluate(
     clock = time.perf_counter()
     seconds = {}
     key = store.key(model, dataset, "gallery", image_size=size, dtype=dtype)
-    kept = store.get(key, device) is not None
-    ahead = 0 if kept else len(dataset.gallery)
-    total = ahead + len(queries)
+    ahead = 0 if store.get(key, device) is not None else len(dataset.gallery)
+    key = store.key(model, dataset, "query", image_size=size, dtype=dtype, every=query_every)
+    clean = store.get(key, device)
+    # What is read: images, their attack, and whether their clean features are wanted.
+    parts: list[tuple[Sequence[ReIDSample], Attack | None, bool]] = []
+    if side == "query" and (clean is None or attack is not None):
+        parts.append((queries, attack, clean is None))
+    if side == "gallery":
+        parts += [] if clean is not None else [(queries, None, True)]
+        parts.append((dataset.gallery, attack, False))
+    total = ahead + (sum(len(samples) for samples, _, _ in parts) or len(queries))
     gallery = store.features(
         model,
         dataset,
@@ -240,17 +261,18 @@ def evaluate(
     seconds["gallery"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    key = store.key(model, dataset, "query", image_size=size, dtype=dtype, every=query_every)
-    clean = store.get(key, device)
-    seen = _Queries()
-    if clean is None or attack is not None:
+    seen = _Seen()
+    for samples, its_attack, want_clean in parts:
         with torch.no_grad(), frozen(model):
-            for place, pixels in iterate_images(queries, size, batch_size):
-                one = None if attack is None else told(attack, queries[place], tell_labels)
-                seen.add(model, one, to_device(pixels, device), dtype, clean is None)
+            for place, pixels in iterate_images(samples, size, batch_size):
+                one = its_attack
+                if one is not None:
+                    one = told(one, samples[place], tell_labels)
+                seen.add(model, one, to_device(pixels, device), dtype, want_clean)
                 if progress is not None:
                     progress(ahead + place.stop, total)
-    elif progress is not None:
+        ahead += len(samples)
+    if not parts and progress is not None:
         progress(total, total)
     if clean is None:
         clean = torch.cat(seen.clean)
@@ -260,9 +282,9 @@ def evaluate(
     clock = time.perf_counter()
     metric = model.metric if protocol.metric is None else protocol.metric
 
-    def ranked(features: Tensor) -> RankingResult:
+    def ranked(query: Tensor, gallery: Tensor) -> RankingResult:
         return rank(
-            features,
+            query,
             gallery,
             query_pids=[s.pid for s in queries],
             query_camids=[s.camid for s in queries],
@@ -273,9 +295,12 @@ def evaluate(
             max_rank=protocol.max_rank,
         )
 
-    clean_ranking = ranked(clean)
+    def with_attacked(features: Tensor) -> RankingResult:
+        return ranked(features, gallery) if side == "query" else ranked(clean, features)
+
+    clean_ranking = ranked(clean, gallery)
     attacked, attacked_8bit = (
-        (seen.float_images.result(ranked), seen.byte_images.result(ranked))
+        (seen.float_images.result(with_attacked), seen.byte_images.result(with_attacked))
         if attack is not None
         else (None, None)
     )
@@ -291,6 +316,7 @@ def evaluate(
             "name": type(attack).__name__,
             "eps": attack.budget.eps,
             **({"labels": "told"} if tell_labels else {}),
+            **({"side": side} if side != "query" else {}),
         },
         dataset={
             "name": dataset.name,
@@ -333,7 +359,7 @@ class _Measured:
         )
 
 
-class _Queries:
+class _Seen:
     def __init__(self) -> None:
         self.clean: list[Tensor] = []
         self.float_images = _Measured()

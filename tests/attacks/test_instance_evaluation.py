@@ -51,10 +51,13 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, synthetic_dat
     clean_queries = extract_features(model, queries, image_size=(64, 32))
     guides = Guides(clean_queries, [s.pid for s in queries])
     attack = MetricIFGSM(Budget(8 / 255)).bind(model, guides)
-    parts = []
+    parts, parts_8bit = [], []
     for place, pixels in iterate_images(gallery, (64, 32), 64):
         pids = [s.pid for s in gallery[place]]
-        parts.append(model.features(attack.labelled(pids)(pixels.float() / 255)))
+        x = pixels.float() / 255
+        x_adv = attack.labelled(pids)(x)
+        parts.append(model.features(x_adv))
+        parts_8bit.append(model.features(attack.budget.quantize(x_adv, x).float() / 255))
 
     def score(features):
         return rank(
@@ -68,7 +71,30 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, synthetic_dat
         ).mAP
 
     clean = extract_features(model, gallery, image_size=(64, 32))
-    assert score(torch.cat(parts)) < score(clean)
+    by_hand = score(torch.cat(parts))
+    assert by_hand < score(clean)
+    told = []
+    result = evaluate(
+        model,
+        synthetic_dataset,
+        attack,
+        SMALL,
+        tell_labels=True,
+        side="gallery",
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert result.clean.mAP == pytest.approx(score(clean))
+    assert result.attacked.ranking.mAP == pytest.approx(by_hand)
+    assert result.attacked_8bit.ranking.mAP == pytest.approx(score(torch.cat(parts_8bit)))
+    assert result.attacked_8bit.linf <= 8 / 255 + 1e-6
+    assert result.attack["side"] == "gallery"
+    assert ", on the gallery" in result.to_markdown()
+    assert told == sorted(told)
+    assert told[-1] == (2 * len(gallery) + len(queries),) * 2
+    with pytest.raises(InputError, match="query, gallery"):
+        evaluate(model, synthetic_dataset, attack, SMALL, side="both")
+    with pytest.raises(InputError, match="give an attack"):
+        evaluate(model, synthetic_dataset, None, SMALL, side="gallery")
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "measure a model, on a dataset's own queries or on changed ones",
     "autoattack": "measure what is left of a model under the worst of a fixed set of attacks",
     "audit": "look for masked gradients: signs that a model only seems robust",
+    "report": "show runs on one page: figures, curves, pictures, who is found",
+    "paper": "show a table of the paper, and measure it beside the paper's figures",
     "list": "list the attacks, defenses, models, learners, objectives and datasets there are",
     "data": "show what is in a dataset, and check its images",
     "demo": "all of it in some minutes, on virtual people, with a page to look at",

@@ -12,6 +12,7 @@ from reidguard.report.html import (
     table,
 )
 from reidguard.report.people import (
+    attacked_queries,
     before_and_after,
     examples,
     found_at_once,
@@ -19,10 +20,13 @@ from reidguard.report.people import (
     spread,
 )
 from reidguard.report.pictures import amplified, as_image, color_cube
+from reidguard.report.runs import Run, read_run, report_page
 
 __all__ = [
+    "Run",
     "amplified",
     "as_image",
+    "attacked_queries",
     "before_and_after",
     "color_cube",
     "curves",
@@ -34,6 +38,8 @@ __all__ = [
     "perturbation",
     "picture",
     "ranked",
+    "read_run",
+    "report_page",
     "save_page",
     "section",
     "spread",

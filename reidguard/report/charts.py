@@ -142,7 +142,7 @@ def _ticks(values: Sequence[float], wanted: int) -> list[float]:
         low, high = low - abs(low or 1.0) / 2, high + abs(high or 1.0) / 2
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]

@@ -65,7 +65,7 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .tabular > figcaption { font-size: .9rem; max-width: 44rem; margin: .2rem 0 .5rem; }
 .chart { max-width: 34rem; margin: 1rem 0; }
 .chart > figcaption { font-size: .9rem; }
-.chart > svg { display: block; width: 100%; height: auto; font-size: 13px; }
+.chart > svg { display: block; width: 100%; height: auto; font-size: 14px; }
 .chart text { fill: var(--ink); }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
 .chart .axis { stroke: var(--soft); stroke-width: 1; }

@@ -18,7 +18,14 @@ from reidguard.report.html import gallery, picture, ranked
 from reidguard.report.pictures import amplified, as_image, color_cube
 from reidguard.types import ReIDSample
 
-__all__ = ["GAIN", "before_and_after", "examples", "found_at_once", "perturbation", "spread"]
+__all__ = [
+    "attacked_queries",
+    "before_and_after",
+    "examples",
+    "found_at_once",
+    "perturbation",
+    "spread",
+]
 
 GAIN = 8  # by which changes are shown larger than they are
 FOUND = 8  # images of a rank list

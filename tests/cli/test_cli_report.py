@@ -1,0 +1,123 @@
+"""``reidguard report``: whose pictures are on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reidguard.cli import main
+from reidguard.data import write_virtual
+from reidguard.models import create_model
+
+SIZES = {"train_identities": 2, "test_identities": 3, "cameras": 2, "images_per_camera": 2}
+PEOPLE = ("query", "rank ", "person ")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """The same attack on the same images, of which one folder does not say that they are drawn."""
+    root = tmp_path_factory.mktemp("report")
+    crowd = write_virtual(root / "drawn", height=64, **SIZES)
+    for query in sorted((crowd / "query").iterdir()):  # so that a fresh network finds everybody
+        pid, camera = query.name[:4], 3 - int(query.name[6])
+        shutil.copy(query, crowd / "bounding_box_test" / f"{pid}_c{camera}s1_999999_00.png")
+    marker = json.loads((crowd / "virtual.json").read_text())
+    marker["images"]["gallery"] += 6
+    (crowd / "virtual.json").write_text(json.dumps(marker))
+    shutil.copytree(crowd, root / "real", ignore=shutil.ignore_patterns("virtual.json"))
+    torch.manual_seed(0)
+    create_model("ide", backbone="test_resnet", size=(64, 32)).save(root / "model.safetensors")
+    for name, reader in (("drawn", "virtual"), ("real", "market1501")):
+        call = ["attack", "--data", f"{reader}:{root / name}", "--image-size", "64x32"]
+        call += ["--model", str(root / "model.safetensors"), "--attack", "combinatorial"]
+        call += ["--steps", "2", "--identities", "2", "--images-per-identity", "2"]
+        assert (
+            main([*call, "--cache", str(root / "cache"), "--out", str(root / f"run-{name}")]) == 0
+        )
+    return {name: root / f"run-{name}" for name in ("drawn", "real")}
+
+
+@pytest.fixture
+def report(tmp_path, capsys):
+    def call(*arguments: object) -> str:
+        out = tmp_path / "page.html"
+        assert main(["report", *map(str, arguments), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"page: {out.resolve()}\n"
+        return out.read_text("utf-8")
+
+    return call
+
+
+def shown(html: str) -> tuple[list[str], list[str]]:
+    """Alt texts of pictures of people, and of others."""
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
+    people = [alt for alt in alts if alt.startswith(PEOPLE)]
+    return people, [alt for alt in alts if alt not in people]
+
+
+def test_virtual_people_are_shown(runs, report):
+    html = report(runs["drawn"])
+    people, others = shown(html)
+    assert sum(alt.startswith("query") for alt in people) >= 2
+    assert sum(alt.startswith("rank 1,") for alt in people) >= 2
+    assert sum(alt.endswith(": clean") for alt in people) == 3
+    assert sum("colour cube" in alt for alt in others) == 6
+    assert "of 6 queries, evenly spaced among the 6 of 6 whose first image is right" in html
+    assert "Found no more" in html or "Still found" in html
+    assert "://" not in html.replace("virtual:/", "")
+    assert "<script" not in html
+    assert html.count("<svg") >= 2  # the curve of learning and its legend
+
+
+def test_real_people_are_not_unless_asked(runs, report):
+    html = report(runs["real"])
+    people, others = shown(html)
+    assert people == []
+    assert others  # what was learnt shows nobody
+    assert "--blur shows them as blocks of colour" in html
+    blurred, _ = shown(report(runs["real"], "--blur"))
+    plain, _ = shown(report(runs["real"], "--images"))
+    assert blurred
+    # Adversarial images as they are would show people as they are.
+    assert not [alt for alt in blurred if alt.startswith("person")]
+    assert [alt for alt in plain if alt.startswith("person")]
+
+
+def test_blurred_people_are_32_blocks_of_colour():
+    from reidguard.report.people import _small
+
+    one = Image.effect_noise((64, 128), 80).convert("RGB")
+    blocks = one.resize((4, 8), Image.Resampling.BOX).resize((64, 128), Image.Resampling.NEAREST)
+    assert _small(one, True).tobytes() == _small(blocks, True).tobytes()
+    assert _small(one, False).tobytes() == one.tobytes()
+
+
+def test_no_images_at_all(runs, report):
+    html = report(runs["drawn"], "--no-images")
+    assert "<img" not in html
+    assert "<svg" in html
+
+
+def test_a_page_without_the_data(runs, report, tmp_path, capsys):
+    """The run is there, its images are not: everything else is shown."""
+    moved = tmp_path / "run"
+    moved.mkdir()
+    for name in ("manifest.json", "result.json", "attack.safetensors"):
+        content = (runs["drawn"] / name).read_bytes()
+        (moved / name).write_bytes(content.replace(b"/drawn", b"/dr0wn"))
+    html = report(moved)
+    assert "data is not at hand" in html
+    assert shown(html)[0] == []
+    assert "colour cube" in html
+
+
+def test_mistakes(runs, refused, tmp_path):
+    assert "is no run folder" in refused("report", tmp_path)
+    assert "exclude each other" in refused("report", runs["drawn"], "--blur", "--images")
+    assert "given twice" in refused("report", runs["drawn"], runs["drawn"])

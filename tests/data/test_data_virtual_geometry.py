@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reidguard.data.virtual.geometry import Box, Sweep, View, cast, unit
+from reidguard.data.virtual.geometry import Box, Sweep, Sweeps, View, cast, unit
 
 
 def rotation(rng: np.random.Generator) -> tuple:
@@ -71,13 +71,14 @@ def test_entry_and_normal_agree_with_marching(kind):
         d = rng.uniform(-0.6, 0.6, (24, 3)) - o
         d /= np.linalg.norm(d, axis=1, keepdims=True)
         expected, depth = march(lambda p, part=part: outside(part, p), o, d)
-        got = part.enter(*o.T, *d.T)
+        solid = Sweeps.of(part)
+        got = solid.enter(*o.T, *d.T)
         clear = np.abs(depth) > 4e-3  # a march may step over what a ray only grazes
         np.testing.assert_allclose(got[clear], expected[clear], atol=1e-8)
         seen = clear & np.isfinite(got)
         hits += seen.sum()
         points = o[seen] + got[seen, None] * d[seen]
-        normal = np.stack(part.normal(*points.T), -1)
+        normal = np.stack(solid.normal(*solid.place(*points.T)), -1)
         step = 1e-5
         slope = np.stack([
             outside(part, points + step * e) - outside(part, points - step * e) for e in np.eye(3)
@@ -108,7 +109,9 @@ def test_boxes_agree_with_marching():
     assert 20 < seen.sum() < clear.sum()
     points = o[seen] + got[seen, None] * d[seen]
     slope = np.stack([inside(points + 1e-6 * e) - inside(points - 1e-6 * e) for e in np.eye(3)], -1)
-    np.testing.assert_allclose(np.stack(box.normal(*points.T), -1), slope / 2e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(box.normal(*box.place(*points.T)), -1), slope / 2e-6, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("view", [View.at(0.0), View.at(0.4), View.along(unit((0.3, -0.8, 0.5)))])
@@ -116,9 +119,10 @@ def test_casting_within_bounds_loses_nothing(view):
     rng = np.random.default_rng(11)
     parts = [make(rng, kind) for kind in ("ball", "capsule", "cone", "swallowed") * 2]
     u, v = np.linspace(-1.2, 1.2, 40), np.linspace(1.2, -1.2, 60)
-    depth, index = cast(parts, view, u, v)
+    depth, index = cast(Sweeps.of(*parts), view, u, v)
     x, y, z = view.points(u[None], v[:, None], np.zeros((60, 40)))
-    alone = np.stack([part.enter(x, y, z, *map(np.asarray, view.forward)) for part in parts])
+    forward = [np.asarray(d) for d in view.forward]
+    alone = np.stack([Sweeps.of(part).enter(x, y, z, *forward) for part in parts])
     np.testing.assert_allclose(depth, alone.min(0), atol=1e-12)
     seen = np.isfinite(depth)
     assert 0.2 < seen.mean() < 1
@@ -131,7 +135,7 @@ def test_spans_touch_the_solid():
     for kind in ("ball", "capsule", "cone", "swallowed"):
         part = make(rng, kind)
         along = unit(tuple(rng.normal(size=3)))
-        low, high = part.span(along)
+        low, high = (edge.item() for edge in Sweeps.of(part).span(along))
         cloud = rng.uniform(-2, 2, (30_000, 3))
         reach = cloud[outside(part, cloud) < 0] @ np.array(along)
         assert low <= reach.min() < low + 0.12

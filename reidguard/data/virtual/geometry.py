@@ -10,23 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "Sweep", "Vec", "View", "cast", "cross", "dot", "unit"]
+__all__ = ["WORLD", "Box", "Sweep", "Sweeps", "Vec", "View", "cast", "cross", "dot", "unit"]
 
 Array = NDArray[np.float64]
 Vec = tuple[float, float, float]
 Axes = tuple[Vec, Vec, Vec]
 Triple = tuple[Array, Array, Array]
-Field = Array | float
+Many = Array | Sequence[Array]  # three numbers for each solid
 
 WORLD: Axes = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 NO_STRETCH: Vec = (1.0, 1.0, 1.0)
 
 
-def dot(a: Vec, b: Vec) -> float:
+@overload
+def dot(a: Vec, b: Vec) -> float: ...
+@overload
+def dot(a: Many, b: Many | Vec) -> Array: ...
+def dot(a: Any, b: Any) -> Any:
     """Inner product."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
@@ -68,15 +73,56 @@ class Sweep:
     axes: Axes = WORLD
     scale: Vec = NO_STRETCH
 
-    def direction(self, d: Vec) -> Vec:
-        """A world direction in the local frame."""
+
+class Sweeps:
+    """Several solids that are calculated with at once; the numbers of one broadcast to any shape.
+
+    Args:
+        rows: (36, n), a column for each solid, as :meth:`of` and :meth:`repeat` make it.
+    """
+
+    def __init__(self, rows: Array) -> None:
+        self._rows = rows
+        x, y, z, self.scale, self.origin, self.a, self.b, self.ba, self.offset, self.start = rows[
+            :30
+        ].reshape(10, 3, -1)
+        self.axes = x, y, z
+        self.ra, self.rb, self.ra2, self.far, self.shift, self.k = rows[30:]
+
+    @classmethod
+    def of(cls, *parts: Sweep) -> Sweeps:
+        """Put solids side by side."""
+        base = np.array([
+            (*s.axes[0], *s.axes[1], *s.axes[2], *s.scale, *s.origin, *s.a, *s.b,
+             s.ra, s.rb, s.ra**2, s.rb**2) for s in parts
+        ]).T  # fmt: skip
+        x, y, z, _, origin, a, b = base[:21].reshape(7, 3, -1)
+        ra, rb, ra2, rb2 = base[21:]
+        ba, loss = b - a, ra - rb
+        offset = [dot(axis, origin) for axis in (x, y, z)]
+        length = dot(ba, ba)
+        k = length - loss * loss
+        start = np.where((k <= 0) & (rb > ra), b, a)
+        # One end ball may hold the other: then all is that ball, and no ball lies between them.
+        k = np.where(k > 0, k, np.inf)
+        last = [ra, rb, ra2, length - rb2, ra * loss, k]
+        return cls(np.concatenate([base[:21], ba, offset, start, last]))
+
+    def repeat(self, order: Sequence[int], counts: NDArray[np.intp]) -> Sweeps:
+        """Solid ``order[0]`` ``counts[0]`` times, and so on: one for each of many points."""
+        return Sweeps(np.repeat(self._rows[:, order], counts, axis=1))
+
+    def direction(self, d: Many | Vec) -> Triple:
+        """A world direction in the local frames."""
         s, e = self.scale, self.axes
         return s[0] * dot(e[0], d), s[1] * dot(e[1], d), s[2] * dot(e[2], d)
 
     def place(self, x: Array, y: Array, z: Array) -> Triple:
         """World positions along the local axes, in metres (not stretched)."""
-        o = self.origin
-        p, q, r = (axis[0] * x + (axis[1] * y + (axis[2] * z - dot(axis, o))) for axis in self.axes)
+        p, q, r = (
+            axis[0] * x + (axis[1] * y + (axis[2] * z - offset))
+            for axis, offset in zip(self.axes, self.offset, strict=True)
+        )
         return p, q, r
 
     def enter(self, x: Array, y: Array, z: Array, dx: Array, dy: Array, dz: Array) -> Array:
@@ -84,95 +130,78 @@ class Sweep:
 
         Origins and directions are world coordinates and broadcast against each other.
         """
-        o = self.origin
-        px, py, pz = (
-            k * (axis[0] * x + (axis[1] * y + (axis[2] * z - dot(axis, o)))) - e
-            for k, axis, e in zip(self.scale, self.axes, self.a, strict=True)
-        )
+        local = self.place(x, y, z)
+        px, py, pz = (k * v - a for k, v, a in zip(self.scale, local, self.a, strict=True))
         ex, ey, ez = (
             k * (axis[0] * dx + (axis[1] * dy + axis[2] * dz))
             for k, axis in zip(self.scale, self.axes, strict=True)
         )
-        bx, by, bz = self._axis()[0]
-        return _enter(
-            self,
+        bx, by, bz = self.ba
+        constants = self._constants(
             ex * ex + ey * ey + ez * ez,
-            px * ex + py * ey + pz * ez,
-            px * px + py * py + pz * pz,
-            px * bx + py * by + pz * bz,
             ex * bx + ey * by + ez * bz,
         )
+        with np.errstate(invalid="ignore"):
+            s = _enter(
+                constants,
+                px * ex + py * ey + pz * ez,
+                px * px + py * py + pz * pz,
+                px * bx + py * by + pz * bz,
+            )
+        return np.where(np.isnan(s), np.inf, s)
 
-    def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Unit normals at world positions on the surface."""
-        ba, rr, k2 = self._axis()
-        start = self.b if k2 <= 0 and self.rb > self.ra else self.a
-        p, q, r = (
-            k * v - e for k, v, e in zip(self.scale, self.place(x, y, z), start, strict=True)
-        )
-        if k2 > 0:
-            t = ((p * ba[0] + q * ba[1] + r * ba[2] - self.ra * rr) / k2).clip(0, 1)
-            p, q, r = p - t * ba[0], q - t * ba[1], r - t * ba[2]
-        p, q, r = p * self.scale[0], q * self.scale[1], r * self.scale[2]
+    def _constants(self, dd: Array, yd: Array) -> tuple[Array, ...]:
+        """What :func:`_enter` needs to know of solids and rays, from d·d and d·b."""
+        a2 = dd - yd * yd / self.k
+        a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
+        return dd, yd, yd / self.k, a2, self.ra2, self.far, self.shift, self.k
+
+    def normal(self, p: Array, q: Array, r: Array) -> Triple:
+        """Unit normals, in the world, at points of the surfaces as :meth:`place` gives them."""
+        k, ba = self.scale, self.ba
+        p, q, r = (k[i] * v - self.start[i] for i, v in enumerate((p, q, r)))
+        t = ((p * ba[0] + q * ba[1] + r * ba[2] - self.shift) / self.k).clip(0, 1)
+        p, q, r = p - t * ba[0], q - t * ba[1], r - t * ba[2]
+        p, q, r = p * k[0], q * k[1], r * k[2]
         one = 1 / np.sqrt(p * p + q * q + r * r + 1e-30)
         p, q, r = p * one, q * one, r * one
         e = self.axes
         nx, ny, nz = (e[0][i] * p + e[1][i] * q + e[2][i] * r for i in range(3))
         return nx, ny, nz
 
-    def span(self, along: Vec) -> tuple[float, float]:
+    def span(self, along: Vec) -> tuple[Array, Array]:
         """Lowest and highest coordinate along a world direction of length 1."""
         e, k = self.axes, self.scale
         back = (dot(e[0], along) / k[0], dot(e[1], along) / k[1], dot(e[2], along) / k[2])
-        reach = math.sqrt(dot(back, back))
+        reach = np.sqrt(dot(back, back))
         start = dot(self.origin, along)
         one, two = start + dot(back, self.a), start + dot(back, self.b)
         ra, rb = self.ra * reach, self.rb * reach
-        return min(one - ra, two - rb), max(one + ra, two + rb)
-
-    def _axis(self) -> tuple[Vec, float, float]:
-        """From a to b, the loss of radius, and the squared length less that (<= 0: a ball)."""
-        ba = (self.b[0] - self.a[0], self.b[1] - self.a[1], self.b[2] - self.a[2])
-        rr = self.ra - self.rb
-        return ba, rr, dot(ba, ba) - rr * rr
+        return np.minimum(one - ra, two - rb), np.maximum(one + ra, two + rb)
 
 
-def _ball(dd: Field, pd: Array, c: Array) -> Array:
-    """Smaller root of dd s² + 2 pd s + c, where it has two."""
-    disc = pd * pd - dd * c
-    root: Array = (pd + np.sqrt(np.maximum(disc, 0))) / -dd
-    np.copyto(root, np.inf, where=disc <= 0)
+def _ball(dd: Array, pd: Array, c: Array) -> Array:
+    """Smaller root of dd s² + 2 pd s + c, NaN where it has none."""
+    root: Array = (pd + np.sqrt(pd * pd - dd * c)) / -dd
     return root
 
 
-def _enter(part: Sweep, dd: Field, pd: Array, pp: Array, y0: Array, yd: Field) -> Array:
-    """Smallest entry, from inner products in the local frame.
+def _enter(constants: Sequence[Array], pd: Array, pp: Array, y0: Array) -> Array:
+    """Smallest entry, NaN where there is none, from inner products in the local frame.
 
     With p from ``a`` to the ray's origin, d its direction and b the segment: dd = d·d, pd = p·d,
     pp = p·p, y0 = p·b, yd = d·b.
     """
-    ba, rr, k = part._axis()
-    if k <= 0 and part.ra >= part.rb:  # one end ball holds the other
-        return _ball(dd, pd, pp - part.ra**2)
-    far_b = _ball(dd, pd - yd, pp - 2 * y0 + (dot(ba, ba) - part.rb**2))
-    if k <= 0:
-        return far_b
-    pa = pp - part.ra**2
-    near = np.minimum(_ball(dd, pd, pa), far_b)
+    dd, yd, yk, a2, ra2, far, shift, k = constants
+    pa = pp - ra2
+    near: Array = np.fmin(_ball(dd, pd, pa), _ball(dd, pd - yd, pp - 2 * y0 + far))
     # Of all balls, the one nearest to a point x has t = (y - ra rr) / k; its distance is a quadric.
-    q0 = y0 - part.ra * rr
-    a2 = dd - yd * yd / k
-    if isinstance(a2, float):  # parallel rays
-        a2 = a2 if abs(a2) > 1e-12 else 1e-12
-    else:
-        a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
-    b2 = pd - (yd / k) * q0
-    disc = b2 * b2 - a2 * (pa - q0 * q0 / k)
+    q0 = y0 - shift
+    b2 = pd - yk * q0
     # This root, whatever the sign of a2, is where the quadric falls: where the ray goes in.
-    root = (b2 + np.sqrt(np.maximum(disc, 0))) / -a2
+    root = (b2 + np.sqrt(b2 * b2 - a2 * (pa - q0 * q0 / k))) / -a2
     t = q0 + root * yd
-    side = (disc > 0) & (t >= 0) & (t <= k) & (root < near)
-    np.copyto(near, root, where=side)
+    np.copyto(near, root, where=(t >= 0) & (t <= k) & ~(root >= near))
     return near
 
 
@@ -189,7 +218,7 @@ class Box:
         return c * x - s * z, y, s * x + c * z
 
     def enter(self, x: Array, y: Array, z: Array, dx: Array, dy: Array, dz: Array) -> Array:
-        """As :meth:`Sweep.enter`."""
+        """As :meth:`Sweeps.enter`."""
         c = self.centre
         near, far = np.asarray(-np.inf), np.asarray(np.inf)
         position, direction = self._turn(x - c[0], y - c[1], z - c[2]), self._turn(dx, dy, dz)
@@ -201,17 +230,15 @@ class Box:
         hit: Array = np.where(near < far, near, np.inf)
         return hit
 
-    def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """As :meth:`Sweep.normal`."""
-        c = self.centre
-        p = self._turn(x - c[0], y - c[1], z - c[2])
+    def normal(self, *p: Array) -> Triple:
+        """As :meth:`Sweeps.normal`."""
         face = np.argmax([np.abs(v) / h for v, h in zip(p, self.half, strict=True)], axis=0)
         n = [np.where(face == i, np.sign(v), 0.0) for i, v in enumerate(p)]
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         return cos * n[0] + sin * n[2], n[1], -sin * n[0] + cos * n[2]
 
     def place(self, x: Array, y: Array, z: Array) -> Triple:
-        """As :meth:`Sweep.place`."""
+        """As :meth:`Sweeps.place`."""
         return self._turn(x - self.centre[0], y - self.centre[1], z - self.centre[2])
 
 
@@ -242,11 +269,11 @@ class View:
         return x, y, z
 
 
-def cast(parts: Sequence[Sweep], view: View, u: Array, v: Array) -> tuple[Array, NDArray[np.intp]]:
-    """Find the first part on each parallel ray.
+def cast(solids: Sweeps, view: View, u: Array, v: Array) -> tuple[Array, NDArray[np.int16]]:
+    """Find the first solid on each parallel ray.
 
     Args:
-        parts: Solids.
+        solids: n of them.
         view: Direction of the rays.
         u: (W,) columns in metres, evenly spaced, rising.
         v: (H,) rows in metres, evenly spaced, falling.
@@ -255,31 +282,48 @@ def cast(parts: Sequence[Sweep], view: View, u: Array, v: Array) -> tuple[Array,
         (H, W) distances along the view (inf where nothing is hit), and indices (-1 there).
     """
     depth = np.full((len(v), len(u)), np.inf)
-    index = np.full((len(v), len(u)), -1, np.intp)
-    du, dv = u[1] - u[0], v[1] - v[0]
-    for i, part in enumerate(parts):
-        low, high = part.span(view.right)
-        left, right = max(0, math.floor((low - u[0]) / du)), math.ceil((high - u[0]) / du) + 1
-        low, high = part.span(view.up)
-        top, bottom = max(0, math.floor((high - v[0]) / dv)), math.ceil((low - v[0]) / dv) + 1
-        if right <= left or bottom <= top or left >= len(u) or top >= len(v):
-            continue
-        here = (slice(top, bottom), slice(left, right))
-        across, down = u[left:right], v[top:bottom, None]
-        r, p = part.direction(view.right), part.direction(view.up)
-        # The local position is r u + p v - c, so that inner products need no vectors per pixel.
-        f, c = part.direction(view.forward), part.direction(part.origin)
-        c = (c[0] + part.a[0], c[1] + part.a[1], c[2] + part.a[2])
-        ba = part._axis()[0]
-        pd = dot(r, f) * across + (dot(p, f) * down - dot(c, f))
-        y0 = dot(r, ba) * across + (dot(p, ba) * down - dot(c, ba))
-        pp = (dot(r, r) * across - 2 * dot(r, c)) * across + (
-            (dot(p, p) * down - 2 * dot(p, c)) * down + dot(c, c)
-        )
-        pp += across * (2 * dot(r, p) * down)
-        s = _enter(part, dot(f, f), pd, pp, y0, dot(f, ba))
-        # Joints share balls: there the earlier part stays, whatever the last bits say.
-        nearer = s < depth[here] - 1e-9
-        np.copyto(depth[here], s, where=nearer)
-        np.copyto(index[here], i, where=nearer)
+    index = np.full((len(v), len(u)), -1, np.int16)
+    # Each solid is asked for the pixels of a rectangle. The pixels of all rectangles lie one after
+    # the other in one array, so that n solids cost no more calls than one.
+    (low, high), (floor, ceiling) = solids.span(view.right), solids.span(view.up)
+    left, wide = _cells((low - u[0]) / (u[1] - u[0]), (high - u[0]) / (u[1] - u[0]), len(u))
+    top, tall = _cells((ceiling - v[0]) / (v[1] - v[0]), (floor - v[0]) / (v[1] - v[0]), len(v))
+    solid = np.repeat(np.arange(len(top)), tall)  # of each line of each rectangle
+    row = np.arange(len(solid)) - (tall.cumsum() - tall - top)[solid]
+    width = wide[solid]
+    column = np.arange(width.sum()) - np.repeat(width.cumsum() - width - left[solid], width)
+    # The local position is r u + p v - c, so that inner products need no vectors per pixel.
+    r, p, f = (solids.direction(d) for d in (view.right, view.up, view.forward))
+    c = [x + a for x, a in zip(solids.direction(solids.origin), solids.a, strict=True)]
+    ba, down, across = solids.ba, v[row], u[column]
+    lines = [
+        dot(p, f)[solid] * down - dot(c, f)[solid],
+        dot(p, ba)[solid] * down - dot(c, ba)[solid],
+        (dot(p, p)[solid] * down - 2 * dot(p, c)[solid]) * down + dot(c, c)[solid],
+        2 * dot(r, p)[solid] * down,
+    ]
+    pd, y0, pp, twice = np.repeat(lines, width, axis=1)
+    constants = [*solids._constants(dot(f, f), dot(f, ba)), dot(r, f), dot(r, ba), dot(r, r),
+                 2 * dot(r, c)]  # fmt: skip
+    *constants, rf, rb, rr, rc = np.repeat(constants, wide * tall, axis=1)
+    pd, y0 = rf * across + pd, rb * across + y0
+    pp = (rr * across - rc) * across + pp + across * twice
+    with np.errstate(invalid="ignore"):
+        entry = _enter(constants, pd, pp, y0)
+        end = 0
+        for i in np.flatnonzero(wide * tall).tolist():
+            here = (slice(top[i], top[i] + tall[i]), slice(left[i], left[i] + wide[i]))
+            start, end = end, end + tall[i] * wide[i]
+            s = entry[start:end].reshape(tall[i], wide[i])
+            # Joints share balls: there the earlier part stays, whatever the last bits say.
+            nearer = s < depth[here] - 1e-9
+            np.copyto(depth[here], s, where=nearer)
+            np.copyto(index[here], i, where=nearer)
     return depth, index
+
+
+def _cells(first: Array, last: Array, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where ranges of cells begin within 0 to size, and how many cells they are."""
+    start = np.floor(first).clip(0, size).astype(np.intp)
+    stop = (np.ceil(last) + 1).clip(0, size).astype(np.intp)
+    return start, np.maximum(stop - start, 0)

@@ -7,6 +7,8 @@ on its thread however the limb swings and from wherever it is seen.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,23 +84,28 @@ class Part:
 
 
 def _linear(colour: Any) -> Colour:
-    r, g, b = (float(np.clip(c, 0.015, 0.95)) ** 2.2 for c in colour)
+    r, g, b = (min(max(float(c), 0.015), 0.95) ** 2.2 for c in colour)
     return r, g, b
 
 
 def _dye(rng: np.random.Generator, weights: Mapping[str, float]) -> Colour:
     """A palette colour, no two quite the same."""
-    names = list(weights)
-    share = np.array([weights[n] for n in names])
-    name = names[int(rng.choice(len(names), p=share / share.sum()))]
+    name = _pick(rng, weights)
     base = np.array(PALETTE[name]) * rng.uniform(0.8, 1.2) + rng.normal(0, 0.045, 3)
     return _linear(base)
 
 
 def _pick(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
-    names = list(weights)
-    share = np.array([weights[n] for n in names])
-    return names[int(rng.choice(len(names), p=share / share.sum()))]
+    names, bounds = _bounds(tuple(weights.items()))
+    return names[bisect.bisect_right(bounds, rng.random())]
+
+
+@functools.lru_cache(maxsize=256)
+def _bounds(weights: tuple[tuple[str, float], ...]) -> tuple[list[str], list[float]]:
+    """Names, and where their shares of 0 to 1 end. Drawing so is ``Generator.choice``, but fast."""
+    share = np.array([weight for _, weight in weights])
+    bounds = np.cumsum(share / share.sum())
+    return [name for name, _ in weights], (bounds / bounds[-1]).tolist()
 
 
 def make_look(domain: Domain, rng: np.random.Generator) -> Look:

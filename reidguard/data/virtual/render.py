@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidguard.data.virtual.domains import Domain, find_domain
-from reidguard.data.virtual.geometry import View, cast
+from reidguard.data.virtual.geometry import Sweeps, View, cast
 from reidguard.data.virtual.people import Look, Part, body, make_look, paint
 from reidguard.data.virtual.scene import HEIGHT, WIDTH, Camera, Light, make_camera
 from reidguard.data.virtual.sensor import blur, develop
@@ -135,13 +136,13 @@ class _Shot:
         self.light = replace(camera.light, sun=sun)
         image = self._backdrop()
         parts = body(look, heading, rng.random(), 0.0 if rng.random() < 0.15 else 1.0)
-        shadow = self._shadow(parts)
+        solids = Sweeps.of(*(part.solid for part in parts))
+        shadow = self._shadow(solids)
         image = self._ground_shadow(image, shadow)
         crowd, front = rng.random() < domain.crowd, rng.random() < domain.occluded
         if crowd:
             image = self._passer_by(image, seed, behind=True)
-        colour, alpha = self._figure(look, parts, shadow)
-        image = image * (1 - alpha) + colour
+        image = self._figure(image, look, parts, solids, shadow)
         if front:
             image = self._occlude(image, seed)
         _, _, scale = camera.project(*self.at)
@@ -182,11 +183,11 @@ class _Shot:
         out: Array = lines[:, :, i] * (1 - p) + lines[:, :, i + 1] * p
         return out
 
-    def _shadow(self, parts: Sequence[Part]) -> _ShadowMap | None:
+    def _shadow(self, solids: Sweeps) -> _ShadowMap | None:
         """None where the sun is too weak to throw one."""
         total = self.light.sun.sum() * self.light.towards[1]
         weak = total < 0.15 * (total + self.light.ambient.sum())
-        return None if weak else _ShadowMap(parts, self.light)
+        return None if weak else _ShadowMap(solids, self.light)
 
     def _ground_shadow(self, image: Array, shadow: _ShadowMap | None) -> Array:
         view, light = self.window.view, self.light
@@ -194,57 +195,84 @@ class _Shot:
         u, v = self.window.grid(1)
         # The point of the ground behind pixel (u, v), in metres from the feet.
         x, z = u[None], (-v / max(sine, 0.03))[:, None]
+        # Farther off there is no shadow to see; a few lines more, since the shadow is blurred.
+        far, sigma = 2.5, 0.8 * self.window.height / 128
+        near = np.flatnonzero(np.abs(z) < far)
+        if not near.size:
+            return image
+        margin = math.ceil(2.5 * sigma)
+        rows = slice(max(0, near[0] - margin), near[-1] + 1 + margin)
+        z = z[rows]
         contact = 0.55 * np.exp(-(x * x / 0.05 + z * z / 0.07))
         lit = 1.0 - contact
         if shadow is not None:
             total = light.sun.sum() * light.towards[1]
             share = float(total / (total + light.ambient.sum()))
-            sun = shadow.lit(np.broadcast_to(x, (len(v), len(u))), np.zeros((len(v), 1)), z)
-            lit = lit * (1 - share * (1 - blur(sun, 0.8 * self.window.height / 128)))
-        fade = (1 - np.abs(z) / 2.5).clip(0, 1)
-        shade: Array = image * (1 - fade * (1 - lit))
-        return shade
+            sun = shadow.lit(np.broadcast_to(x, (len(z), len(u))), np.zeros((len(z), 1)), z)
+            lit = lit * (1 - share * (1 - blur(sun, sigma)))
+        fade = (1 - np.abs(z) / far).clip(0, 1)
+        image = image.copy()
+        image[:, rows] *= 1 - fade * (1 - lit)
+        return image
 
     def _figure(
         self,
+        image: Array,
         look: Look,
         parts: Sequence[Part],
+        solids: Sweeps,
         shadow: _ShadowMap | None,
         du: float = 0.0,
         dv: float = 0.0,
         zoom: float = 1.0,
-    ) -> tuple[Array, Array]:
-        """Premultiplied light (3, H, W) and coverage of a person; du, dv shift it in metres."""
+    ) -> Array:
+        """Put a person into the image; du, dv shift it in metres."""
         window, light = self.window, self.light
         u, v = window.grid(2)
         u, v = (u - du) / zoom, (v - dv) / zoom
-        depth, index = cast([part.solid for part in parts], window.view, u, v)
-        row, column = np.nonzero(index >= 0)
-        which = index[row, column]
-        x, y, z = window.view.points(u[column], v[row], depth[row, column])
-        order = np.argsort(which, kind="stable")
-        ends = np.searchsorted(which[order], np.arange(len(parts) + 1))
-        colour = np.empty((3, which.size))
-        nx, ny, nz = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-        for i, part in enumerate(parts):
-            here = order[ends[i] : ends[i + 1]]
-            if not here.size:
-                continue
-            p = (x[here], y[here], z[here])
-            a, b, c = part.solid.place(*p)
-            h, rest = look.height, part.rest
-            colour[:, here] = paint(look, part.cover, a / h + rest[0], b / h + rest[1],
-                                    c / h + rest[2])  # fmt: skip
-            nx[here], ny[here], nz[here] = part.solid.normal(*p)
-        lit = 1.0 if shadow is None else shadow.lit(x, y, z, (nx, ny, nz))
-        colour *= light.shade((nx, ny, nz), lit) * (0.72 + 0.28 * (y / 0.7).clip(0, 1))
-        full = np.zeros((4, len(v), len(u)))
-        full[:3, row, column] = colour
-        full[3, row, column] = 1.0
+        depth, index = cast(solids, window.view, u, v)
+        hit = index >= 0
+        if not hit.any():
+            return image
+        # From here on, only the rectangle of whole pixels that the person is in.
+        across, down = (np.flatnonzero(hit.any(axis=axis)) // 2 for axis in (0, 1))
+        left, right, top, bottom = across[0], across[-1] + 1, down[0], down[-1] + 1
+        fine = (slice(2 * top, 2 * bottom), slice(2 * left, 2 * right))
+        depth, index, hit, u, v = depth[fine], index[fine], hit[fine], u[fine[1]], v[fine[0]]
+        # The points that show the same cover are put side by side, to be painted together.
+        order = sorted(range(len(parts)), key=lambda i: parts[i].cover)
+        rank = np.empty(len(parts), np.int16)
+        rank[order] = np.arange(len(parts), dtype=np.int16)
+        point = np.flatnonzero(hit)
+        which = rank[index.ravel()[point]]
+        counts = np.bincount(which, minlength=len(parts))
+        point = point[np.argsort(which, kind="stable")]
+        row, column = np.divmod(point, len(u))
+        x, y, z = window.view.points(u[column], v[row], depth.ravel()[point])
+        solids = solids.repeat(order, counts)
+        local = solids.place(x, y, z)
+        normal = solids.normal(*local)
+        rest = np.repeat(np.transpose([parts[i].rest for i in order]), counts, axis=1)
+        a, b, c = (p / look.height + q for p, q in zip(local, rest, strict=True))
+        colour = np.empty((3, len(point)))
+        end = 0
+        for cover, group in itertools.groupby(order, key=lambda i: parts[i].cover):
+            start, end = end, end + int(sum(counts[rank[i]] for i in group))
+            here = slice(start, end)
+            colour[:, here] = paint(look, cover, a[here], b[here], c[here])
+        lit = 1.0 if shadow is None else shadow.lit(x, y, z, normal)
+        colour *= light.shade(normal, lit) * (0.72 + 0.28 * (y / 0.7).clip(0, 1))
+        full = np.zeros((4, *hit.shape))  # premultiplied light, and coverage
+        for channel, value in zip(full, colour, strict=False):
+            channel.reshape(-1)[point] = value
+        full[3] = hit
         small = 0.25 * (
             (full[:, ::2, ::2] + full[:, ::2, 1::2]) + (full[:, 1::2, ::2] + full[:, 1::2, 1::2])
         )
-        return small[:3], small[3]
+        image = image.copy()
+        image[:, top:bottom, left:right] *= 1 - small[3]
+        image[:, top:bottom, left:right] += small[:3]
+        return image
 
     def _passer_by(self, image: Array, seed: int, *, behind: bool) -> Array:
         """Somebody else, half in the picture."""
@@ -256,8 +284,8 @@ class _Shot:
             du, dv, zoom = side * rng.uniform(0.25, 0.5), rng.uniform(0.02, 0.2), 0.92
         else:
             du, dv, zoom = side * rng.uniform(0.38, 0.55), -rng.uniform(0.05, 0.25), 1.08
-        colour, alpha = self._figure(other, parts, None, du, dv, zoom)
-        return image * (1 - alpha) + colour
+        solids = Sweeps.of(*(part.solid for part in parts))
+        return self._figure(image, other, parts, solids, None, du, dv, zoom)
 
     def _occlude(self, image: Array, seed: int) -> Array:
         rng, window = self.rng, self.window
@@ -287,16 +315,14 @@ class _Shot:
 class _ShadowMap:
     """How far the sun reaches: the body as the sun sees it, on a coarse grid."""
 
-    def __init__(self, parts: Sequence[Part], light: Light) -> None:
+    def __init__(self, solids: Sweeps, light: Light) -> None:
         self.view = View.along((-light.towards[0], -light.towards[1], -light.towards[2]))
-        solids = [part.solid for part in parts]
-        across = [solid.span(self.view.right) for solid in solids]
-        down = [solid.span(self.view.up) for solid in solids]
+        across, down = solids.span(self.view.right), solids.span(self.view.up)
         self.step = 0.026
-        self.left = min(a for a, _ in across) - self.step
-        self.top = max(b for _, b in down) + self.step
-        wide = int((max(b for _, b in across) - self.left) / self.step) + 2
-        high = int((self.top - min(a for a, _ in down)) / self.step) + 2
+        self.left = across[0].min() - self.step
+        self.top = down[1].max() + self.step
+        wide = int((across[1].max() - self.left) / self.step) + 2
+        high = int((self.top - down[0].min()) / self.step) + 2
         u: Array = self.left + np.arange(wide, dtype=float) * self.step
         v: Array = self.top - np.arange(high, dtype=float) * self.step
         self.depth, _ = cast(solids, self.view, u, v)

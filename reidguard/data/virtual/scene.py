@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidguard.data.virtual.domains import Domain
-from reidguard.data.virtual.geometry import Box, Sweep, Vec, unit
+from reidguard.data.virtual.geometry import WORLD, Box, Sweep, Sweeps, Vec, unit
 from reidguard.data.virtual.people import body, make_look, paint
 from reidguard.data.virtual.sensor import Sensor, blur, make_sensor
 
@@ -111,7 +111,7 @@ class _Backdrop:
         self.depth = np.full((HEIGHT, WIDTH), np.inf)
         self.image = np.empty((3, HEIGHT, WIDTH))
         self._sky()
-        self.solids: list[tuple[Sweep | Box, Painter]] = []
+        self.solids: list[tuple[Sweeps | Box, Painter]] = []
         self._clutter()
         self._ground()
         self._walls()
@@ -154,16 +154,17 @@ class _Backdrop:
             toward = [np.full(1, v) for v in cam.light.towards]
             reach = 3.5 / math.tan(math.asin(cam.light.towards[1]))
             for solid, _ in self.solids:
-                at = solid.origin if isinstance(solid, Sweep) else solid.centre
+                at = solid.origin if isinstance(solid, Sweeps) else solid.centre
                 close = np.flatnonzero((x - at[0]) ** 2 + (z - at[2]) ** 2 < (reach + 0.5) ** 2)
                 hit = np.isfinite(solid.enter(x[close], y[close], z[close], *toward))
                 lit[close[hit]] = 0.0
         for solid, _ in self.solids:  # and the gloom beneath it
-            low = solid.span((0.0, 1.0, 0.0))[0] if isinstance(solid, Sweep) else 0.0
+            low = solid.span((0.0, 1.0, 0.0))[0] if isinstance(solid, Sweeps) else 0.0
             if low < 0.25:
-                at = solid.origin if isinstance(solid, Sweep) else solid.centre
+                at = solid.origin if isinstance(solid, Sweeps) else solid.centre
                 near = (x - at[0]) ** 2 + (z - at[2]) ** 2
-                colour = colour * (1 - 0.45 * np.exp(-near / 0.18))
+                close = np.flatnonzero(near < 7)  # beyond, the factor below is 1 to the last bit
+                colour[:, close] *= 1 - 0.45 * np.exp(-near[close] / 0.18)
         up = (np.zeros(x.size), np.ones(x.size), np.zeros(x.size))
         light = cam.light.shade(up, lit)
         self.image[:, below] = colour * light
@@ -313,7 +314,7 @@ class _Backdrop:
 
     def _stick(self, a: Vec, b: Vec, ra: float, rb: float, painter: Painter) -> None:
         rel = (b[0] - a[0], b[1] - a[1], b[2] - a[2])
-        self.solids.append((Sweep(a, (0, 0, 0), rel, ra, rb), painter))
+        self.solids.append((Sweeps.of(Sweep(a, (0, 0, 0), rel, ra, rb)), painter))
 
     def _thing(self, kind: str, x: float, z: float) -> None:
         rng = self.rng
@@ -377,7 +378,7 @@ class _Backdrop:
                     return paint(look, part.cover, p / h + rest[0], q / h + rest[1],
                                  r / h + rest[2])  # fmt: skip
 
-                self.solids.append((moved, painter))
+                self.solids.append((Sweeps.of(moved), painter))
 
     def _face(self, colour: Array, other: Array) -> Painter:
         def painter(x: Array, y: Array, z: Array) -> Array:
@@ -386,11 +387,11 @@ class _Backdrop:
 
         return painter
 
-    def _draw(self, solid: Sweep | Box, painter: Painter) -> None:
+    def _draw(self, solid: Sweeps | Box, painter: Painter) -> None:
         """Draw within the rectangle that its bounding box covers."""
         cam = self.camera
-        if isinstance(solid, Sweep):
-            spans = [solid.span(e) for e in ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0))]
+        if isinstance(solid, Sweeps):
+            spans = [(low.item(), high.item()) for low, high in map(solid.span, WORLD)]
         else:
             r = math.hypot(solid.half[0], solid.half[2])
             reach = (r, solid.half[1], r)
@@ -415,7 +416,8 @@ class _Backdrop:
             return
         t = t[seen]
         x, y, z = dx[seen] * t, cam.height + dy[seen] * t, dz[seen] * t
-        colour = painter(*solid.place(x, y, z)) * cam.light.shade(solid.normal(x, y, z), 0.9)
+        local = solid.place(x, y, z)
+        colour = painter(*local) * cam.light.shade(solid.normal(*local), 0.9)
         self.depth[box][seen] = t
         for channel, value in zip(self.image, colour, strict=True):
             channel[box][seen] = value

@@ -98,9 +98,8 @@ def blur(image: Array, sigma: float) -> Array:
     taps = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(reach + 1)]
     total = taps[0] + 2 * sum(taps[1:])
     for axis in (-1, -2):
-        pad = [(0, 0)] * image.ndim
-        pad[axis] = (reach, reach)
-        wide = np.pad(image, pad, mode="edge")
+        at = np.arange(-reach, image.shape[axis] + reach).clip(0, image.shape[axis] - 1)
+        wide = image.take(at, axis)
         size = image.shape[axis]
 
         def shifted(i: int, wide: Array = wide, axis: int = axis, size: int = size) -> Array:
@@ -108,10 +107,11 @@ def blur(image: Array, sigma: float) -> Array:
             part: Array = wide[..., start] if axis == -1 else wide[..., start, :]
             return part
 
-        out = taps[0] / total * shifted(0)
+        image = taps[0] / total * image
         for i in range(1, reach + 1):
-            out += taps[i] / total * (shifted(i) + shifted(-i))
-        image = out
+            pair = shifted(i) + shifted(-i)
+            pair *= taps[i] / total
+            image += pair
     return image
 
 
@@ -140,24 +140,23 @@ TABLES = tuple(np.minimum(low + step * _F**1.6, 110) / 255 for low, step in ((11
 
 
 def _transform(blocks: Array, matrix: Array) -> Array:
-    """Multiply (a, 8, b, 8) by a matrix from both sides, in one fixed order of additions."""
-    for axis in (1, 3):
-        shape = [1, 1, 1, 1]
-        shape[axis] = 8
-        out = np.zeros_like(blocks)
-        for k in range(8):
-            column = blocks[:, k : k + 1] if axis == 1 else blocks[..., k : k + 1]
-            out += matrix[:, k].reshape(shape) * column
-        blocks = out
+    """Multiply (8, 8, n) by a matrix from both sides, in one fixed order of additions."""
+    for _ in range(2):
+        out = matrix[:, 0, None, None] * blocks[0]
+        for k in range(1, 8):
+            out += matrix[:, k, None, None] * blocks[k]
+        blocks = out.swapaxes(0, 1)
     return blocks
 
 
-def _quantise(plane: Array, table: Array) -> Array:
-    high, wide = plane.shape
-    blocks = _transform(plane.reshape(high // 8, 8, wide // 8, 8), DCT)
-    steps = table[None, :, None, :]
-    blocks = np.rint(blocks / steps) * steps
-    return _transform(blocks, DCT.T).reshape(high, wide)
+def _quantise(planes: Array, table: Array) -> Array:
+    """Round the coefficients of (m, H, W) to multiples of those of the table."""
+    m, high, wide = planes.shape
+    split = planes.reshape(m, high // 8, 8, wide // 8, 8).transpose(2, 4, 0, 1, 3)
+    steps = table[..., None]
+    blocks = _transform(split.reshape(8, 8, -1), DCT)  # the many last, where numpy is fast
+    blocks = _transform(np.rint(blocks / steps) * steps, DCT.T)
+    return blocks.reshape(split.shape).transpose(2, 3, 0, 4, 1).reshape(m, high, wide)
 
 
 def compress(rgb: Array, quality: int) -> Array:
@@ -166,12 +165,11 @@ def compress(rgb: Array, quality: int) -> Array:
     factor = max(factor, 0.02)
     r, g, b = rgb
     y = 0.299 * r + (0.587 * g + 0.114 * b)
-    planes = [_quantise(y - 0.5, TABLES[0] * factor) + 0.5]
-    for plane in ((b - y) * 0.564, (r - y) * 0.713):
-        high, wide = plane.shape
-        half = plane.reshape(high // 2, 2, wide // 2, 2)
-        half = 0.25 * (half[:, 0, :, 0] + half[:, 0, :, 1] + half[:, 1, :, 0] + half[:, 1, :, 1])
-        half = _quantise(half, TABLES[1] * factor)
-        planes.append(np.repeat(np.repeat(half, 2, axis=0), 2, axis=1))
-    y, cb, cr = planes
+    chroma = np.stack([(b - y) * 0.564, (r - y) * 0.713])
+    half = 0.25 * (
+        chroma[:, ::2, ::2] + chroma[:, ::2, 1::2] + chroma[:, 1::2, ::2] + chroma[:, 1::2, 1::2]
+    )
+    y = _quantise(y[None] - 0.5, TABLES[0] * factor)[0] + 0.5
+    half = _quantise(half, TABLES[1] * factor)
+    cb, cr = half.repeat(2, axis=1).repeat(2, axis=2)
     return np.stack([y + 1.402 * cr, y - 0.344 * cb - 0.714 * cr, y + 1.772 * cb])

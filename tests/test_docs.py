@@ -12,6 +12,8 @@ import pytest
 
 from reidguard.attacks import ATTACKS
 from reidguard.cli.app import COMMANDS
+from reidguard.meta import LEARNERS
+from reidguard.models import MODELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +29,8 @@ EXAMPLES = sorted(page.name for page in DOCS.glob("*.rst") if ">>> " in page.rea
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_in_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))  # a page registers one
+    for registry in (ATTACKS, LEARNERS, MODELS):  # a page registers some
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
     result = doctest.testfile(str(DOCS / name), module_relative=False)
     assert result.attempted > 0
     assert result.failed == 0

@@ -8,6 +8,7 @@ from reidguard.types import Budget
 
 # Small grids are as hostile as large ones, and much faster.
 SMALL = {"color": {"resolution": 3}, "delta": {"size": (9, 5)}}
+SMALL["misrank"] = {"size": (16, 16), "width": 1, "pixels": 9}
 SMALL["uap"] = SMALL["delta"]
 SMALL["combinatorial"] = SMALL["meta"] = {**SMALL["color"], **SMALL["delta"]}
 # Those that need a victim are checked with one in tests/attacks/test_instance.py.

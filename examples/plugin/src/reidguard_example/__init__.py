@@ -1,0 +1,1 @@
+"""A model, an attack and a dataset that reidguard finds through entry points."""

@@ -1,0 +1,101 @@
+"""What every dataset must hold, as checks that the author of a reader runs too.
+
+Each check takes a factory ``read() -> ReIDDataset`` and raises AssertionError with what breaks it::
+
+    @pytest.mark.parametrize("check", DATASET_CHECKS)
+    def test_my_dataset(check, tmp_path):
+        write_a_tiny_one(tmp_path)
+        check(lambda: read_my_dataset(tmp_path))
+
+    def test_a_missing_folder():
+        check_missing_folder(read_my_dataset)
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from reidguard.data import ReIDDataset
+from reidguard.data.dataset import SPLITS
+from reidguard.errors import DataError
+
+__all__ = ["DATASET_CHECKS", "DatasetFactory", "check_missing_folder"]
+
+DatasetFactory = Callable[[], ReIDDataset]
+
+
+def check_splits(read: DatasetFactory) -> None:
+    """All three splits have images, each of them once, and training shares none with the test."""
+    dataset = read()
+    for split in SPLITS:
+        paths = [sample.path for sample in dataset.split(split)]
+        assert paths, f"{split} is empty"
+        twice = sorted({str(p) for p in paths if paths.count(p) > 1}) if len(paths) < 5000 else []
+        assert not twice, f"{split} has images twice: {twice[:3]}"
+    train = {sample.path for sample in dataset.train}
+    shared = [s.path for s in (*dataset.query, *dataset.gallery) if s.path in train]
+    assert not shared, f"training images are tested: {shared[:3]}"
+    assert dataset.num_train_pids > 1, "training images show one person only"
+    assert dataset.name, "the dataset has no name"
+
+
+def check_images(read: DatasetFactory) -> None:
+    """Every image can be decoded."""
+    try:
+        read().check()
+    except DataError as error:
+        raise AssertionError(str(error)) from error
+
+
+def check_queries(read: DatasetFactory) -> None:
+    """Some query has an image of the same person by another camera, and names are distinct."""
+    dataset = read()
+    cameras: dict[int, set[int]] = {}
+    for sample in dataset.gallery:
+        cameras.setdefault(sample.pid, set()).add(sample.camid)
+    answered = [s for s in dataset.query if cameras.get(s.pid, set()) - {s.camid}]
+    assert answered, "no query has an answer by another camera in the gallery"
+    names = dataset.query_names
+    assert len(set(names)) == len(dataset.query)
+
+
+def check_repeatable(read: DatasetFactory) -> None:
+    """Reading again gives the same samples in the same order, and the same fingerprints."""
+    one, two = read(), read()
+    for split in SPLITS:
+        assert one.split(split) == two.split(split), f"{split} differs from reading to reading"
+        assert one.fingerprint(split) == two.fingerprint(split), f"fingerprint of {split}"
+
+
+def check_summary(read: DatasetFactory) -> None:
+    """Counts and licence can be written down as JSON."""
+    summary = read().summary()
+    json.dumps(summary, allow_nan=False)
+    assert summary["licence"] != "unknown", "say the licence: ReIDDataset(..., licence='...')"
+
+
+def check_missing_folder(reader: Callable[[Path], ReIDDataset]) -> None:
+    """A folder that is not there, or is empty, is a DataError that names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for place in (Path(folder) / "nowhere", Path(folder)):
+            try:
+                reader(place)
+            except DataError as error:
+                said = str(error)
+            else:
+                said = ""
+            assert said, "a folder without the dataset is no DataError"
+            assert str(place) in said, f"the error does not name {place}: {said}"
+
+
+DATASET_CHECKS: tuple[Callable[[DatasetFactory], None], ...] = (
+    check_splits,
+    check_images,
+    check_queries,
+    check_repeatable,
+    check_summary,
+)
+"""The checks that hold for every dataset."""

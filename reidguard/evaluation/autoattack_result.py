@@ -124,7 +124,7 @@ class AutoAttackResult:
             "robust_8bit": self._worst_dict(self.worst_8bit),
             "members": [{**asdict(m), "linf": 255 * m.linf} for m in self.members],
             "warnings": list(self.warnings),
-            "findings": [asdict(finding) for finding in self.findings],
+            "suite_findings": [asdict(finding) for finding in self.findings],
             "audit": self.audit,
             **self.facts,
             "versions": library_versions(),

@@ -120,7 +120,12 @@ def report_page(runs: Sequence[Run], pictures: Mapping[str, Sequence[str]] | Non
     sections += _figures(runs)
     sections += _eps_curves(runs)
     for run in runs:
-        if parts := [*_learning(run), *_audited(run), *(pictures or {}).get(run.name, ())]:
+        if parts := [
+            *_learning(run),
+            *_audited(run),
+            *_members(run),
+            *(pictures or {}).get(run.name, ()),
+        ]:
             sections.append(section(run.name, *parts))
     sections.append(
         section("How these came about", *(_provenance(run, open=len(runs) == 1) for run in runs))
@@ -145,6 +150,8 @@ def _sentence(run: Run) -> str:
         warnings = result["warnings"]
         verdict = ", ".join(warnings) if warnings else "no sign of masked gradients"
         return f"{run.name}: audit on {result['facts']['dataset']}: {verdict}."
+    if "robust" in result:
+        return f"{run.name}: {_worst_case(result)}"
     cells = run.cells
     if not cells:
         return f"{run.name}: nothing was measured."
@@ -287,6 +294,37 @@ def _audited(run: Run) -> list[str]:
         }
         parts.append(curves("SMA on the model", "ε in grey levels", "%", lines, from_zero=True))
     return parts
+
+
+def _worst_case(result: Mapping[str, Any]) -> str:
+    clean, worst = result["clean"], result["robust"]
+    left = "" if worst["mAP"] is None else f"{_percent(worst['mAP'])}\xa0% mAP and "
+    warned = ", ".join(result["warnings"])
+    return (
+        f"on {result['dataset']['name']}, the worst of all attacks of retrieval-autoattack at "
+        f"ε = {255 * result['suite']['eps']:g}/255 leaves {left}"
+        f"{_percent(_share(worst, 'rank1'))}\xa0% rank-1 of {_percent(clean['mAP'])}\xa0% and "
+        f"{_percent(_share(clean, 'rank1'))}\xa0%; {_percent(worst['broken'])}\xa0% of the queries "
+        f"are broken{f' (warnings: {warned})' if warned else ''}."
+    )
+
+
+def _members(run: Run) -> list[str]:
+    result = run.result or {}
+    if "robust" not in result:
+        return []
+    rows = [
+        [
+            member["name"],
+            *(str(member[key]) for key in ("restarts", "queries", "broken", "first")),
+            "-" if member["mAP"] is None else _percent(member["mAP"]),
+            f"{member['forward']} / {member['backward']}",
+        ]
+        for member in result["members"]
+    ]
+    head = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone", "passes"]
+    note = "What each member did; passes forward and backward, per query"
+    return [table(head, [rows], note, text=1)]
 
 
 def _provenance(run: Run, *, open: bool) -> str:

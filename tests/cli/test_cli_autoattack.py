@@ -10,6 +10,7 @@ from reidguard.cli import main
 from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, RetrievalAutoAttack, evaluate
 from reidguard.models import load_model
+from reidguard.report import read_run, report_page
 from reidguard.types import Budget
 
 SIZE = (64, 32)
@@ -79,6 +80,14 @@ def test_the_same_command_goes_on_and_images_can_be_had_later(
     figures = evaluate(model, data, protocol=Protocol(image_size=SIZE)).clean
     saved = json.loads((finished / "result.json").read_text())["robust_8bit"]
     assert figures.mAP == pytest.approx(saved["mAP"])
+
+
+def test_a_report_shows_it(finished):
+    result = json.loads((finished / "result.json").read_text())
+    page = report_page([read_run(finished)])
+    assert "the worst of all attacks of retrieval-autoattack at ε = 4/255" in page
+    assert f"leaves {100 * result['robust']['mAP']:.1f}\xa0% mAP" in page
+    assert "furthest-negative" in page
 
 
 def test_an_interrupted_run_goes_on(finished, call, tmp_path, monkeypatch, capsys):

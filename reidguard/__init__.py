@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         save_adversarial,
         verify,
     )
+    from reidguard.hub import from_pretrained, push_to_hub, save_pretrained
     from reidguard.meta import LEARNERS, MetaLearner, StepResult
     from reidguard.models import (
         MODELS,
@@ -158,16 +159,19 @@ __all__ = [
     "create_model",
     "evaluate",
     "evaluate_grid",
+    "from_pretrained",
     "join_datasets",
     "load_attack",
     "load_dataset",
     "load_model",
     "load_weights",
+    "push_to_hub",
     "rank",
     "register_attack",
     "register_dataset",
     "register_model",
     "save_adversarial",
+    "save_pretrained",
     "train_model",
     "verify",
     "wrap_model",
@@ -184,6 +188,7 @@ _NAMES = {
     "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore "
     "GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid "
     "save_adversarial verify",
+    "hub": "from_pretrained push_to_hub save_pretrained",
     "meta": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model "
     "load_weights register_model wrap_model",

@@ -24,11 +24,11 @@ from reidguard.data import (
     write_virtual,
 )
 from reidguard.data.virtual import dataset as module
-from reidguard.data.virtual import geometry, render
-from reidguard.data.virtual.domains import find_domain
-from reidguard.data.virtual.people import make_look
-from reidguard.data.virtual.sensor import DCT, blur, compress, resize
 from reidguard.errors import DataError, InputError
+from reidguard.rendering import geometry, render
+from reidguard.rendering.domains import find_domain
+from reidguard.rendering.people import make_look
+from reidguard.rendering.sensor import DCT, blur, compress, resize
 
 TINY = {"train_identities": 1, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reidguard.data.virtual.geometry import Box, Sweep, Sweeps, View, cast, unit
+from reidguard.rendering.geometry import Box, Sweep, Sweeps, View, cast, unit
 
 
 def rotation(rng: np.random.Generator) -> tuple:

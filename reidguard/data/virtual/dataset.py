@@ -23,9 +23,10 @@ from PIL import Image
 
 from reidguard.data.dataset import ReIDDataset, register_dataset
 from reidguard.data.market1501 import FOLDERS, read_market_layout
-from reidguard.data.virtual.domains import DOMAINS, find_domain
-from reidguard.data.virtual.render import render_person
 from reidguard.errors import DataError, InputError
+from reidguard.rendering.domains import DOMAINS, find_domain
+from reidguard.rendering.draw import Order, draw
+from reidguard.rendering.render import render_person
 
 __all__ = ["contact_sheet", "read_virtual", "write_virtual"]
 
@@ -35,7 +36,7 @@ LICENCE = "rendered by reidguard, free; shows nobody real"
 FIRST_TEST = 5001  # so that a person keeps the number whatever the sizes
 FIRST_DISTRACTOR = 10_000
 VIEWS = 36
-ALONE = 300  # images; with fewer another process costs more than it saves
+ALONE = 100  # images; with fewer another process costs more than it saves
 
 Progress = Callable[[int, int], None]
 
@@ -102,12 +103,12 @@ class _Job:
     shot: int
     viewpoint: int | None
 
-    def draw(self, root: Path, wanted: _Set) -> None:
-        pixels = render_person(wanted.domain, self.identity, self.camera, self.viewpoint,
-                               shot=self.shot, height=wanted.height, seed=wanted.seed)  # fmt: skip
+    def order(self, root: Path, wanted: _Set) -> Order:
         view = 0 if self.viewpoint is None else self.viewpoint // 10
         name = f"{self.pid:04d}_c{self.camera}s1_{self.shot:06d}_{view:02d}.png"
-        Image.fromarray(pixels).save(root / FOLDERS[self.split] / name, compress_level=1)
+        return Order(str(root / FOLDERS[self.split] / name), wanted.domain, self.identity,
+                     self.camera, self.viewpoint, self.shot, wanted.height,
+                     wanted.seed)  # fmt: skip
 
 
 def read_virtual(
@@ -314,11 +315,12 @@ def _processes(images: int) -> int:
 def _draw(
     root: Path, wanted: _Set, jobs: Sequence[_Job], processes: int, progress: Progress | None
 ) -> None:
+    orders = [job.order(root, wanted) for job in jobs]
     if processes == 1:
-        for done, job in enumerate(jobs, 1):
-            job.draw(root, wanted)
+        for done, order in enumerate(orders, 1):
+            draw(order)
             if progress is not None:
-                progress(done, len(jobs))
+                progress(done, len(orders))
         return
     # Not multiprocessing: its children start the caller's script again, guarded or not.
     package = str(Path(__file__).parents[3])
@@ -329,11 +331,13 @@ def _draw(
     children = []
     try:
         for start, stop in itertools.pairwise(bounds):
-            order = json.dumps([str(root), asdict(wanted), start, stop])
-            command = [sys.executable, "-c", _CHILD, order]
-            child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True
-            )
+            with tempfile.TemporaryFile("w+", encoding="utf-8") as task:
+                json.dump([asdict(order) for order in orders[start:stop]], task)
+                task.seek(0)
+                child = subprocess.Popen(
+                    [sys.executable, "-c", _CHILD], stdin=task, stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, env=env, text=True,
+                )  # fmt: skip
             children.append(child)
             threading.Thread(target=_listen, args=(child, news), daemon=True).start()
         done = ended = 0
@@ -353,15 +357,7 @@ def _draw(
             child.communicate()
 
 
-_CHILD = "from reidguard.data.virtual.dataset import _child; _child()"
-
-
-def _child() -> None:
-    root, fields, start, stop = json.loads(sys.argv[1])
-    wanted = _Set(**fields)
-    for job in wanted.jobs()[start:stop]:
-        job.draw(Path(root), wanted)
-        print(1, flush=True)  # fails, and so ends this process, when the parent is gone
+_CHILD = "from reidguard.rendering.draw import main; main()"
 
 
 def _listen(child: subprocess.Popen[str], news: SimpleQueue[int]) -> None:

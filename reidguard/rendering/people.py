@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reidguard.data.virtual.domains import PALETTE, Domain
-from reidguard.data.virtual.geometry import Axes, Sweep, Vec, cross, unit
+from reidguard.rendering.domains import PALETTE, Domain
+from reidguard.rendering.geometry import Axes, Sweep, Vec, cross, unit
 
 __all__ = ["Look", "Part", "body", "make_look", "paint"]
 

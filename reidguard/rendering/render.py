@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reidguard.data.virtual.domains import Domain, find_domain
-from reidguard.data.virtual.geometry import Sweeps, View, cast
-from reidguard.data.virtual.people import Look, Part, body, make_look, paint
-from reidguard.data.virtual.scene import HEIGHT, WIDTH, Camera, Light, make_camera
-from reidguard.data.virtual.sensor import blur, develop
 from reidguard.errors import InputError
+from reidguard.rendering.domains import Domain, find_domain
+from reidguard.rendering.geometry import Sweeps, View, cast
+from reidguard.rendering.people import Look, Part, body, make_look, paint
+from reidguard.rendering.scene import HEIGHT, WIDTH, Camera, Light, make_camera
+from reidguard.rendering.sensor import blur, develop
 
 __all__ = ["render_person"]
 

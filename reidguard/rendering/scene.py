@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reidguard.data.virtual.domains import Domain
-from reidguard.data.virtual.geometry import WORLD, Box, Sweep, Sweeps, Vec, unit
-from reidguard.data.virtual.people import body, make_look, paint
-from reidguard.data.virtual.sensor import Sensor, blur, make_sensor
+from reidguard.rendering.domains import Domain
+from reidguard.rendering.geometry import WORLD, Box, Sweep, Sweeps, Vec, unit
+from reidguard.rendering.people import body, make_look, paint
+from reidguard.rendering.sensor import Sensor, blur, make_sensor
 
 __all__ = ["Camera", "Light", "make_camera"]
 

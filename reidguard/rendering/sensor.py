@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reidguard.data.virtual.domains import Domain
+from reidguard.rendering.domains import Domain
 
 __all__ = ["Sensor", "blur", "compress", "develop", "make_sensor", "resize"]
 

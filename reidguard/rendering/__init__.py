@@ -1,0 +1,1 @@
+"""People and places drawn from nothing but numbers; imports numpy and Pillow, never torch."""

@@ -10,7 +10,7 @@ import pytest
 
 from reidguard.attacks import MetaAttack, load_attack
 from reidguard.cli import main, paper
-from reidguard.data import load_dataset
+from reidguard.data import load_dataset, write_virtual
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.evaluation.paper import paper_tables
 from reidguard.models import load_model
@@ -142,14 +142,47 @@ def test_defenses(number, tiny, tmp_path):
     content = json.loads((out / "result.json").read_text("utf-8"))
     assert content["left_out"] == []
     assert all(figure["measured"] is not None for figure in content["figures"])
-    facts = {p.stem: load_model(p).training_facts for p in (out / "models").glob("Duke-IDE-*")}
-    learnt = {name.removeprefix("Duke-IDE-"): f["learner"] for name, f in facts.items()}
+    facts = {
+        p.stem.removeprefix("Duke-IDE-"): load_model(p).training_facts["defense"]
+        for p in (out / "models").glob("Duke-IDE-*")
+    }
     if number == 17:
+        learnt = {name: made["learner"] for name, made in facts.items()}
         assert learnt["adversarial"] == "plain"
         assert learnt["mixed"] == "joint"
         assert learnt["M_color+delta_"] == learnt["M_color+delta_meta-test_MSMT"] == "maml"
     else:
-        assert facts["Duke-IDE-M_color+delta_triplet_only"]["losses"] == ["triplet"]
+        assert facts["M_color+delta_triplet_only"]["losses"] == ["triplet"]
+
+
+@pytest.mark.slow
+def test_other_images(tiny, tmp_path):
+    """Table 6 learns from them jointly or as the meta-test set."""
+    out = tmp_path / "run"
+    assert main(["paper", "table6", "--stand-in", "--out", str(out)]) == 0
+    facts = {p.stem: load_attack(p).training_facts for p in (out / "attacks").iterdir()}
+    assert len(facts) == 3 * 5
+    for name, fact in facts.items():
+        family, kind, extra = name.split("-")[:3]
+        assert fact["learner"] == {"plain": "plain", "joint": "joint", "meta": "maml"}[kind]
+        other = {"none": None, "MSMT": "virtual:mall", "PersonX": "virtual:station"}[extra]
+        assert (fact.get("meta_test") or {}).get("name") == other, family
+
+
+def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
+    """What is not given is left out, and said so before anything starts."""
+    write_virtual(tmp_path / "set", **TINY.people)
+    (tmp_path / "set" / "virtual.json").unlink()
+    monkeypatch.setattr(paper, "PAPER", replace(TINY, domains={}, people={}))
+    call = ["paper", "table7", "--data", f"market1501:{tmp_path / 'set'}"]
+    assert main([*call, "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert "left out: PersonX is not given (--data personx-456:PATH)" in told.err
+    assert "left out: Duke is not given (--data dukemtmc-reid:PATH)" in told.err
+    assert "STAND-INS" not in told.out
+    content = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    measured = [(f["row"], f["column"]) for f in content["figures"] if f["measured"] is not None]
+    assert measured == [(0, 0), (0, 0)]  # mAP and rank-1: learnt from Market only, on Market
 
 
 def test_defenses_are_read():

@@ -1,4 +1,4 @@
-"""The wheel and the example plugin, in a fresh virtual environment, without the checkout.
+"""The source distribution, the wheel and the example plugin, in a fresh virtual environment.
 
 Nothing is fetched: both are installed without their dependencies, which the environment then finds
 where this one has them.
@@ -43,7 +43,7 @@ attack = rg.create_attack("example_tint", budget=rg.Budget(8 / 255))
 attack.fit(model, data, steps=3, **short).save("tint.safetensors")
 attack = rg.load_attack("tint.safetensors")
 result = rg.evaluate(model, data, attack, rg.Protocol(image_size=size))
-print(result.clean.mAP, result.attacked.mAP)
+print(result.clean.mAP, result.attacked.ranking.mAP, 255 * result.attacked.linf)
 """
 
 
@@ -71,7 +71,11 @@ def test_wheel_and_plugin_in_a_fresh_environment(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, sources)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-build-isolation", "--no-index")
-    run(*pip, "wheel", *offline, "--wheel-dir", tmp_path, sources, cwd=tmp_path)
+    # What is released: a source distribution, and the wheel that is built of it.
+    command = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    run(sys.executable, "-c", command, cwd=sources)
+    (released,) = tmp_path.glob("reidguard-*.tar.gz")
+    run(*pip, "wheel", *offline, "--wheel-dir", tmp_path, released, cwd=tmp_path)
     (wheel,) = tmp_path.glob("reidguard-*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert "reidguard/py.typed" in inside
@@ -106,9 +110,11 @@ def test_wheel_and_plugin_in_a_fresh_environment(tmp_path: Path) -> None:
         assert f"  {name} " in after
     assert set(before.split()) < set(after.split())
 
-    clean, attacked = map(float, run(python, "-W", "error", "-c", RUN, cwd=tmp_path).split())
+    told = run(python, "-W", "error", "-c", RUN, cwd=tmp_path)
+    clean, attacked, linf = map(float, told.split())
     assert 0 < attacked <= 1
     assert 0 < clean <= 1
+    assert 0 < linf < 8.001
     suite = shutil.copytree(ROOT / "examples" / "plugin" / "tests", tmp_path / "suite")
     told = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, cwd=tmp_path)
     assert " passed" in told

@@ -2,6 +2,7 @@
 
 from reidguard.models.agw import AGW
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
+from reidguard.models.blackbox import BlackBoxModel, load_onnx
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
 from reidguard.models.frozen import frozen
@@ -16,6 +17,7 @@ __all__ = [
     "IDE",
     "MODELS",
     "PCB",
+    "BlackBoxModel",
     "EnsembleModel",
     "LoadReport",
     "Metric",
@@ -25,6 +27,7 @@ __all__ = [
     "create_model",
     "frozen",
     "load_model",
+    "load_onnx",
     "load_weights",
     "register_model",
     "weights_fingerprint",

@@ -185,9 +185,9 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
     broken = [number for number in chosen if number not in still]
     parts.append(
         paragraph(
-            f"{title}: of {len(chosen)} queries, evenly spaced among the {len(right)} of "
-            f"{len(dataset.query)} whose first image is right, {len(still)} still find the person "
-            "first under attack, as 8-bit images. ✓ and a solid blue frame: the same person by "
+            f"{title}: {len(still)} of {len(chosen)} queries still find the person first under "
+            f"attack, as 8-bit images. They are spaced evenly among the {len(right)} of "
+            f"{len(dataset.query)} that do before it. ✓ and a solid blue frame: the same person by "
             "another camera. ✗ and a dashed orange frame: someone else."
         )
     )

@@ -72,6 +72,8 @@ def read_run(path: Path | str) -> Run:
     manifest = _json(path / "manifest.json")
     names = ("grid.json",) if manifest is None else ("result.json", "audit.json", "grid.json")
     result = next((found for n in names if (found := _json(path / n)) is not None), None)
+    if result is not None and "figures" in result:  # a table of the paper: its cells are a grid
+        result = {**(_json(path / "grid.json") or {}), **result}
     if manifest is None and result is None:
         raise InputError(
             f"{path} is no run folder: it holds neither manifest.json nor grid.json; give the "
@@ -121,6 +123,7 @@ def report_page(runs: Sequence[Run], pictures: Mapping[str, Sequence[str]] | Non
     sections += _eps_curves(runs)
     for run in runs:
         if parts := [
+            *_beside_paper(run),
             *_learning(run),
             *_audited(run),
             *_members(run),
@@ -325,6 +328,37 @@ def _members(run: Run) -> list[str]:
     head = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone", "passes"]
     note = "What each member did; passes forward and backward, per query"
     return [table(head, [rows], note, text=1)]
+
+
+def _beside_paper(run: Run) -> list[str]:
+    """The paper's figures and ours, for a run of ``reidguard paper``."""
+    result = run.result or {}
+    if "figures" not in result:
+        return []
+    rows: dict[tuple[int, int], list[str]] = {}
+    for one in result["figures"]:
+        c = one["conditions"]
+        if one["measured"] is None:
+            continue
+        if c["attack"] == "none":
+            how = ["none", "-"]
+        else:
+            learnt = f"{'meta-' * c['meta']}learnt on {c['source_model']}, {c['source_data']}"
+            how = [f"{c['attack']}, {learnt}, {c['extra']}", f"{c['eps']:g}"]
+        head = [f"{c['model']}, {c['data']}, defense {c['defense']}", *how]
+        digits = 3 if one["metric"] == "SSIM" else 1
+        numbers = (one["paper"], one["measured"], one["difference"])
+        told = [
+            f"{value:{sign}.{digits}f}" for value, sign in zip(numbers, ("", "", "+"), strict=True)
+        ]
+        rows.setdefault((one["row"], one["column"]), head).extend(told)
+    metrics = list(dict.fromkeys(one["metric"] for one in result["figures"]))
+    head = ["attacked", "attack", "ε ·255"]
+    for metric in metrics:
+        head += [f"{metric}, paper", "here", "difference"]
+    stand_in = "STAND-INS, not the paper's experiment: the differences say nothing about it. "
+    caption = f"Table {result['table']} of the paper. {stand_in if result['stand_in'] else ''}"
+    return [table(head, [list(rows.values())], caption, text=2)]
 
 
 def _provenance(run: Run, *, open: bool) -> str:

@@ -211,3 +211,18 @@ def test_mistakes(refused, tmp_path):
     )
     line = refused("paper", "table19", "--stand-in")
     assert "nothing of table19 can be measured: seconds depend on the machine" in line
+
+
+def test_a_report_shows_both_figures(table12, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    assert main(["report", str(table12), "--out", str(out)]) == 0
+    html = out.read_text("utf-8")
+    content = json.loads((table12 / "result.json").read_text("utf-8"))
+    assert "STAND-INS, not the paper&#x27;s experiment" in html
+    (first, *_) = [f for f in content["figures"] if f["measured"] is not None]
+    cells = "".join(
+        f"<td>{text}</td>"
+        for text in ("8", "2.4", f"{first['measured']:.1f}", f"{first['difference']:+.1f}")
+    )
+    assert cells in html
+    assert "lost: cross-dataset" in html

@@ -68,7 +68,8 @@ def test_virtual_people_are_shown(runs, report):
     assert sum(alt.startswith("rank 1,") for alt in people) >= 2
     assert sum(alt.endswith(": clean") for alt in people) == 3
     assert sum("colour cube" in alt for alt in others) == 6
-    assert "of 6 queries, evenly spaced among the 6 of 6 whose first image is right" in html
+    assert "of 6 queries still find the person first under attack" in html
+    assert "among the 6 of 6 that do before it" in html
     assert "Found no more" in html or "Still found" in html
     assert "://" not in html.replace("virtual:/", "")
     assert "<script" not in html

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on weights_only is for the author
-            with torch.serialization.safe_globals(_numpy_numbers()):
+            with _numpy_numbers():
                 content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes: the unpickler may fail in any way
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -245,12 +246,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return without_wrappers(state)
 
 
-def _numpy_numbers() -> list[Any]:
-    """What numpy's numbers are pickled as, such as an accuracy in torchreid's files: data only."""
+def _numpy_numbers() -> AbstractContextManager[None]:
+    """Let numpy's numbers be read, such as an accuracy in torchreid's files: they are data only."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        return nullcontext()  # older ones cannot be told under which names numpy files them
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [np.dtype, *kinds, *((scalar, name) for name in names)]
+    allowed: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
+    return torch.serialization.safe_globals(allowed)
 
 
 def weights_fingerprint(model: nn.Module) -> str:

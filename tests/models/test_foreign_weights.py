@@ -6,18 +6,23 @@ what is loaded must compute what that network computes.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from reidguard.errors import CheckpointError
-from reidguard.models import create_model, load_weights, wrap_model
+from reidguard.hub import from_pretrained, save_pretrained
+from reidguard.models import create_model, load_model, load_weights, wrap_model
 
 SIZE = (96, 32)
 PEOPLE = 4
@@ -362,3 +367,64 @@ def test_a_file_that_contains_itself_ends(tmp_path):
     torch.save(content, path)
     with pytest.raises(CheckpointError, match="names no tensors"):
         load_weights(create_model("osnet_x0_25"), path)
+
+
+# --- the published OSNet through every way in -------------------------------------------------
+
+
+class OSNetOfOthers(nn.Module):
+    """A module that this library does not know, with the published names."""
+
+    def __init__(self, state) -> None:
+        super().__init__()
+        body = create_model("osnet_x0_25")
+        for name, child in body.named_children():
+            if name != "classifier":
+                self.add_module(name, child)
+        self.load_state_dict({n: t for n, t in state.items() if not n.startswith("classifier")})
+
+    def forward(self, x):
+        for part in (self.conv1, self.maxpool, self.conv2, self.conv3, self.conv4, self.conv5):
+            x = part(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_the_published_osnet_is_the_same_through_every_adapter(tmp_path):
+    folder = os.environ.get("REIDGUARD_WEIGHTS")
+    if not folder or not (Path(folder) / "osnet_x0_25_market1501.pth").is_file():
+        pytest.skip("REIDGUARD_WEIGHTS is not set, or has no osnet_x0_25_market1501.pth")
+    path = Path(folder) / "osnet_x0_25_market1501.pth"
+    raw = torch.load(path, weights_only=True, map_location="cpu")
+    straight = create_model("osnet_x0_25", weights=path)
+    x = pictures()
+    wanted = straight.features(x)
+
+    prefixed = {f"module.{name}": tensor for name, tensor in raw.items()}
+    torch.save({"state_dict": prefixed, "rank1": np.float64(0.9)}, tmp_path / "train.pth.tar")
+    save_file(dict(raw), tmp_path / "plain.safetensors")
+    straight.save(tmp_path / "ours.safetensors")
+    ways = {
+        "a training checkpoint": create_model("osnet_x0_25", weights=tmp_path / "train.pth.tar"),
+        "plain safetensors": create_model("osnet_x0_25", weights=tmp_path / "plain.safetensors"),
+        "our own file": load_model(tmp_path / "ours.safetensors"),
+        "a shared folder": from_pretrained(save_pretrained(straight, tmp_path / "shared")),
+    }
+    for way, model in ways.items():
+        assert torch.equal(model.features(x), wanted), way
+    wrapped = wrap_model(OSNetOfOthers(raw).eval(), input_spec=straight.input_spec)
+    torch.testing.assert_close(wrapped.features(x), wanted)
+    again = wrap_model(OSNetOfOthers(create_model("osnet_x0_25").state_dict()).eval())
+    assert load_weights(again, path).missing == ()
+    torch.testing.assert_close(again.eval().features(x), wanted)
+
+
+def pictures() -> torch.Tensor:
+    """Real people where Market-1501 is there, else noise."""
+    folder = Path(os.environ.get("REIDGUARD_DATA", "nowhere")) / "market1501" / "query"
+    found = sorted(folder.glob("*.jpg"))[::400][:8]
+    if not found:
+        return torch.rand(4, 3, 256, 128, generator=torch.Generator().manual_seed(0))
+    opened = [
+        np.asarray(Image.open(p).resize((128, 256), Image.Resampling.BILINEAR)) for p in found
+    ]
+    return torch.from_numpy(np.stack(opened)).permute(0, 3, 1, 2).float() / 255

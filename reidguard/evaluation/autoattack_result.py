@@ -132,7 +132,8 @@ class AutoAttackResult:
 
     @property
     def _depth(self) -> int:
-        return int(self.facts["suite"]["broken_rank"])
+        """How far rank-k is known of robust queries, and of clean ones."""
+        return min(int(self.facts["suite"]["broken_rank"]), len(self.clean.cmc))
 
     def _worst_dict(self, worst: WorstCase) -> dict[str, Any]:
         return {

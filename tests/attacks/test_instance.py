@@ -474,10 +474,15 @@ def test_passes_are_those_that_the_docs_promise(name, options, forward, backward
     assert seen == {"forward": forward, "backward": backward}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_image_does_not_depend_on_its_batch(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {} if name == "square" else {"diversity": 0.7}) for name in NAMES),
+        ("sma", {"step_size": None, "steps": 12}),
+    ],
+)
+def test_an_image_does_not_depend_on_its_batch(name, options):
     model, x = convolutional(), images(5)
-    options = {} if name == "square" else {"diversity": 0.7}
     attack = bound(name, model, **options)
     together = attack(x)
     assert torch.equal(together, attack(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +97,7 @@ def _named(runs: list[Run]) -> list[Run]:
     names = [one.name for one in runs]
     if len({one.path.resolve() for one in runs}) < len(runs):
         raise InputError("a run is given twice: name each folder once")
-    return [
-        Run(o.path, str(o.path), o.manifest, o.result, o.metrics) if names.count(o.name) > 1 else o
-        for o in runs
-    ]
+    return [replace(o, name=str(o.path)) if names.count(o.name) > 1 else o for o in runs]
 
 
 def _pictures(options: Options, one: Run, device: torch.device) -> list[str]:

@@ -32,6 +32,7 @@ class Run:
         manifest: Content of its manifest.json; empty for the folder of a grid.
         result: Content of its result; None while it has none.
         metrics: Lines of its metrics.jsonl.
+        text: Its result as it was printed; empty where it has none.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Run:
     manifest: dict[str, Any]
     result: dict[str, Any] | None
     metrics: tuple[dict[str, float], ...]
+    text: str = ""
 
     @property
     def command(self) -> str:
@@ -81,7 +83,8 @@ def read_run(path: Path | str) -> Run:
         )
     if manifest is not None and not isinstance(manifest.get("settings"), dict):
         raise CheckpointError(f"{path / 'manifest.json'} is damaged or of another program")
-    return Run(path, path.name or str(path.resolve().name), manifest or {}, result, _metrics(path))
+    name, text = path.resolve().name, _text(path / "result.md")
+    return Run(path, name, manifest or {}, result, _metrics(path), text)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -93,6 +96,13 @@ def _json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); repeat the run") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _metrics(path: Path) -> tuple[dict[str, float], ...]:
@@ -123,6 +133,7 @@ def report_page(runs: Sequence[Run], pictures: Mapping[str, Sequence[str]] | Non
     sections += _eps_curves(runs)
     for run in runs:
         if parts := [
+            *_as_printed(run),
             *_beside_paper(run),
             *_learning(run),
             *_audited(run),
@@ -157,7 +168,7 @@ def _sentence(run: Run) -> str:
         return f"{run.name}: {_worst_case(result)}"
     cells = run.cells
     if not cells:
-        return f"{run.name}: nothing was measured."
+        return f"{run.name}: {'see below' if run.text else 'nothing was measured'}."
     if len(cells) == 1:
         return f"{run.name}: {_one(run, cells[0]['evaluation'])}"
     by_setting: dict[str, list[float]] = {}
@@ -328,6 +339,14 @@ def _members(run: Run) -> list[str]:
     head = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone", "passes"]
     note = "What each member did; passes forward and backward, per query"
     return [table(head, [rows], note, text=1)]
+
+
+def _as_printed(run: Run) -> list[str]:
+    """The printed result, of commands that this page does not know better."""
+    result = run.result or {}
+    if not run.text or run.cells or "findings" in result or "figures" in result:
+        return []
+    return [f'<div class="wide"><pre>{escape(run.text)}</pre></div>']
 
 
 def _beside_paper(run: Run) -> list[str]:

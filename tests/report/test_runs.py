@@ -165,6 +165,14 @@ def test_audits(tmp_path):
     assert "mAP: 50 at 0, 10 at 8; rank-1: 60 at 0, 0 at 8." in html
 
 
+def test_other_commands_are_shown_as_they_printed(tmp_path):
+    folder = written(tmp_path / "a", "something", {"worst": 1})
+    (folder / "result.md").write_text("| <mAP> | 3 |")
+    html = page_of(folder)
+    assert "a: see below." in text(html)
+    assert "<pre>| &lt;mAP&gt; | 3 |</pre>" in html
+
+
 def test_pictures_stand_with_their_run(tmp_path):
     html = page_of(attack(tmp_path / "a", 8, 0.2), attack(tmp_path / "b", 8, 0.2), b=["<p>hey</p>"])
     assert html.index("<h2>b</h2>") < html.index("<p>hey</p>")

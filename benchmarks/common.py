@@ -25,11 +25,12 @@ def market():
     return load_dataset("market1501", os.environ["REIDGUARD_DATA"])
 
 
-def osnet():
-    """The published OSNet x0.25 from $REIDGUARD_WEIGHTS."""
+def osnet(num_classes: int | None = None):
+    """The published OSNet x0.25 from $REIDGUARD_WEIGHTS, with its classifier if it is asked for."""
     if "REIDGUARD_WEIGHTS" not in os.environ:
         sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {CHECKPOINT}")
-    return create_model("osnet_x0_25", weights=Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT)
+    weights = Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT
+    return create_model("osnet_x0_25", num_classes=num_classes, weights=weights)
 
 
 def commit() -> str:

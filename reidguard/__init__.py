@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MetricFGSM,
         MetricIFGSM,
         MetricMIFGSM,
+        MisRank,
         SquareAttack,
         UAPRetrieval,
         UniversalAttack,
@@ -134,6 +135,7 @@ __all__ = [
     "MetricFGSM",
     "MetricIFGSM",
     "MetricMIFGSM",
+    "MisRank",
     "MixedTraining",
     "Progress",
     "Protocol",
@@ -180,8 +182,8 @@ __all__ = [
 # Where the names above live. The tests hold it against the imports that type checkers see.
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
-    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM SquareAttack UAPRetrieval "
-    "UniversalAttack create_attack load_attack register_attack",
+    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank SquareAttack "
+    "UAPRetrieval UniversalAttack create_attack load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",

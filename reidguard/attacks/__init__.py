@@ -7,6 +7,7 @@ from reidguard.attacks.delta import DeltaAttack
 from reidguard.attacks.guided import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
 from reidguard.attacks.instance import Guides, InstanceAttack
 from reidguard.attacks.meta import MetaAttack
+from reidguard.attacks.misrank import MisRank
 from reidguard.attacks.pgd import GradientAttack
 from reidguard.attacks.selfmetric import ODFA, SMA
 from reidguard.attacks.square import SquareAttack
@@ -30,6 +31,7 @@ __all__ = [
     "MetricFGSM",
     "MetricIFGSM",
     "MetricMIFGSM",
+    "MisRank",
     "SquareAttack",
     "UAPRetrieval",
     "UniversalAttack",

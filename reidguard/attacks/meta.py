@@ -75,7 +75,11 @@ class MetaAttack(UniversalAttack):
         if perturbation == "combinatorial" and preset == "released":
             options = {"stacked": True, **options}
         made = create_attack(perturbation, budget=budget, **options)
-        if not isinstance(made, UniversalAttack) or isinstance(made, MetaAttack):
+        if (
+            not isinstance(made, UniversalAttack)
+            or isinstance(made, MetaAttack)
+            or made.fit_defaults.learners  # it can't be learnt by just any learner
+        ):
             raise InputError(f"{perturbation!r} is no perturbation that MetaAttack can learn")
         super().__init__(made.budget)
         self.perturbation = perturbation

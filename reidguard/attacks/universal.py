@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import Self
 
 from reidguard.attacks.base import Attack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import Share, gather, processes
 from reidguard.errors import InputError
-from reidguard.meta import LEARNERS, MetaLearner
+from reidguard.meta import LEARNERS, MetaLearner, Objective
 from reidguard.models import ReIDModel, frozen, weights_fingerprint
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
 from reidguard.training import MISGD, Progress, ProgressCallback, learn
@@ -37,6 +38,10 @@ class FitDefaults:
         momentum: How much of the past MI-SGD keeps.
         clip: Bring the parameters back into their bounds after each step.
         objective: Registered name of the loss.
+        images_per_identity: Images of each person in a batch.
+        lr: Size of a step; None for ε/10.
+        decay: The rate falls by e to the minus this an epoch.
+        learners: Names of the learners that the attack takes; empty for all.
     """
 
     learner: str = "plain"
@@ -45,6 +50,10 @@ class FitDefaults:
     momentum: float = 0.5
     clip: bool = True
     objective: str = "misranking"
+    images_per_identity: int = 8
+    lr: float | None = None
+    decay: float = 0.01
+    learners: tuple[str, ...] = ()
 
 
 class UniversalAttack(Attack):
@@ -63,6 +72,14 @@ class UniversalAttack(Attack):
         """Do what an attack does to its parameters once an epoch, before its first step."""
         return None
 
+    def own_objective(self, model: ReIDModel) -> Objective | None:
+        """Return what the attack learns for, if that is no :class:`AttackLoss` that fit is told."""
+        return None
+
+    def make_optimizer(self, lr: float, momentum: float) -> Optimizer:
+        """Return the optimiser: MI-SGD, unless an attack takes another."""
+        return MISGD(self.parameter_groups(lr), lr, momentum)
+
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the optimiser's groups; a family may give its stages steps of their own."""
         return [{"params": list(self.parameters()), "lr": lr}]
@@ -78,7 +95,7 @@ class UniversalAttack(Attack):
         epochs: int | None = None,
         steps: int | None = None,
         identities: int = 8,
-        images_per_identity: int = 8,
+        images_per_identity: int | None = None,
         lr: float | None = None,
         momentum: float | None = None,
         clip: bool | None = None,
@@ -92,7 +109,8 @@ class UniversalAttack(Attack):
 
         The model is only read: its weights are frozen meanwhile, and its modes and flags come
         back as they were. Clean features are computed once and kept. MI-SGD starts from the
-        parameters as they are; its rate falls by e^-0.01 an epoch.
+        parameters as they are; its rate falls by e^-0.01 an epoch. MisRank takes Adam, at
+        one rate.
 
         Args:
             model: The surrogate, on the same device as the attack.
@@ -106,8 +124,9 @@ class UniversalAttack(Attack):
                 both are enumerated.
             steps: Steps in all, in place of ``epochs``.
             identities: Identities in a batch.
-            images_per_identity: Images of each; the paper takes 8 of 8.
-            lr: Size of a step; ε/10 by default.
+            images_per_identity: Images of each; 8 by default, as in the paper (4 for
+                :class:`~reidguard.MisRank`).
+            lr: Size of a step; ε/10 by default (2e-4 for MisRank).
             momentum: How much of the past MI-SGD keeps, 0.5 by default. UAP-Retrieval keeps all
                 of it (1.0): see ``docs/departures.rst``.
             clip: Bring the parameters back into their bounds after each step, as Algorithm 1's
@@ -126,11 +145,23 @@ class UniversalAttack(Attack):
             learner = LEARNERS.create(defaults.learner, **defaults.learner_options)
         elif isinstance(learner, str):
             learner = LEARNERS.create(learner)
+        if defaults.learners and (name := LEARNERS.name_of(type(learner))) not in defaults.learners:
+            raise InputError(
+                f"{type(self).__name__} takes the learners {' and '.join(defaults.learners)}, not "
+                f"{name!r}: choose one of them"
+            )
         momentum = defaults.momentum if momentum is None else momentum
         clip = defaults.clip if clip is None else clip
-        loss = defaults.objective if objective is None else objective
-        if isinstance(loss, str):
-            loss = ATTACK_LOSSES.create(loss)
+        if images_per_identity is None:
+            images_per_identity = defaults.images_per_identity
+        own, loss = self.own_objective(model), None
+        if own is None:
+            chosen = defaults.objective if objective is None else objective
+            loss = ATTACK_LOSSES.create(chosen) if isinstance(chosen, str) else chosen
+        elif objective not in (None, defaults.objective):
+            raise InputError(
+                f"{type(self).__name__} learns for an objective of its own: leave objective out"
+            )
         device = next(self.parameters()).device
         model_device = next(model.parameters(), torch.empty(0, device=device)).device
         if model_device != device:
@@ -138,7 +169,8 @@ class UniversalAttack(Attack):
                 f"the attack is on {device} and the model on {model_device}; "
                 f"move one of them first: attack.to({str(model_device)!r})"
             )
-        step_size = self.budget.eps / 10 if lr is None else lr
+        if lr is None:
+            lr = self.budget.eps / 10 if defaults.lr is None else defaults.lr
 
         def batches(dataset: ReIDDataset) -> BatchLoader:
             return BatchLoader(
@@ -159,11 +191,11 @@ class UniversalAttack(Attack):
         facts: dict[str, Any] = {
             "learner": LEARNERS.name_of(type(learner)),
             **({"learner_options": options} if (options := learner.config()) else {}),
-            "objective": ATTACK_LOSSES.name_of(type(loss)),
+            "objective": defaults.objective if loss is None else ATTACK_LOSSES.name_of(type(loss)),
             "steps": steps,
             "identities": identities,
             "images_per_identity": images_per_identity,
-            "lr": step_size,
+            "lr": lr,
             "momentum": momentum,
             "clip": clip,
             "image_size": list(image_size),
@@ -174,20 +206,24 @@ class UniversalAttack(Attack):
         if len(loaders) > 1 and meta_test is not None:
             facts["meta_test"] = {"name": meta_test.name, "train": meta_test.fingerprint("train")}
         with frozen(model):
-            sources = [_with_vectors(loader, model, loss, steps, progress) for loader in loaders]
-            if isinstance(sources[0], _CleanVectors):
-                loss = loss.prepared(sources[0].vectors)
-            if loss.flat_at_clean:
-                self._leave_the_start(step_size, seed)
+            sources: list[BatchLoader | _CleanVectors] = [*loaders]
+            if loss is not None:
+                sources = [_with_vectors(one, model, loss, steps, progress) for one in loaders]
+                if isinstance(sources[0], _CleanVectors):
+                    loss = loss.prepared(sources[0].vectors)
+                if loss.flat_at_clean:
+                    self._leave_the_start(lr, seed)
+                own = FeatureObjective(model, loss)
+            assert own is not None
             learn(
                 self,
                 learner=learner,
-                objective=FeatureObjective(model, loss),
-                optimizer=MISGD(self.parameter_groups(step_size), step_size, momentum),
+                objective=own,
+                optimizer=self.make_optimizer(lr, momentum),
                 meta_train=sources[0],
                 meta_test=sources[1] if len(sources) > 1 else None,
                 steps=steps,
-                schedule=lambda epoch: math.exp(-0.01 * epoch),
+                schedule=lambda epoch: math.exp(-defaults.decay * epoch),
                 before_epoch=self.start_epoch,
                 after_step=self.clip_parameters if clip else lambda: None,
                 seed=seed,

@@ -104,6 +104,51 @@ clip, is the joint attack of the table above. Stage sizes are mean grey levels.
     ]
 
 
+def instance(data) -> list[str]:
+    rows = []
+    for r in data["rows"]:
+        a, b = r["float"], r["8bit"]
+        rows.append(
+            [
+                r["attack"],
+                f"{a['mAP']:.1f} / {a['rank1']:.1f}",
+                f"{b['mAP']:.1f} / {b['rank1']:.1f}",
+                f"{a['linf_levels']:.2f} / {b['linf_levels']:.0f}",
+                "–" if a["ssim"] is None else f"{a['ssim']:.2f}",
+                f"{r['forward']:.0f} / {r['backward']:.0f}",
+                f"{r['seconds_per_query']:.1f}",
+            ]
+        )
+    head = ["attack", "mAP / rank-1", "8-bit", "L∞ ·255 / 8-bit", "SSIM"]
+    parts = [
+        title("Instance attacks"),
+        prose(f"""{data["setting"]}, every {data["query_every"]}th query ({data["queries"]}; clean
+{data["clean"]["mAP"]:.1f} / {data["clean"]["rank1"]:.1f}). Guides are the gallery; *told*: the
+attack knows whom each query shows. Passes are forward / backward for each query, beside two that
+measure; seconds are wall time for each query, on {data["threads"]} CPU threads.
+"""),
+        listing([*head, "passes", "s"], rows),
+    ]
+    for suite in (r for r in data["rows"] if "members" in r):
+        broken = [100 * suite["broken"][kind] for kind in ("robust", "robust_8bit")]
+        members = [
+            [
+                m["name"],
+                m["broken"],
+                m["first"],
+                "–" if m["mAP"] is None else f"{100 * m['mAP']:.1f}",
+            ]
+            for m in suite["members"]
+        ]
+        parts += [
+            prose(f"""Under retrieval-autoattack {broken[0]:.1f} % of the queries are broken
+({broken[1]:.1f} % as 8-bit images; :doc:`autoattack` defines it). Its members:
+"""),
+            listing(["member", "broken alone", "broken first", "mAP alone"], members),
+        ]
+    return parts
+
+
 def meta(data) -> list[str]:
     lines = data["summary"]
     models = [k.removesuffix(" mAP") for k in lines[0] if k.endswith(" mAP")]
@@ -325,6 +370,7 @@ again, ``python benchmarks/page.py`` this page from them.
     sections = (
         attacks,
         parametrisations,
+        instance,
         meta,
         variations,
         inner_steps,

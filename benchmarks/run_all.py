@@ -21,6 +21,7 @@ SCRIPTS = (
     "virtual.py",
     "attacks.py",
     "parametrisations.py",
+    "instance.py",
     "inner_steps.py",
     "backbones.py",
     f"meta.py --keep runs/meta --cosines --seeds 0 1 2 {TARGETS}",

@@ -310,7 +310,7 @@ def _needs(conditions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     if "data" not in conditions:
         return set(), set()
     datasets, networks = {conditions["data"]}, {conditions["model"]}
-    if conditions["attack"] not in ("none", "sma"):
+    if conditions["attack"] != "none":
         datasets |= {conditions["source_data"], conditions["attack_data"]}
         networks.add(conditions["source_model"])
         if conditions["extra"] != "none":
@@ -439,9 +439,7 @@ class _Experiment:
             {network: model},
             {c["data"]: people},
             replace(self.protocol, metric="cosine") if c["attack"] == COSINE else self.protocol,
-            sources={}
-            if isinstance(attack, InstanceAttack)
-            else {name: (c["source_model"], c["source_data"])},
+            sources={name: (c["source_model"], c["source_data"])},
             folder=self.folder.path,
             store=store,
             query_every=every,
@@ -517,7 +515,7 @@ class _Experiment:
         return load_model(target).to(self.device)
 
     def attack(self, c: Mapping[str, Any]) -> Attack:
-        """Return the attack of some conditions, learnt; an instance attack unbound."""
+        """Return the attack of some conditions, learnt or bound."""
         family, objective = FAMILIES[c["attack"]]
         budget = Budget(c["eps"] / 255)
         sized: dict[str, Any] = (
@@ -525,7 +523,9 @@ class _Experiment:
         )
         factory = ATTACKS.get(family)
         if isinstance(factory, type) and issubclass(factory, InstanceAttack):
-            return create_attack(family, budget=budget)
+            # On the normal model, as all attacks on hardened ones are in the paper: transfer.
+            made_on = self.normal(c["source_model"], c["source_data"])
+            return factory(budget).bind(made_on)
         learnt = "meta" if c["meta"] else "plain" if c["extra"] == "none" else "joint"
         parts = (c["attack"], learnt, c["extra"], c["source_model"], c["source_data"])
         name = _file("-".join((*parts, c["attack_data"], f"eps{c['eps']}")))

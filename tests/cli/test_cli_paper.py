@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reidguard.attacks import MetaAttack, load_attack
+from reidguard.attacks import SMA, MetaAttack, load_attack
 from reidguard.cli import main, paper
 from reidguard.data import load_dataset, write_virtual
 from reidguard.evaluation import Protocol, evaluate
@@ -153,6 +153,23 @@ def test_defenses(number, tiny, tmp_path):
         assert learnt["M_color+delta_"] == learnt["M_color+delta_meta-test_MSMT"] == "maml"
     else:
         assert facts["M_color+delta_triplet_only"]["losses"] == ["triplet"]
+
+
+@pytest.mark.slow
+def test_sma_is_made_on_the_normal_model(tiny, tmp_path, monkeypatch):
+    table = paper_tables()[14]
+    only = tuple(f for f in table.figures if f.row == 1)  # SMA on Market
+    monkeypatch.setattr(paper, "paper_tables", lambda: {14: replace(table, figures=only)})
+    out = tmp_path / "run"
+    assert main(["paper", "table14", "--stand-in", "--out", str(out)]) == 0
+    content = json.loads((out / "result.json").read_text("utf-8"))
+    (found,) = [f for f in content["figures"] if f["measured"] and f["metric"] == "mAP"]
+    robust = load_model(out / "models" / "Market-IDE-M_color+delta_.safetensors")
+    normal = load_model(out / "models" / "Market-IDE.safetensors")
+    people = load_dataset("virtual", out / "people" / "plaza")
+    protocol = Protocol(image_size=(64, 32), metric="cosine")
+    again = evaluate(robust, people, SMA().bind(normal), protocol)
+    assert found["measured"] == pytest.approx(100 * again.attacked.ranking.mAP)
 
 
 @pytest.mark.slow

@@ -1,0 +1,51 @@
+"""The universal baselines from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reidguard.cli import main
+from reidguard.storage import read_card
+
+SHORT = ["--steps", "1", "--query-every", "16"]
+
+
+def learn(victim: list[str], out: Path, *options: str) -> dict[str, Any]:
+    assert main(["attack", *victim, *SHORT, *options, "--out", str(out)]) == 0
+    facts: dict[str, Any] = read_card(out / "attack.safetensors")["training"]
+    return facts
+
+
+def test_uap_takes_its_own_loss_or_the_one_asked_for(victim: list[str], tmp_path: Path) -> None:
+    own = learn(victim, tmp_path / "own", "--attack", "uap")
+    assert (own["objective"], own["momentum"]) == ("pairwise", 1.0)
+    asked = learn(victim, tmp_path / "sma", "--attack", "uap", "--objective", "self_metric")
+    assert asked["objective"] == "self_metric"
+    delta = learn(victim, tmp_path / "delta", "--attack", "delta")
+    assert (delta["objective"], delta["momentum"]) == ("misranking", 0.5)
+
+
+def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None:
+    options = ["--attack", "misrank", "--set", "width=1", "--set", "pixels=100"]
+    facts = learn(victim, tmp_path / "misrank", *options)
+    assert (facts["objective"], facts["lr"], facts["images_per_identity"]) == ("misrank", 2e-4, 4)
+    assert (facts["identities"], facts["learner"]) == (8, "plain")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--learner", "maml"], "not 'maml'"),
+        (["--objective", "pairwise"], "leave objective out"),
+    ],
+)
+def test_misrank_refuses_other_recipes(
+    options: list[str], told: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    other = ["--meta-data", victim[1]]
+    call = ["attack", *victim, *other, *SHORT, "--attack", "misrank", "--set", "width=1", *options]
+    assert told in refused(*call, "--out", str(tmp_path / "run"))

@@ -74,7 +74,7 @@ class RunFolder:
 def default_folder(command: str, label: str, settings: Mapping[str, Any]) -> Path:
     """Return a folder below runs/ that is the same whenever the same thing is asked for."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{command}-{label}-{digest[:8]}"
+    return Path("runs") / f"{command}-{label.replace(':', '-')}-{digest[:8]}"
 
 
 @contextmanager

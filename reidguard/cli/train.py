@@ -17,8 +17,8 @@ EXAMPLES = """\
   the paper's recipe, on a ResNet-50 with weights of your own:
     reidguard train --data market1501:/data/market1501 --model ide:resnet50.pth --out runs/ide
 
-  a small network, from nothing, on drawn people:
-    reidguard train --data synthetic --model ide --model-set backbone=resnet10t \\
+  a small network, from nothing, on virtual people:
+    reidguard train --data virtual:plaza --model ide --model-set backbone=resnet10t \\
         --model-set size=64x32 --image-size 64x32 --steps 40 --lr 1e-3 --out runs/tiny
 
 The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,

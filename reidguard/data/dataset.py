@@ -316,7 +316,7 @@ def load_dataset(name: str, root: Path | str | None = None) -> ReIDDataset:
 
     Args:
         name: "NAME:PATH" as on the command line, or a name alone with ``root`` beside it. Some
-            datasets ("synthetic") need no path.
+            datasets ("virtual") need no path.
         root: Where the dataset lies: its folder, or for "csv" its file. ``~`` is expanded.
 
     Raises:

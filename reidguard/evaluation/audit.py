@@ -218,13 +218,14 @@ def audit(
 
     Example:
         >>> import tempfile
-        >>> from reidguard.data import read_synthetic
+        >>> from reidguard.data import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((8, 4)), torch.nn.Flatten())
         >>> model = wrap_model(grid, input_spec=InputSpec(size=None))
+        >>> few = {"train_identities": 3, "test_identities": 3, "cameras": 2, "height": 64}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     people = read_synthetic(f"{folder}/set", identities=3)
+        ...     people = read_virtual(root=f"{folder}/set", images_per_camera=2, **few)
         ...     report = audit(model, people, protocol=Protocol(image_size=(64, 32)))
         >>> report.warnings
         ()

@@ -204,12 +204,13 @@ def evaluate(
     Example:
         >>> import tempfile
         >>> from reidguard.attacks import DeltaAttack
-        >>> from reidguard.data import read_synthetic
+        >>> from reidguard.data import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
+        >>> few = {"train_identities": 1, "test_identities": 2, "cameras": 2, "height": 64}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     people = read_synthetic(f"{folder}/set", identities=2)
+        ...     people = read_virtual(root=f"{folder}/set", images_per_camera=2, **few)
         ...     small = Protocol(image_size=(64, 32))
         ...     result = evaluate(model, people, DeltaAttack(size=(64, 32)), small)
         >>> result.attacked.linf  # a fresh delta changes nothing

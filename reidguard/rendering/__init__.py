@@ -1,1 +1,1 @@
-"""People and places drawn from nothing but numbers; imports numpy and Pillow, never torch."""
+"""How the virtual people of :mod:`reidguard.data` are drawn: with numpy and Pillow, never torch."""

@@ -64,6 +64,7 @@ FAMILIES = {
     "delta": ("delta", None),
     "color+delta": ("combinatorial", None),
     "misrank": ("misrank", None),
+    "misrank+personx": ("misrank", None),  # learnt jointly
     "uap": ("uap", None),
     "uap+sma": ("uap", "self_metric"),  # with this objective
     "sma": ("sma", None),
@@ -518,9 +519,7 @@ class _Experiment:
         """Return the attack of some conditions, learnt or bound."""
         family, objective = FAMILIES[c["attack"]]
         budget = Budget(c["eps"] / 255)
-        sized: dict[str, Any] = (
-            {} if family in ("color", "misrank", "sma") else {"size": self.plan.size}
-        )
+        sized: dict[str, Any] = {} if family in ("color", "sma") else {"size": self.plan.size}
         factory = ATTACKS.get(family)
         if isinstance(factory, type) and issubclass(factory, InstanceAttack):
             # On the normal model, as all attacks on hardened ones are in the paper: transfer.
@@ -544,13 +543,16 @@ class _Experiment:
             how: dict[str, Any] = {} if objective is None else {"objective": objective}
             if learnt == "joint":
                 how["learner"] = "joint"
+            learning = dict(self.learning)
+            if family == "misrank":
+                del learning["images_per_identity"]  # it has a batch of its own
             made.to(self.device).fit(
                 self.normal(c["source_model"], c["source_data"]),
                 self.people(c["attack_data"]),
                 extra,
                 steps=self.plan.attack_steps,
                 **how,
-                **self.learning,
+                **learning,
                 checkpoint=target.with_suffix(".checkpoint"),
                 progress=self.progress(f"learning {name}"),
             )

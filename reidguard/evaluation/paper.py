@@ -155,7 +155,8 @@ def _complete(given: Mapping[str, Any]) -> dict[str, Any]:
     full.setdefault("source_data", full["data"])
     if full.get("attack_data", "source") == "source":
         full["attack_data"] = full["source_data"]
-    full.setdefault("extra", "PersonX" if full["meta"] else "none")
+    virtual = full["meta"] or full["attack"] == "misrank+personx"
+    full.setdefault("extra", "PersonX" if virtual else "none")
     if full["attack"] == "none":
         for key in OF_ATTACK:
             del full[key]

@@ -1,4 +1,4 @@
-"""Draw overview.png, the README's picture, from drawn people: python docs/images/draw_overview.py.
+"""Draw overview.png, the README's picture, of virtual people: python docs/images/draw_overview.py.
 
 It trains a small network, learns three attacks on it (a minute in all), and shows what they do to
 two queries that neither the network nor an attack has seen.
@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import reidguard as rg
-from reidguard.data import decode_image
+from reidguard.data import decode_image, read_virtual
 from reidguard.evaluation import extract_features
 from reidguard.ranking import top_k
 
@@ -24,10 +24,13 @@ EDGE, GAP, LEFT, TOP = 4, 6, 150, 44
 def main() -> None:
     torch.manual_seed(0)
     folder = tempfile.TemporaryDirectory()
-    people = rg.load_dataset("synthetic", Path(folder.name) / "people")
+    people = read_virtual(
+        "campus", root=Path(folder.name) / "people", train_identities=16, test_identities=16,
+        cameras=3,
+    )  # fmt: skip
     classes = people.num_train_pids
     model = rg.create_model("ide", backbone="test_resnet", size=SIZE, num_classes=classes)
-    rg.train_model(model, people, steps=40, lr=1e-3, images_per_identity=4, image_size=SIZE)
+    rg.train_model(model, people, steps=40, lr=3e-3, images_per_identity=4, image_size=SIZE)
     model.eval()
     attacks = {
         "delta": rg.DeltaAttack(size=SIZE),

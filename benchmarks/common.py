@@ -34,10 +34,14 @@ def osnet(num_classes: int | None = None):
 
 
 def commit() -> str:
-    """The commit that runs, marked when files differ from it."""
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The commit that runs, marked when files differ from it, other than the results."""
+
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(RESULTS.parents[1]), *words]
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def save(name: str, figures: dict, dataset=None) -> None:

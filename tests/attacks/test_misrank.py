@@ -150,7 +150,7 @@ def triplet_by_loops(features, pids, indices, margin):
     losses = []
     for i in range(len(pids)):
         own = [
-            float((features[j] - features[i]).norm())
+            float((features[j] - features[i]).detach().norm())
             for j in range(len(pids))
             if pids[j] == pids[i] and indices[j] != indices[i]
         ]

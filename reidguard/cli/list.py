@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from reidguard.attacks import ATTACKS
@@ -55,6 +56,11 @@ def run(options: Options) -> int:
             indent = "  "
         names = registry.list()
         for name in names:
-            about = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0].replace("``", "")
-            print(f"{indent}{name:{max(map(len, names))}}  {about}".rstrip())
+            about = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
+            print(f"{indent}{name:{max(map(len, names))}}  {_plain(about)}".rstrip())
     return 0
+
+
+def _plain(text: str) -> str:
+    """Take the markup of cross-references and code out of a line of documentation."""
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", text).replace("`", "")

@@ -233,6 +233,7 @@ def test_list(capsys):
     everything = capsys.readouterr().out
     for name in ("attacks:", "osnet_x0_25", "plain", "misranking", "market1501"):
         assert name in everything
+    assert "`" not in everything  # markup is for the documentation
 
 
 def test_data(synthetic_root, tmp_path, capsys):

@@ -4,8 +4,8 @@ Run: python benchmarks/virtual.py [--domain plaza] [--steps 300] [--folder FOLDE
 100 held-out identities, 6 cameras. As usual, a query's own images by its own camera are removed;
 those of others stay, and a like backdrop makes them win. Histograms and the network are therefore
 measured a second time with all images by the query's camera removed ("camera removed").
-The sets are rendered into FOLDER (default: the user's cache). --speed-only measures rendering anew and
-leaves the other figures as they are.
+The sets are rendered into FOLDER (default: the user's cache). --speed-only measures rendering anew
+and leaves the other figures as they are.
 """
 
 import argparse

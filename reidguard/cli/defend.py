@@ -68,8 +68,8 @@ def parser(summary: str) -> Parser:
     made.option("--weight-decay", "of Adam", amount, metavar="X", default=5e-4)
     made.flag(
         "--recompute",
-        "work activations out again instead of keeping them: less memory, about a third more time; "
-        "not with the learner maml",
+        "work activations out again instead of keeping them: less memory, one more "
+        "forward pass for each with gradients; not with the learner maml",
     )
     common.add_evaluation(made)
     common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")

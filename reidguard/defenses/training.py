@@ -186,7 +186,7 @@ class AdversarialTraining(Defense):
             augment: What happens to each batch; None leaves the images as they are.
             image_size: Height and width that images are resized to before the attack.
             seed: Fixes batches, augmentation, attacked images, dropout and new classifiers.
-            recompute: Take less memory and about a third more time, by
+            recompute: Take less memory, and one more forward pass for each with gradients, by
                 :func:`~reidguard.training.recompute.recomputing`; not with ``maml``.
             checkpoint: File from which an interrupted run resumes, bit for bit. A refreshed attack
                 is in it, too.

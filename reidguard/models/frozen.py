@@ -23,8 +23,8 @@ def frozen(model: M) -> Iterator[M]:
 
     * the convolutions of a :class:`ReIDModel` have their weights in its ``memory_format``, which
       saves the same conversion in every pass;
-    * batch norms are the affine maps that fixed statistics make of them, which takes a fifth off
-      every pass and a third off a second derivative (OSNet x0.25 on a CPU);
+    * batch norms are the affine maps that fixed statistics make of them, which makes passes
+      and second derivatives cheaper;
     * convolutions are linear maps with one derivative for all orders, where torch's own second
       derivative works out the gradient of the weights, group by group, though nobody asked.
 

@@ -28,7 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 def recomputing(model: M, blocks: type[nn.Module] | None = None) -> Iterator[M]:
     """Keep, of the passes inside, only what goes into each block (activation checkpointing).
 
-    The rest is computed once more in the backward pass: about a third more time, and memory of one
+    The rest is computed once more in the backward pass: one more forward pass, and memory of one
     block instead of all. Gradients are the same. Dropout repeats its draws, batch norms remember a
     batch once.
 

@@ -317,7 +317,8 @@ def test_inner_adam_is_that_of_higher(steps, past):
     free.step(module, cross_entropy, batch(1), batch(2), optimizer=outer)
     found, exact = (torch.cat([g.flatten() for g in gs]) for gs in
                     ([p.grad for p in module.parameters()], wanted))  # fmt: skip
-    assert past == 0 or F.cosine_similarity(found, exact, dim=0) > 0.999
+    if past:  # a first step of Adam is nearly a sign: its derivative is no smooth function
+        assert F.cosine_similarity(found, exact, dim=0) > 0.999
 
 
 def test_a_sign_has_no_second_order_term():

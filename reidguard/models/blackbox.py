@@ -187,9 +187,10 @@ def load_openvino(
     def run(x: npt.NDArray[np.float32]) -> Any:
         return network(x)[0]
 
-    shape = [
-        side.get_length() if side.is_static else None for side in network.input(0).partial_shape
-    ]
+    sides = network.input(0).partial_shape
+    shape = (
+        [] if sides.rank.is_dynamic else [s.get_length() if s.is_static else None for s in sides]
+    )
     return _from_file(run, shape, (path, weights), input_spec, metric)
 
 
@@ -208,8 +209,9 @@ def _from_file(
         )
     batch, _, height, width = shape
     if input_spec is None:
-        known = height is not None and width is not None
-        input_spec = InputSpec(size=(height, width)) if known else InputSpec()
+        input_spec = InputSpec()
+        if height is not None and width is not None:
+            input_spec = InputSpec(size=(height, width))
 
     def function(x: npt.NDArray[np.float32]) -> Any:
         if batch is None:
@@ -225,4 +227,6 @@ def _from_file(
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    return BlackBoxModel(function, identity=digest.hexdigest(), input_spec=input_spec, metric=metric)
+    return BlackBoxModel(
+        function, identity=digest.hexdigest(), input_spec=input_spec, metric=metric
+    )

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel, create_model, frozen, load_model
+from reidguard.objectives.reid import CentreLoss
 from reidguard.ranking import RankingResult, rank
 from reidguard.training import Progress, train_model
 
@@ -35,7 +39,10 @@ def figures(model: ReIDModel, dataset: ReIDDataset) -> RankingResult:
 
 
 def assert_same_weights(one: nn.Module, two: nn.Module) -> None:
-    ours, theirs = one.state_dict(), two.state_dict()
+    assert_same_tensors(one.state_dict(), two.state_dict())
+
+
+def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
@@ -119,6 +126,77 @@ def test_epochs_follow_the_stretched_schedule(synthetic_dataset, tmp_path):
     assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
     assert rates[2] == 1e-3 > rates[4]
     assert model.training_facts["steps"] == 8
+
+
+def small_agw(seed: int = 0) -> ReIDModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model(
+            "agw", backbone="test_resnet", non_local=(0, 0, 0, 1), size=SIZE, num_classes=16
+        )
+
+
+def test_agw_learns_by_its_own_recipe(synthetic_dataset):
+    model = small_agw()
+    before = figures(model, synthetic_dataset)
+    losses = []
+    train_model(
+        model,
+        synthetic_dataset,
+        recipe="agw",
+        steps=36,
+        **{**SHORT, "lr": 5e-3},
+        progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
+    )
+    after = figures(model, synthetic_dataset)
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert after.mAP > before.mAP + 0.15
+    assert model.training_facts["smoothing"] == 0.1
+    assert model.training_facts["augment"]["crop"] == "pad"
+    assert "margin" not in model.training_facts
+
+
+def test_agw_killed_and_resumed_with_its_centres(synthetic_dataset, tmp_path):
+    short = {**SHORT, "recipe": "agw"}
+    whole = tmp_path / "whole.safetensors"
+    train_model(small_agw(), synthetic_dataset, steps=6, **short, checkpoint=whole)
+    broken = tmp_path / "broken.safetensors"
+    run = {**short, "steps": 6, "checkpoint": broken, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        train_model(small_agw(), synthetic_dataset, **run, progress=kill_at(5))
+    train_model(small_agw(seed=7), synthetic_dataset, **run)
+    one, two = load_file(whole), load_file(broken)
+    assert_same_tensors(one, two)
+    centres = one["objective.centres.centres"]
+    assert not torch.equal(centres, CentreLoss(*centres.shape, seed=0).centres)
+
+
+def test_agw_defaults_are_the_published_ones(synthetic_dataset):
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reidguard.training.recipe.learn", lambda model, **rest: given.update(rest))
+        train_model(small_agw(), synthetic_dataset, recipe="agw", image_size=SIZE)
+    batches = given["meta_train"]
+    assert given["steps"] == 120 * len(batches)
+    pids = next(iter(batches.epoch(0))).pids
+    assert torch.unique(pids, return_counts=True)[1].tolist() == [4] * 16
+    assert given["optimizer"].defaults["lr"] == 3.5e-4
+    assert given["optimizer"].defaults["weight_decay"] == 5e-4
+    factors = [given["schedule"](epoch) for epoch in range(120)]
+    assert factors[:10] == pytest.approx([0.01 + 0.099 * n for n in range(1, 11)])
+    assert factors[9:] == pytest.approx([1.0] * 30 + [0.1] * 30 + [0.01] * 51)
+
+
+def test_mistakes_with_recipes(synthetic_dataset):
+    with pytest.raises(InputError, match=r"unknown recipe 'agv': did you mean 'agw'\?"):
+        train_model(small_agw(), synthetic_dataset, recipe="agv")
+    with pytest.raises(InputError, match="no margin"):
+        train_model(small_agw(), synthetic_dataset, recipe="agw", margin=0.3)
+    parts = create_model(
+        "pcb", backbone="test_resnet", parts=2, size=SIZE, last_stride=2, num_classes=16
+    )
+    with pytest.raises(InputError, match="PCB gives 2 parts: take the recipe 'paper'"):
+        train_model(parts, synthetic_dataset, recipe="agw", **SHORT)
 
 
 def test_modes_flags_and_facts(synthetic_dataset, tmp_path):

@@ -52,8 +52,8 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --images --cache features --
 #
 # **Figures** has three rows for each run. *clean*; *attacked, float*: as the attack made the
 # images; *attacked, 8-bit*: as a file holds them. A large gap between the last two means that the
-# attack lives below one grey level and would not survive being saved. L∞ is the largest change of any
-# pixel in grey levels: it should say what the budget says.
+# attack lives below one grey level and would not survive being saved. L∞ is the largest change of
+# any pixel in grey levels: it should say what the budget says.
 #
 # **What the budget does** draws mAP and rank-1 over ε. A curve that rises again is a warning: more
 # room should never help the model (see :doc:`/audit`).

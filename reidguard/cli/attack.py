@@ -90,6 +90,7 @@ LEARNING = (
     "images_per_identity",
     "seed",
     "checkpoint_every",
+    "tensorboard",
 )
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +23,14 @@ from reidguard.cli.options import (
     positive,
     rate,
 )
-from reidguard.cli.runs import Metrics, RunFolder
+from reidguard.cli.runs import RunFolder
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import EvaluationResult, FeatureStore, Protocol, evaluate
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, weights_fingerprint
 from reidguard.storage import atomic_write, write_json
+from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
 __all__ = [
     "add_evaluation",
@@ -88,6 +90,11 @@ def add_learning(parser: Parser, *, lr: str, epochs: int, checkpoint_every: int)
         positive,
         metavar="N",
         default=checkpoint_every,
+    )
+    parser.flag(
+        "--tensorboard",
+        "write what metrics.jsonl gets to RUN_DIR/tensorboard, too: for TensorBoard, which must be "
+        "installed",
     )
 
 
@@ -296,7 +303,11 @@ def learn_once(
     """
     if target.exists():
         return load(target), None
-    with Metrics(folder / "metrics.jsonl", display) as metrics:
+    with ExitStack() as stack:
+        show: ProgressCallback = display
+        if options.tensorboard and folder.writes:
+            show = stack.enter_context(TensorBoard(folder / "tensorboard", display))
+        metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", show))
         learnt = learn(
             checkpoint=folder / "checkpoint.safetensors",
             checkpoint_every=options.checkpoint_every,

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 import reidguard as rg
+from reidguard.data import read_virtual
 
 SIZE = (128, 64)
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
-people = rg.load_dataset("synthetic", out / "people")  # drawn people: nothing is downloaded
+sizes = {"train_identities": 16, "test_identities": 16, "cameras": 3}
+people = read_virtual("studio", root=out / "people", **sizes)  # rendered: nothing is downloaded
 
 # Stands for your own network: a few seconds of training give it something to lose.
 torch.manual_seed(0)

@@ -21,7 +21,7 @@ CHECKPOINT = "osnet_x0_25_market1501.pth"
 
 @pytest.fixture(scope="module")
 def model():
-    """Colours of a 8 × 4 grid: linear in the image, and good enough on drawn people."""
+    """Colours of a 8 × 4 grid: linear in the image, and good enough on virtual people."""
     net = nn.Sequential(nn.AdaptiveAvgPool2d((8, 4)), nn.Flatten())
     spec = InputSpec(size=None, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     return wrap_model(net, input_spec=spec, metric="cosine")

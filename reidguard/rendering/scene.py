@@ -91,7 +91,7 @@ def make_camera(domain: Domain, rng: np.random.Generator) -> Camera:
         near=0.8 * middle,
         far=1.3 * middle,
         focal=PERSON * math.hypot(middle, middle * math.tan(pitch)) / 1.7,
-        flow=rng.uniform(*map(math.radians, domain.flow)),
+        flow=rng.uniform(math.radians(domain.flow[0]), math.radians(domain.flow[1])),
         backdrop=np.zeros((3, 1, 1)),
     )
     return replace(camera, backdrop=_Backdrop(domain, camera, rng).image)

@@ -236,6 +236,27 @@ error that names the other two learners. What lacks the second derivative: {reas
     ]
 
 
+def adapters(data) -> list[str]:
+    rows = [
+        [
+            r["way"],
+            f"{r['mAP']:.4f}",
+            f"{r['rank1']:.4f}",
+            "same bits" if r["same_bits"] else f"{r['largest_difference']:.0e}",
+        ]
+        for r in data["rows"]
+    ]
+    return [
+        title("One network through every adapter"),
+        prose(f"""OSNet x0.25 with its published weights, read in each way that the library knows,
+Market-1501 clean, every {data["query_every"]}th query ({data["queries"]}), the whole gallery. The
+last column compares the features of these queries with those of the first row: the largest
+difference of a number, at length 1.
+"""),
+        listing(["way", "mAP", "rank-1", "features"], rows),
+    ]
+
+
 def variations(data) -> list[str]:
     models = list(data["clean"])
     rows = []
@@ -472,6 +493,7 @@ again, ``python benchmarks/page.py`` this page from them.
         inner_steps,
         defenses,
         backbones,
+        adapters,
     )
     for section in sections:
         if data := load(section.__name__):

@@ -206,6 +206,19 @@ def test_training_only_data_is_learnt_and_not_evaluated(studio_root, tmp_path, c
     assert "nothing can be evaluated" in capsys.readouterr().err
 
 
+def test_agw_by_its_own_recipe(data, tmp_path, refused):
+    call = ["train", *data, "--model", "agw", "--model-set", "backbone=test_resnet", "--model-set"]
+    call += ["non_local=[0,0,0,1]", "--model-set", "size=64x32", "--image-size", "64x32"]
+    call += ["--steps", "2", "--images-per-identity", "2"]
+    assert main([*call, "--recipe", "agw", "--out", str(tmp_path / "r")]) == 0
+    recipe = json.loads((tmp_path / "r" / "manifest.json").read_text())["settings"]["recipe"]
+    assert (recipe["recipe"], recipe["lr"], recipe["identities"]) == ("agw", 3.5e-4, 16)
+    assert recipe["images_per_identity"] == 2
+    facts = load_model(tmp_path / "r" / "model.safetensors").training_facts
+    assert facts["recipe"].endswith("centre loss")
+    assert "did you mean 'agw'? known: paper, agw" in refused(*call, "--recipe", "awg")
+
+
 def test_a_model_without_weights_is_told(data, capsys):
     assert main(["evaluate", *data, "--model", "osnet_x0_25", "--model-set", "size=32x16"]) == 0
     assert "warning: no weights are given for osnet_x0_25" in capsys.readouterr().err

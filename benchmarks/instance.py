@@ -4,7 +4,8 @@ Run: python benchmarks/instance.py [--query-every 8] [--only sma ...] [--threads
 Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder in which clean features
 are kept for the next run. Rows that results/instance.json has already, for the same queries, are
 not run again, so a run that was stopped goes on; --fresh starts anew. The last row is
-retrieval-autoattack, which keeps its state below --state.
+retrieval-autoattack, which keeps its state below --state; --universal FILE and --surrogate FILE,
+saved by reidguard, give it those members.
 
 Passes are counted, per query, on the network itself; measuring takes two more. Seconds are wall
 time per query, measuring included.
@@ -19,8 +20,9 @@ from pathlib import Path
 import torch
 from common import RESULTS, commit, market, osnet, save
 
-from reidguard.attacks import Guides, SquareAttack, create_attack
+from reidguard.attacks import Guides, SquareAttack, create_attack, load_attack
 from reidguard.evaluation import FeatureStore, RetrievalAutoAttack, evaluate
+from reidguard.models import load_model
 from reidguard.types import Budget
 
 EIGHT = Budget(8 / 255)
@@ -105,7 +107,9 @@ def suite_row(model, dataset, store, passes: Passes, options) -> dict:
     state = options.state / f"every-{options.query_every}"
     began = time.perf_counter()
     passes.forward = passes.backward = 0
-    result = RetrievalAutoAttack(EIGHT).run(
+    universal = options.universal and load_attack(options.universal)
+    surrogate = options.surrogate and load_model(options.surrogate)
+    result = RetrievalAutoAttack(EIGHT, universal=universal, surrogate=surrogate).run(
         model,
         dataset,
         state=state,
@@ -150,32 +154,37 @@ def main(options) -> None:
     model, dataset = osnet(), market()
     store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
     path = RESULTS / "instance.json"
-    rows = [] if options.fresh or not path.exists() else json.loads(path.read_text("utf-8"))["rows"]
-    rows = [r for r in rows if r["query_every"] == options.query_every]
+    kept = {} if options.fresh or not path.exists() else json.loads(path.read_text("utf-8"))
+    rows, known_clean = kept.get("rows", []), kept.get("clean", {})
     clean = evaluate(model, dataset, store=store, query_every=options.query_every)
     features = store.features(model, dataset, "gallery")
     guides = Guides(features, [s.pid for s in dataset.gallery])
     passes = Passes(model)
+    queries = clean.counts["query"]
     setting = {
         "setting": "OSNet x0.25, Market-1501, ε = 8/255, victim = model",
-        "query_every": options.query_every,
-        "queries": clean.counts["query"],
-        "clean": {
-            "mAP": round(100 * clean.clean.mAP, 2),
-            "rank1": round(100 * clean.clean.rank_k(1), 2),
+        # by which queries: every n-th
+        "clean": known_clean
+        | {
+            str(options.query_every): {
+                "queries": queries,
+                "mAP": round(100 * clean.clean.mAP, 2),
+                "rank1": round(100 * clean.clean.rank_k(1), 2),
+            }
         },
     }
     print("clean", setting["clean"], flush=True)
     for name in [*ATTACKS, SUITE]:
-        if any(r["attack"] == name for r in rows) or (options.only and name not in options.only):
+        which = {"attack": name, "query_every": options.query_every}
+        known = any(which.items() <= r.items() for r in rows)
+        if known or (options.only and name not in options.only):
             continue
         figures = (
             suite_row(model, dataset, store, passes, options)
             if name == SUITE
             else row(name, model, dataset, store, guides, passes, options.query_every)
         )
-        which = {"attack": name, "query_every": options.query_every, "commit": commit()}
-        rows.append({**which, **figures})
+        rows.append({**which, "queries": queries, "commit": commit(), **figures})
         print(rows[-1], flush=True)
         save("instance", {**setting, "rows": rows}, dataset)
     for line in table(rows):
@@ -190,5 +199,7 @@ if __name__ == "__main__":
     made.add_argument("--only", nargs="+", choices=[*ATTACKS, SUITE], help="rows to run")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
+    made.add_argument("--universal", help="a learnt attack, for the suite")
+    made.add_argument("--surrogate", help="a model of another kind, for the suite")
     made.add_argument("--state", type=Path, default=Path("runs/benchmark-instance"))
     main(made.parse_args())

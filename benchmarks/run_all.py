@@ -14,6 +14,11 @@ TARGETS = (
     "--target market_resnet18=runs/market_resnet18/model.safetensors "
     "--target campus_resnet18=runs/campus_resnet18/model.safetensors@virtual:campus"
 )
+OTHERS = (
+    "--target market_regnetx=runs/market_regnetx/model.safetensors "
+    "--target campus_resnet18=runs/campus_resnet18/model.safetensors@virtual:campus"
+)
+SURROGATE = "--surrogate runs/plaza_mobilenet/model.safetensors"
 SCRIPTS = (
     "speed.py",
     "learners.py",
@@ -21,7 +26,10 @@ SCRIPTS = (
     "virtual.py",
     "attacks.py",
     "parametrisations.py",
-    "instance.py",
+    "universal.py",
+    "budgets.py",
+    f"transfer.py {SURROGATE} {OTHERS}",
+    f"instance.py {SURROGATE}",
     "inner_steps.py",
     "backbones.py",
     f"meta.py --keep runs/meta --cosines --seeds 0 1 2 {TARGETS}",

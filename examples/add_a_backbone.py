@@ -50,7 +50,7 @@ for check in MODEL_CHECKS:
 # ~~~~~~~~
 # Triplet loss and cross-entropy, by Adam.
 
-PEOPLE = "synthetic"
+PEOPLE = "virtual:studio?identities=16&cameras=3"
 SIZE = (64, 32)
 people = rg.load_dataset(PEOPLE)
 torch.manual_seed(0)

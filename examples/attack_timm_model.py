@@ -11,11 +11,11 @@ from reidguard.report import amplified
 # %%
 # People, and a network
 # ~~~~~~~~~~~~~~~~~~~~~
-# The people are drawn, so nothing is downloaded; ``"market1501:/data/market1501"`` would name a
+# The people are rendered, so nothing is downloaded; ``"market1501:/data/market1501"`` would name a
 # set of your own. A few seconds of training give a small network something to lose. It stands for
 # yours: from ``network`` on it is a plain timm model that knows nothing of reidguard.
 
-PEOPLE = "synthetic"
+PEOPLE = "virtual:studio?identities=16&cameras=3"
 SIZE = (128, 64)  # height and width at which images are read
 people = rg.load_dataset(PEOPLE)
 torch.manual_seed(0)

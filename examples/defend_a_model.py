@@ -12,7 +12,8 @@ import reidguard as rg
 # ``elsewhere`` holds other people: the paper's defense learns from a second set, so that what it
 # learns holds for more than the first.
 
-PEOPLE, OTHERS = "synthetic", "virtual:plaza?identities=16&cameras=2&height=64"
+PEOPLE = "virtual:studio?identities=16&cameras=3"
+OTHERS = "virtual:plaza?identities=16&cameras=2&height=64"
 SIZE = (64, 32)
 people, elsewhere = rg.load_dataset(PEOPLE), rg.load_dataset(OTHERS)
 recipe: dict[str, Any] = {"image_size": SIZE, "identities": 8, "images_per_identity": 4}

@@ -18,7 +18,7 @@ def reidguard(line: str) -> None:
 # command itself (``manifest.json``), a line for each step (``metrics.jsonl``), what was learnt, and
 # the figures (``result.json``).
 
-PEOPLE = "synthetic"
+PEOPLE = "virtual:studio?identities=16&cameras=3"
 SMALL = "--image-size 64x32 --images-per-identity 4 --cache features"
 reidguard(
     f"train --data {PEOPLE} --model ide --model-set backbone=test_resnet --model-set size=64x32 "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
+from reidguard.derivatives import LightDerivatives
 from reidguard.distributed import average, share_of
 from reidguard.errors import InputError, TrainingError
 from reidguard.meta.base import LEARNERS, Objective, StepResult
@@ -58,7 +59,7 @@ class MAMLLearner(TemporaryLearner):
                 "'hessian_free' or 'first_order'"
             )
         # The fused kernels have a first derivative only.
-        with sdpa_kernel(SDPBackend.MATH), _second_derivatives():
+        with sdpa_kernel(SDPBackend.MATH), LightDerivatives(), _second_derivatives():
             return super().step(
                 module, objective, meta_train_batch, meta_test_batch, optimizer=optimizer
             )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reidguard.derivatives import convolve
 
 __all__ = ["frozen"]
 
@@ -110,72 +111,11 @@ def _affine(norm: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _linear(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    shape: Any = (
+    shape = (
         convolution.stride,
         convolution.padding,
         convolution.dilation,
         convolution.groups,
     )
 
-    def apply(x: Tensor) -> Tensor:
-        weight, bias = convolution.weight, convolution.bias
-        if not (x.requires_grad and torch.is_grad_enabled()) or torch.is_autocast_enabled(
-            x.device.type
-        ):
-            return F.conv2d(x, weight, bias, *shape)
-        return cast(Tensor, _Convolve.apply(x, weight, bias, shape))
-
-    return apply
-
-
-class _Convolve(torch.autograd.Function):
-    """Convolution with fixed weights: linear, so its derivative is its transpose, and back."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
-        return F.conv2d(x, weight, bias, *shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, ctx.shape = inputs
-        ctx.save_for_backward(weight)
-        # Only the size and the layout of x are needed for the transpose, not its values.
-        ctx.like = (x.shape, x.stride())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        return _Transpose.apply(grad, weight, ctx.like, ctx.shape), None, None, None
-
-
-class _Transpose(torch.autograd.Function):
-    """The transpose of :class:`_Convolve`."""
-
-    @staticmethod
-    def forward(grad: Tensor, weight: Tensor, like: Any, shape: Any) -> Tensor:
-        stride, padding, dilation, groups = shape
-        x = torch.empty_strided(*like, dtype=grad.dtype, device=grad.device)
-        found, _, _ = torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            [True, False, False],
-        )
-        return cast(Tensor, found)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, weight, _, ctx.shape = inputs
-        ctx.save_for_backward(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        return _Convolve.apply(grad, weight, None, ctx.shape), None, None, None
+    return lambda x: convolve(x, convolution.weight, convolution.bias, shape)

@@ -1,4 +1,4 @@
-"""evaluate, features, verify and save_adversarial on drawn people."""
+"""evaluate, features, verify and save_adversarial on virtual people."""
 
 import json
 import math
@@ -192,14 +192,14 @@ def test_counts_and_skipped_queries_are_reported(model, people, tmp_path):
     alone = tmp_path / "0999_c1s1_000001_00.png"
     Image.open(people.query[0].path).save(alone)
     dataset = ReIDDataset(
-        "odd", [], [*people.query, ReIDSample(alone, 999, 1)], people.gallery, junk=people.junk
+        "odd", [], [*people.query, ReIDSample(alone, 999, 1)], people.gallery, junk=4
     )
     result = evaluate(model, dataset, protocol=PROTOCOL)
     assert result.skipped == (str(alone),)
     assert result.counts == {
         "query": len(people.query) + 1,
         "gallery": len(people.gallery),
-        "distractors": 6,
+        "distractors": 12,
         "junk": 4,
         "skipped": 1,
     }

@@ -25,7 +25,8 @@ from reidguard.cli.runs import RunFolder, default_folder, open_run
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
-from reidguard.evaluation import save_adversarial
+from reidguard.evaluation import LPIPS, save_adversarial
+from reidguard.evaluation.features import module_device
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives import ATTACK_LOSSES
@@ -138,6 +139,12 @@ def parser(summary: str) -> Parser:
     )
     common.add_learning(made, lr="eps/10", epochs=10, checkpoint_every=20)
     common.add_evaluation(made)
+    made.option(
+        "--lpips",
+        "measure LPIPS, too, with these weights of torchvision's AlexNet or VGG-16, and the lpips "
+        "package's weights of channels (from the installed package unless their file is given)",
+        metavar="FILE[:FILE]",
+    )
     made.option(
         "--save-images",
         "write the adversarial images of all queries there as PNG, each under its query's name",
@@ -312,7 +319,8 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
 
 
 def _check_extras(options: Options, attack: Attack) -> None:
-    """Refuse what this attack has no use for."""
+    """Refuse what this attack has no use for, and files that are not what they should be."""
+    _make_lpips(options)
     if options.cube is not None:
         _colour_table(attack)
     if options.tell_labels and not (isinstance(attack, InstanceAttack) and attack.needs_guides):
@@ -373,8 +381,20 @@ def _measured(
         **({} if surrogate is None else {"surrogate": common.model_settings(surrogate)}),
         "image_size": options.image_size,
         "query_every": options.query_every,
+        **({"lpips": [*map(common.file_digest, _lpips(options))]} if options.lpips else {}),
         "device": device.type,
     }
+
+
+def _lpips(options: Options) -> list[Path]:
+    return [] if options.lpips is None else [pathname(p) for p in options.lpips.split(":", 1)]
+
+
+def _make_lpips(options: Options, model: ReIDModel | None = None) -> LPIPS | None:
+    if options.lpips is None:
+        return None
+    made = LPIPS(*_lpips(options))
+    return made if model is None else made.to(module_device(model))
 
 
 def _conclude(
@@ -391,7 +411,13 @@ def _conclude(
         note(f"{folder.path} is finished already; nothing is measured again")
     else:
         result = common.measure(
-            options, model, dataset, attack, display, tell_labels=options.tell_labels
+            options,
+            model,
+            dataset,
+            attack,
+            display,
+            tell_labels=options.tell_labels,
+            lpips=_make_lpips(options, model),
         )
         common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()

@@ -27,7 +27,7 @@ from reidguard.cli.runs import RunFolder
 from reidguard.cli.show import Display, note
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
-from reidguard.evaluation import EvaluationResult, FeatureStore, Protocol, evaluate
+from reidguard.evaluation import LPIPS, EvaluationResult, FeatureStore, Protocol, evaluate
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, weights_fingerprint
 from reidguard.storage import atomic_write, write_json
 from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
@@ -260,6 +260,7 @@ def measure(
     display: Display,
     *,
     tell_labels: bool = False,
+    lpips: LPIPS | None = None,
 ) -> EvaluationResult | None:
     """Evaluate as the options say; None where the dataset has nothing to search for or in."""
     if not dataset.query or not dataset.gallery:
@@ -273,6 +274,7 @@ def measure(
         store=feature_store(options.cache),
         query_every=options.query_every,
         tell_labels=tell_labels,
+        lpips=lpips,
         progress=display.phase("evaluating"),
     )
 

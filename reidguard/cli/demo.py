@@ -16,7 +16,7 @@ import torch
 from reidguard.attacks import MetaAttack, load_attack
 from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
 from reidguard.cli.runs import RunFolder, open_run
-from reidguard.cli.show import Display, note, table
+from reidguard.cli.show import Display, note
 from reidguard.data import Augment, ReIDDataset, read_virtual
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import ReIDModel, create_model, load_model
@@ -32,6 +32,7 @@ from reidguard.report import (
     spread,
 )
 from reidguard.report import table as html_table
+from reidguard.report.markdown import markdown_table
 from reidguard.storage import remove_temporaries, write_json
 from reidguard.training import Progress, ProgressCallback, train_model
 from reidguard.types import Budget
@@ -126,7 +127,7 @@ def run(options: Options) -> int:
         else:
             result = _Demo(PLAN, options.seed, folder, display).run()
             folder.finish()
-        print(table([HEAD, *(row for rows in _rows(result) for row in rows)]))
+        print(markdown_table([HEAD, *(row for rows in _rows(result) for row in rows)]))
         print(f"\nattack: {folder / 'attack.safetensors'}")
         print(f"figures: {folder / RESULT}")
         print(f"page: {(folder / PAGE).resolve()}", flush=True)

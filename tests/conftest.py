@@ -13,7 +13,7 @@ from reidguard.data import ReIDDataset, load_dataset, write_virtual
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Render small virtual people of a studio into a folder; do not write into it.
+    """Render small images of virtual people into a folder; do not write into it.
 
     The processes of pytest-xdist share the folders, so that each set is rendered once.
     """
@@ -21,10 +21,10 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
 
-    def call(identities: int, *, seed: int = 0) -> Path:
+    def call(identities: int, *, domain: str = "studio", seed: int = 0) -> Path:
         return write_virtual(
-            base / f"studio-{identities}-{seed}",
-            "studio",
+            base / f"{domain}-{identities}-{seed}",
+            domain,
             train_identities=identities,
             test_identities=identities,
             cameras=3,

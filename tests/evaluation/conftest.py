@@ -11,7 +11,8 @@ from reidguard.types import InputSpec
 
 @pytest.fixture(scope="session")
 def people(render):
-    return load_dataset("virtual", render(6))
+    """In a place where an untrained network is right about some and wrong about others."""
+    return load_dataset("virtual", render(6, domain="plaza"))
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from reidguard.attacks import MetaAttack, load_attack
-from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
-from reidguard.cli.runs import RunFolder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli import common
+from reidguard.cli.options import Options, Parser, pathname, positive
+from reidguard.cli.runs import RunFolder
+from reidguard.cli.show import Display
 from reidguard.data import Augment, ReIDDataset, read_virtual
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import ReIDModel, create_model, load_model
@@ -97,7 +98,7 @@ def parser(summary: str) -> Parser:
     made.option(
         "--out", "where everything goes", pathname, metavar="DIR", default=Path("runs/demo")
     )
-    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    common.add_seed(made)
     made.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
     return made
 
@@ -112,17 +113,8 @@ def run(options: Options) -> int:
         "augment": asdict(AUGMENT),
         "seed": options.seed,
     }
-    with (
-        open_run(
-            options.out,
-            options,
-            settings=settings,
-            products=(RESULT, PAGE),
-        ) as folder,
-        Display() as display,
-    ):
+    with common.running(options.out, options, settings, (RESULT, PAGE)) as (folder, display):
         if folder.finished:
-            note(f"{folder.path} is finished already; nothing is computed again")
             result = json.loads((folder / RESULT).read_text("utf-8"))
         else:
             result = _Demo(PLAN, options.seed, folder, display).run()

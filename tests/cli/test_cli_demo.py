@@ -90,7 +90,7 @@ def test_the_last_line_names_the_page(finished, patched, capsys):
     told = capsys.readouterr()
     last = told.out.splitlines()[-1]
     assert last == f"page: {(finished / 'demo.html').resolve()}"
-    assert "nothing is computed again" in told.err
+    assert "nothing is done again" in told.err
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after.get(path)}
     assert changed <= {".lock"}

@@ -35,7 +35,7 @@ from reidguard.report import (
 from reidguard.report import table as html_table
 from reidguard.report.markdown import markdown_table
 from reidguard.storage import remove_temporaries, write_json
-from reidguard.training import Progress, ProgressCallback, train_model
+from reidguard.training import MetricsFile, Progress, ProgressCallback, train_model
 from reidguard.types import Budget
 
 EXAMPLES = """\
@@ -232,7 +232,10 @@ class _Demo:
         plan = self.plan
         target = self.folder / "models" / f"{domain}-{network.label.lower()}.safetensors"
         checkpoint = target.with_suffix(".checkpoint")
-        with self.timed(f"training {network.label} on {domain}") as name:
+        with (
+            self.timed(f"training {network.label} on {domain}") as name,
+            MetricsFile(target.with_suffix(".jsonl"), self.learning(name)) as progress,
+        ):
             remove_temporaries(target)
             if not target.exists():
                 with torch.random.fork_rng(devices=[]):
@@ -254,7 +257,7 @@ class _Demo:
                     image_size=plan.size,
                     seed=self.seed,
                     checkpoint=checkpoint,
-                    progress=self.learning(name),
+                    progress=progress,
                 )
                 model.save(target)
             checkpoint.unlink(missing_ok=True)
@@ -265,7 +268,10 @@ class _Demo:
         plan = self.plan
         target = self.folder / "attack.safetensors"
         checkpoint = target.with_suffix(".checkpoint")
-        with self.timed("learning MetaAttack") as name:
+        with (
+            self.timed("learning MetaAttack") as name,
+            MetricsFile(self.folder / "metrics.jsonl", self.learning(name)) as progress,
+        ):
             if not target.exists():
                 attack = MetaAttack(budget=Budget(plan.eps), size=plan.size)
                 attack.fit(
@@ -278,7 +284,7 @@ class _Demo:
                     image_size=plan.size,
                     seed=self.seed,
                     checkpoint=checkpoint,
-                    progress=self.learning(name),
+                    progress=progress,
                 )
                 attack.save(target)
             checkpoint.unlink(missing_ok=True)

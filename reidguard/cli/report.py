@@ -110,7 +110,8 @@ def _pictures(options: Options, one: Run, device: torch.device) -> list[str]:
     parts = []
     own = one.path / "attack.safetensors"
     if own.exists():
-        parts += perturbation(load_attack(own))
+        learnt = perturbation(load_attack(own))
+        parts += ["<h3>What was learnt</h3>", *learnt] if learnt else []
     try:
         for subject in _subjects(one, device):
             parts += _people(options, subject, one, device)
@@ -183,6 +184,7 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
     blur = real and options.blur
     parts = []
     if one.command == "attack" and not blur:
+        parts.append("<h3>What it does to people</h3>")
         parts += examples(attack, dataset, size, device=device)
     store = common.feature_store(options.cache)
     if normal is not None:

@@ -96,6 +96,13 @@ def test_the_last_line_names_the_page(finished, patched, capsys):
     assert changed <= {".lock"}
 
 
+def test_each_step_is_written_down(finished):
+    plan = json.loads((finished / "result.json").read_text("utf-8"))["plan"]
+    lines = (finished / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, plan["attack_steps"] + 1)]
+    assert len(list((finished / "models").glob("*.jsonl"))) == 4
+
+
 def cells(row: str, pattern: str) -> list[str]:
     return [unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in re.findall(pattern, row)]
 

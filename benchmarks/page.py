@@ -283,8 +283,8 @@ def variations(data) -> list[str]:
 station, mall) in place of one, and where the mining of Eq. 5 looks. The models, clean:
 """),
         listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
-        prose(f"""{TARGETS} campus_resnet18 (2) is the same training once more, after the first one's
-weights were lost. A dash: not measured on that model.
+        prose(f"""{TARGETS} campus_resnet18 (2) is the same training once more, with
+the weights that it gave then. A dash: not measured on that model.
 """),
         listing(head, rows),
     ]

@@ -20,9 +20,9 @@ from reidguard.attacks import (
     load_attack,
 )
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, epsilon, pathname
-from reidguard.cli.runs import RunFolder, default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.options import Options, Parser, pathname
+from reidguard.cli.runs import RunFolder, default_folder
+from reidguard.cli.show import Display
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
 from reidguard.evaluation import LPIPS, save_adversarial
@@ -102,18 +102,11 @@ def parser(summary: str) -> Parser:
     made.section("attack")
     made.option("--attack", "reidguard list attacks", metavar="NAME", default="delta")
     made.pairs("--set", "option of the attack's constructor, such as resolution=17")
-    made.option(
-        "--eps",
-        "L∞ budget in [0, 1] pixel units",
-        epsilon,
-        metavar="X",
-        default=8 / 255,
-        shown="8/255",
-    )
+    common.add_eps(made)
     made.option(
         "--load", "apply this saved attack; nothing is learnt", pathname, metavar="ATTACK_FILE"
     )
-    add_surrogate(
+    common.add_surrogate(
         made, "work the attack out, or learn it, on this model, and measure it on --model"
     )
     made.flag(
@@ -159,22 +152,6 @@ def parser(summary: str) -> Parser:
     )
     common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")
     return made
-
-
-def add_surrogate(parser: Parser, help: str) -> None:
-    """Add the options that name a second model."""
-    parser.option("--surrogate", help, metavar="FILE|NAME[:WEIGHTS]")
-    parser.pairs("--surrogate-set", "option of the surrogate's constructor")
-
-
-def make_surrogate(options: Options) -> ReIDModel | None:
-    """Build the model that ``--surrogate`` names, if it is given."""
-    if options.surrogate is None:
-        if options.surrogate_set:
-            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
-        return None
-    named = {"model": options.surrogate, "model_set": options.surrogate_set}
-    return common.make_model(Options(**{**vars(options), **named}))
 
 
 def run(options: Options) -> int:
@@ -225,7 +202,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     _check_extras(options, attack)
     dataset = load_dataset(options.data)
     other = None if options.meta_data is None else load_dataset(options.meta_data)
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     recipe: dict[str, Any] = {
         "objective": options.objective or attack.fit_defaults.objective,
         "identities": options.identities,
@@ -252,15 +229,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     }
     out = options.out or default_folder("attack", f"{options.attack}-{dataset.name}", settings)
     products = ("attack.safetensors", "result.json", "result.md")
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=products,
-        ) as folder,
-        Display() as display,
-    ):
+    with common.running(out, options, settings, products) as (folder, display):
         target = folder / "attack.safetensors"
         source = (model if surrogate is None else surrogate).to(device)
         fit = partial(attack.to(device).fit, source, dataset, other, learner=learner, **recipe)
@@ -283,7 +252,7 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
             f"{options.load} was learnt already, so it needs no --surrogate: leave it out"
         )
     dataset = load_dataset(options.data)
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     if options.load is not None:
         name = options.load.stem
         told: dict[str, Any] = {
@@ -298,15 +267,8 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
     settings = {**told, **_measured(options, model, surrogate, dataset, device)}
     out = options.out or default_folder("attack", f"{name}-{dataset.name}", settings)
     recipe = () if options.load is not None else ("attack.safetensors",)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=(*recipe, "result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
+    products = (*recipe, "result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         for target in recipe:
             if not (folder / target).exists():
                 attack.save(folder / target)
@@ -407,9 +369,7 @@ def _conclude(
     display: Display,
 ) -> None:
     """Evaluate, unless that is done; write what else is asked for; print."""
-    if folder.finished:
-        note(f"{folder.path} is finished already; nothing is measured again")
-    else:
+    if not folder.finished:
         result = common.measure(
             options,
             model,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
-from reidguard.cli.runs import RunFolder, default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.options import Options, Parser, pathname, positive
+from reidguard.cli.runs import RunFolder, default_folder
+from reidguard.cli.show import note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
 from reidguard.paper import (
@@ -71,13 +71,12 @@ def parser(summary: str) -> Parser:
         "--model-steps", "of each network and defense (default: 85 epochs)", positive, metavar="N"
     )
     made.option("--query-every", "use every n-th query", positive, metavar="N", default=1)
-    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    common.add_seed(made)
     made.flag("--blur", "draw real people in a figure, as a few blocks of colour")
     made.flag("--images", "draw real people in a figure as they are")
     made.exclusive("blur", "images")
     made.option("--out", "run folder (default: one below runs/)", pathname, metavar="RUN_DIR")
-    made.option("--device", "cpu, cuda, cuda:1, ...", metavar="NAME", shown="cuda if there is")
-    made.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
+    common.add_device(made)
     return made
 
 
@@ -111,13 +110,8 @@ def run(options: Options) -> int:
         settings["blur"] = True
     out = options.out or default_folder("paper", options.what, settings)
     made = ("result.json", "result.md" if isinstance(wanted, PaperTable) else "figure.html")
-    with (
-        open_run(out, options, settings=settings, products=made) as folder,
-        Display() as display,
-    ):
-        if folder.finished:
-            note(f"{out} is finished already; nothing is measured again")
-        else:
+    with common.running(out, options, settings, made) as (folder, display):
+        if not folder.finished:
             workshop = Workshop(
                 plan, folder.path, given, seed=options.seed, device=device, progress=display
             )

@@ -7,8 +7,7 @@ from typing import Any
 
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, amount, did_you_mean
-from reidguard.cli.runs import default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.runs import default_folder
 from reidguard.data import load_dataset
 from reidguard.errors import InputError
 from reidguard.models import load_model
@@ -84,19 +83,10 @@ def run(options: Options) -> int:
     }
     name = options.model.partition(":")[0].rpartition("/")[2].removesuffix(".safetensors")
     out = options.out or default_folder("train", name, settings)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=("model.safetensors", "result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
+    products = ("model.safetensors", "result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         target = folder / "model.safetensors"
-        if folder.finished:
-            note(f"{out} is finished already; nothing is done again")
-        else:
+        if not folder.finished:
             train = partial(train_model, model.to(device), dataset, **recipe)
             learnt, seconds = common.learn_once(options, target, folder, display, load_model, train)
             if not folder.writes:

@@ -10,10 +10,11 @@ import torch
 
 from reidguard.attacks import DeltaAttack, load_attack
 from reidguard.cli import main
-from reidguard.cli.show import Display, table
+from reidguard.cli.show import Display
 from reidguard.data import load_dataset, write_virtual
 from reidguard.evaluation import Protocol, evaluate, verify
 from reidguard.models import load_model
+from reidguard.report.markdown import markdown_table
 from reidguard.training import MISGD, Progress
 
 SIZE = (64, 32)
@@ -322,7 +323,7 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
 
 
 def test_tables_are_aligned():
-    assert table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
+    assert markdown_table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
         "| name  |  mAP |",
         "| ----- | ---: |",
         "| clean |  7.5 |",

@@ -116,7 +116,7 @@ def test_stand_ins_are_measured_and_called_so(table12, tiny, capsys):
     assert [cell["setting"] for cell in grid["cells"]] == ["cross-dataset"] * 2
     assert main(["paper", "table12", "--stand-in", "--out", str(table12)]) == 0
     told = capsys.readouterr()
-    assert "nothing is measured again" in told.err
+    assert "nothing is done again" in told.err
     assert "STAND-INS, not the paper's experiment" in told.out
     assert "Market = virtual:plaza" in told.out
     assert "| PersonX    | Market→Duke |" in told.out
@@ -271,7 +271,7 @@ def test_a_figure_of_rank_lists(tiny, tmp_path, monkeypatch, capsys):
     # The steps of all that was learnt are written down.
     assert (out / "attacks" / "delta-meta-PersonX-PCB-Market-Market-eps8.jsonl").exists()
     assert main(call) == 0
-    assert "nothing is measured again" in capsys.readouterr().err
+    assert "nothing is done again" in capsys.readouterr().err
 
 
 @pytest.mark.slow

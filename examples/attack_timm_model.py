@@ -11,15 +11,15 @@ import torch
 import reidguard as rg
 from reidguard.data import read_virtual
 
-SIZE = (128, 64)
+SIZE = (64, 32)  # small and quick; real images need (256, 128)
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example")
-sizes = {"train_identities": 16, "test_identities": 16, "cameras": 3}
+sizes = {"train_identities": 16, "test_identities": 16, "cameras": 3, "height": 64}
 people = read_virtual("studio", root=out / "people", **sizes)  # rendered: nothing is downloaded
 
 # Stands for your own network: a few seconds of training give it something to lose.
 torch.manual_seed(0)
 ide = rg.create_model("ide", backbone="test_resnet", size=SIZE, num_classes=people.num_train_pids)
-rg.train_model(ide, people, steps=40, lr=3e-3, images_per_identity=4, image_size=SIZE)
+rg.train_model(ide, people, steps=40, lr=1e-3, images_per_identity=4, image_size=SIZE)
 network = ide.backbone  # a plain timm network from here on; put yours in its place
 
 # The attack, in ten lines.

@@ -15,12 +15,12 @@ from reidguard.report import amplified
 # set of your own. A few seconds of training give a small network something to lose. It stands for
 # yours: from ``network`` on it is a plain timm model that knows nothing of reidguard.
 
-PEOPLE = "virtual:studio?identities=16&cameras=3"
-SIZE = (128, 64)  # height and width at which images are read
+PEOPLE = "virtual:studio?identities=16&cameras=3&height=64"
+SIZE = (64, 32)  # height and width at which images are read; real ones need (256, 128)
 people = rg.load_dataset(PEOPLE)
 torch.manual_seed(0)
 ide = rg.create_model("ide", backbone="test_resnet", size=SIZE, num_classes=people.num_train_pids)
-rg.train_model(ide, people, steps=40, lr=3e-3, images_per_identity=4, image_size=SIZE)
+rg.train_model(ide, people, steps=40, lr=1e-3, images_per_identity=4, image_size=SIZE)
 network = ide.backbone
 
 # %%
@@ -59,7 +59,7 @@ strip = Image.new("RGB", (4 * SIZE[1], SIZE[0]))
 strip.paste(amplified(attack.delta[0], 8).resize(SIZE[::-1]))
 for place, sample in enumerate(people.query[:3], 1):
     strip.paste(Image.open(images / sample.path.name), (place * SIZE[1], 0))
-strip.save("changes.png")
+strip.resize((3 * strip.width, 3 * strip.height)).save("changes.png")
 
 # %%
 # .. image:: changes.png

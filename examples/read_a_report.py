@@ -38,10 +38,10 @@ reidguard(
 # %%
 # The page
 # ~~~~~~~~
-# ``--images`` is needed since these people are not of the library's virtual ones: pictures of
-# people that might be real are shown only when asked for.
+# Virtual people are shown as they are. Pictures of real ones stay off the page unless ``--blur`` or
+# ``--images`` asks for them.
 
-reidguard("report runs/eps4 runs/eps8 runs/hardened --images --cache features --out report.html")
+reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out report.html")
 
 # %%
 # :download:`The page that this made <report.html>` is one file that needs no network. From top to
@@ -58,9 +58,11 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --images --cache features --
 # **What the budget does** draws mAP and rank-1 over ε. A curve that rises again is a warning: more
 # room should never help the model (see :doc:`/audit`).
 #
-# **Each run**: the loss should fall for an attack and for a model; then the pattern, the colour
+# **Each run**: the loss should fall for a model, and for an attack; then the pattern, the colour
 # cube, and people before and after. In the rank lists a solid blue frame and ✓ is the right person,
 # a dashed orange one and ✗ someone else. *Found no more* shows what the attack does; *Still found*
-# shows queries that stand in spite of it, which are worth a look: what do they have in common?
+# shows queries that stand in spite of it. The hardened model has each list three times: before the
+# attack, after it, and after the defense. *Defended, yet lost* are its failures, worth a look: what
+# do they have in common?
 #
 # **How these came about** has each command, commit and version, for whoever wants to repeat it.

@@ -77,8 +77,8 @@ code { font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { padding: .6rem; } table { font-size: .75rem; }
   th, td { padding: .25rem .3rem; } .list li { width: 3.6rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible;
-  background: none; }
-  table { font-size: 8pt; } img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  background: none; } table { font-size: 8pt; } .chart { max-width: 24rem; }
+  img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 

@@ -52,7 +52,7 @@ def test_attack_timm_model(tmp_path: Path) -> None:
     assert len(originals) == 48
     moved = [abs(pixels(out / "images" / path.name) - pixels(path)).max() for path in originals]
     assert max(moved) == 8
-    assert Image.open(tmp_path / "changes.png").size == (256, 128)
+    assert Image.open(tmp_path / "changes.png").size == (384, 192)
 
 
 @pytest.mark.slow  # building the documentation runs it, too

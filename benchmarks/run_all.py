@@ -32,6 +32,7 @@ SCRIPTS = (
     f"instance.py {SURROGATE}",
     "inner_steps.py",
     "backbones.py",
+    "adapters.py",
     f"meta.py --keep runs/meta --cosines --seeds 0 1 2 {TARGETS}",
     f"variations.py {TARGETS}",
     "defenses.py --keep runs/defenses --attack runs/meta/combinatorial-maml-0.safetensors",

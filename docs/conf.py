@@ -1,12 +1,16 @@
 """How Sphinx builds the documentation: ``make docs``."""
 
+import sys
 from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "reidguard"
 author = "the reidguard developers"
 release = version = metadata.version("reidguard")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]  # examples are run by pytest
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "executed"]
 exclude_patterns = ["_build"]
 
 html_theme = "alabaster"

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 from reidguard.derivatives import LightDerivatives, batch_norm, convolve
+from reidguard.meta import MAMLLearner
 
 DOUBLE = torch.float64
 
@@ -88,3 +90,50 @@ def test_derivatives_of_a_network_are_those_of_torch(layout):
         other = derivatives()
     for one, two in zip(own, other, strict=True):
         close(one, two)
+
+
+class Block(nn.Module):
+    """What a ResNet is made of: stem, residual block with a stride, pooling, classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.body = nn.Sequential(
+            nn.Conv2d(6, 8, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+            nn.BatchNorm2d(8),
+        )
+        self.short = nn.Sequential(nn.Conv2d(6, 8, 1, 2), nn.BatchNorm2d(8))
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(F.relu(self.body(x) + self.short(x)).mean((2, 3)))
+
+
+def test_meta_gradient_of_a_network_in_training_is_that_of_torch():
+    torch.manual_seed(0)
+    module = Block().double()
+    batches = [(random(6, 3, 12, 8, seed=i).detach(), torch.arange(6) % 4) for i in (5, 6)]
+
+    def loss(module, batch):
+        return F.cross_entropy(module(batch[0]), batch[1])
+
+    names = dict(module.named_parameters())
+
+    def at(weights, batch):
+        state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return F.cross_entropy(functional_call(module, (weights, state), (batch[0],)), batch[1])
+
+    first = at(names, batches[0])
+    step = torch.autograd.grad(first, list(names.values()), create_graph=True)
+    moved = {name: p - 0.5 * g for (name, p), g in zip(names.items(), step, strict=True)}
+    wanted = torch.autograd.grad(first + at(moved, batches[1]), list(names.values()))
+    MAMLLearner(inner="sgd", inner_lr=0.5).step(module, loss, *batches)
+    for parameter, gradient in zip(module.parameters(), wanted, strict=True):
+        close(parameter.grad, gradient)
+    assert module.stem[1].num_batches_tracked == 1

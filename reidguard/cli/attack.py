@@ -20,12 +20,13 @@ from reidguard.attacks import (
     load_attack,
 )
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, epsilon, pathname
-from reidguard.cli.runs import RunFolder, default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.options import Options, Parser, pathname
+from reidguard.cli.runs import RunFolder, default_folder
+from reidguard.cli.show import Display
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError
-from reidguard.evaluation import save_adversarial
+from reidguard.evaluation import LPIPS, save_adversarial
+from reidguard.evaluation.features import module_device
 from reidguard.meta import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives import ATTACK_LOSSES
@@ -90,6 +91,7 @@ LEARNING = (
     "images_per_identity",
     "seed",
     "checkpoint_every",
+    "tensorboard",
 )
 
 
@@ -100,18 +102,11 @@ def parser(summary: str) -> Parser:
     made.section("attack")
     made.option("--attack", "reidguard list attacks", metavar="NAME", default="delta")
     made.pairs("--set", "option of the attack's constructor, such as resolution=17")
-    made.option(
-        "--eps",
-        "L∞ budget in [0, 1] pixel units",
-        epsilon,
-        metavar="X",
-        default=8 / 255,
-        shown="8/255",
-    )
+    common.add_eps(made)
     made.option(
         "--load", "apply this saved attack; nothing is learnt", pathname, metavar="ATTACK_FILE"
     )
-    add_surrogate(
+    common.add_surrogate(
         made, "work the attack out, or learn it, on this model, and measure it on --model"
     )
     made.flag(
@@ -138,6 +133,12 @@ def parser(summary: str) -> Parser:
     common.add_learning(made, lr="eps/10", epochs=10, checkpoint_every=20)
     common.add_evaluation(made)
     made.option(
+        "--lpips",
+        "measure LPIPS, too, with these weights of torchvision's AlexNet or VGG-16, and the lpips "
+        "package's weights of channels (from the installed package unless their file is given)",
+        metavar="FILE[:FILE]",
+    )
+    made.option(
         "--save-images",
         "write the adversarial images of all queries there as PNG, each under its query's name",
         pathname,
@@ -151,22 +152,6 @@ def parser(summary: str) -> Parser:
     )
     common.add_machine(made, out="run folder (default: one below runs/, named after the settings)")
     return made
-
-
-def add_surrogate(parser: Parser, help: str) -> None:
-    """Add the options that name a second model."""
-    parser.option("--surrogate", help, metavar="FILE|NAME[:WEIGHTS]")
-    parser.pairs("--surrogate-set", "option of the surrogate's constructor")
-
-
-def make_surrogate(options: Options) -> ReIDModel | None:
-    """Build the model that ``--surrogate`` names, if it is given."""
-    if options.surrogate is None:
-        if options.surrogate_set:
-            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
-        return None
-    named = {"model": options.surrogate, "model_set": options.surrogate_set}
-    return common.make_model(Options(**{**vars(options), **named}))
 
 
 def run(options: Options) -> int:
@@ -217,7 +202,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     _check_extras(options, attack)
     dataset = load_dataset(options.data)
     other = None if options.meta_data is None else load_dataset(options.meta_data)
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     recipe: dict[str, Any] = {
         "objective": options.objective or attack.fit_defaults.objective,
         "identities": options.identities,
@@ -244,15 +229,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     }
     out = options.out or default_folder("attack", f"{options.attack}-{dataset.name}", settings)
     products = ("attack.safetensors", "result.json", "result.md")
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=products,
-        ) as folder,
-        Display() as display,
-    ):
+    with common.running(out, options, settings, products) as (folder, display):
         target = folder / "attack.safetensors"
         source = (model if surrogate is None else surrogate).to(device)
         fit = partial(attack.to(device).fit, source, dataset, other, learner=learner, **recipe)
@@ -275,7 +252,7 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
             f"{options.load} was learnt already, so it needs no --surrogate: leave it out"
         )
     dataset = load_dataset(options.data)
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     if options.load is not None:
         name = options.load.stem
         told: dict[str, Any] = {
@@ -290,15 +267,8 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
     settings = {**told, **_measured(options, model, surrogate, dataset, device)}
     out = options.out or default_folder("attack", f"{name}-{dataset.name}", settings)
     recipe = () if options.load is not None else ("attack.safetensors",)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=(*recipe, "result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
+    products = (*recipe, "result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         for target in recipe:
             if not (folder / target).exists():
                 attack.save(folder / target)
@@ -311,7 +281,8 @@ def _apply(options: Options, device: torch.device, attack: Attack) -> int:
 
 
 def _check_extras(options: Options, attack: Attack) -> None:
-    """Refuse what this attack has no use for."""
+    """Refuse what this attack has no use for, and files that are not what they should be."""
+    _make_lpips(options)
     if options.cube is not None:
         _colour_table(attack)
     if options.tell_labels and not (isinstance(attack, InstanceAttack) and attack.needs_guides):
@@ -372,8 +343,20 @@ def _measured(
         **({} if surrogate is None else {"surrogate": common.model_settings(surrogate)}),
         "image_size": options.image_size,
         "query_every": options.query_every,
+        **({"lpips": [*map(common.file_digest, _lpips(options))]} if options.lpips else {}),
         "device": device.type,
     }
+
+
+def _lpips(options: Options) -> list[Path]:
+    return [] if options.lpips is None else [pathname(p) for p in options.lpips.split(":", 1)]
+
+
+def _make_lpips(options: Options, model: ReIDModel | None = None) -> LPIPS | None:
+    if options.lpips is None:
+        return None
+    made = LPIPS(*_lpips(options))
+    return made if model is None else made.to(module_device(model))
 
 
 def _conclude(
@@ -386,11 +369,15 @@ def _conclude(
     display: Display,
 ) -> None:
     """Evaluate, unless that is done; write what else is asked for; print."""
-    if folder.finished:
-        note(f"{folder.path} is finished already; nothing is measured again")
-    else:
+    if not folder.finished:
         result = common.measure(
-            options, model, dataset, attack, display, tell_labels=options.tell_labels
+            options,
+            model,
+            dataset,
+            attack,
+            display,
+            tell_labels=options.tell_labels,
+            lpips=_make_lpips(options, model),
         )
         common.save_result(folder, result, attack.training_facts, seconds)
         folder.finish()

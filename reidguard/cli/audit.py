@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from reidguard.cli import common
-from reidguard.cli.attack import add_surrogate, make_surrogate
 from reidguard.cli.options import (
     Options,
     Parser,
-    epsilon,
-    image_size,
     not_negative,
-    pathname,
     positive,
 )
-from reidguard.cli.runs import open_run
-from reidguard.cli.show import Display, note
-from reidguard.data import load_dataset
-from reidguard.errors import DataError
+from reidguard.cli.show import Display
 from reidguard.evaluation import Protocol, audit
 from reidguard.storage import atomic_write, write_json
 
@@ -41,16 +34,11 @@ def parser(summary: str) -> Parser:
     """Return the command's parser."""
     made = Parser("audit", summary, EXAMPLES)
     common.add_victim(made)
-    add_surrogate(made, "another model, on which transfer is made; without it, none is measured")
-    made.section("audit")
-    made.option(
-        "--eps",
-        "ball of the gradient checks and of transfer",
-        epsilon,
-        metavar="X",
-        default=8 / 255,
-        shown="8/255",
+    common.add_surrogate(
+        made, "another model, on which transfer is made; without it, none is measured"
     )
+    made.section("audit")
+    common.add_eps(made, "ball of the gradient checks and of transfer")
     made.option("--attack-steps", "iterations of SMA", positive, metavar="N", default=15)
     made.option(
         "--learning-steps",
@@ -61,22 +49,8 @@ def parser(summary: str) -> Parser:
     )
     made.option("--queries", "attack about so many", positive, metavar="N", default=100)
     made.option("--probes", "look at so many gradients", positive, metavar="N", default=8)
-    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
-    made.option(
-        "--image-size",
-        "size at which images are read and attacked",
-        image_size,
-        metavar="HxW",
-        default=(256, 128),
-        shown="256x128",
-    )
-    made.option(
-        "--cache",
-        "folder for clean features, which later calls reuse; it can be deleted at any time",
-        pathname,
-        metavar="DIR",
-        shown="$XDG_CACHE_HOME/reidguard/features or ~/.cache/reidguard/features",
-    )
+    common.add_seed(made)
+    common.add_reading(made)
     common.add_machine(made, out="folder for audit.json, audit.md and manifest.json")
     return made
 
@@ -84,12 +58,8 @@ def parser(summary: str) -> Parser:
 def run(options: Options) -> int:
     """Audit and print; with ``--out`` also write."""
     device = common.set_up_machine(options)
-    dataset = load_dataset(options.data)
-    if not dataset.query or not dataset.gallery:
-        raise DataError(
-            f"{dataset.name} has no query or no gallery images, so nothing can be measured"
-        )
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    dataset = common.load_searchable(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     numbers = {
         name: getattr(options, name)
         for name in ("eps", "attack_steps", "learning_steps", "queries", "probes", "seed")
@@ -121,18 +91,9 @@ def run(options: Options) -> int:
             _, text = report(display)
         print(text)
         return 0
-    with (
-        open_run(
-            options.out,
-            options,
-            settings=settings,
-            products=("audit.json", "audit.md"),
-        ) as folder,
-        Display() as display,
-    ):
-        if folder.finished:
-            note(f"{options.out} is finished already; nothing is measured again")
-        else:
+    products = ("audit.json", "audit.md")
+    with common.running(options.out, options, settings, products) as (folder, display):
+        if not folder.finished:
             content, text = report(display)
             write_json(folder / "audit.json", content)
             with atomic_write(folder / "audit.md") as temporary:

@@ -6,12 +6,8 @@ import shlex
 
 from reidguard.attacks import Attack, load_attack
 from reidguard.cli import common
-from reidguard.cli.attack import add_surrogate, make_surrogate
-from reidguard.cli.options import Options, Parser, epsilon, not_negative, pathname, positive
-from reidguard.cli.runs import default_folder, open_run
-from reidguard.cli.show import Display, note
-from reidguard.data import load_dataset
-from reidguard.errors import DataError
+from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
+from reidguard.cli.runs import default_folder
 from reidguard.evaluation import Protocol, RetrievalAutoAttack
 from reidguard.storage import atomic_write, write_json
 from reidguard.types import Budget
@@ -46,21 +42,14 @@ def parser(summary: str) -> Parser:
     made = Parser("autoattack", summary, EXAMPLES)
     common.add_victim(made)
     made.section("suite")
-    made.option(
-        "--eps",
-        "L∞ budget in [0, 1] pixel units",
-        epsilon,
-        metavar="X",
-        default=8 / 255,
-        shown="8/255",
-    )
+    common.add_eps(made)
     made.option(
         "--universal",
         "a learnt attack within the budget, as a further member",
         pathname,
         metavar="ATTACK_FILE",
     )
-    add_surrogate(made, "another model, whose own attack is a further member")
+    common.add_surrogate(made, "another model, whose own attack is a further member")
     made.flag(
         "--early-stop",
         "attack broken queries no further; robust mAP is not measured then",
@@ -79,7 +68,7 @@ def parser(summary: str) -> Parser:
         metavar="N",
         default=100,
     )
-    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    common.add_seed(made)
     common.add_evaluation(made)
     made.option(
         "--batch-size",
@@ -104,12 +93,8 @@ def run(options: Options) -> int:
     universal: Attack | None = None
     if options.universal is not None:
         universal = load_attack(options.universal).to(device)
-    dataset = load_dataset(options.data)
-    if not dataset.query or not dataset.gallery:
-        raise DataError(
-            f"{dataset.name} has no query or no gallery images, so nothing can be measured"
-        )
-    model, surrogate = common.make_model(options), make_surrogate(options)
+    dataset = common.load_searchable(options)
+    model, surrogate = common.make_model(options), common.make_surrogate(options)
     suite = RetrievalAutoAttack(
         Budget(options.eps),
         universal=universal,
@@ -132,17 +117,8 @@ def run(options: Options) -> int:
         "device": device.type,
     }
     out = options.out or default_folder("autoattack", dataset.name, settings)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=("result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
-        if folder.finished:
-            note(f"{out} is finished already; nothing is measured again")
+    products = ("result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         if not folder.finished or options.save_images is not None:
             result = suite.run(
                 model.to(device),

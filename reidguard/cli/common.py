@@ -6,7 +6,8 @@ import hashlib
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,24 +17,31 @@ from reidguard.attacks import Attack, Guides, InstanceAttack, UniversalAttack
 from reidguard.cli.options import (
     Options,
     Parser,
+    epsilon,
     image_size,
     not_negative,
     pathname,
     positive,
     rate,
 )
-from reidguard.cli.runs import Metrics, RunFolder
+from reidguard.cli.runs import RunFolder, open_run
 from reidguard.cli.show import Display, note
-from reidguard.data import ReIDDataset
-from reidguard.errors import CheckpointError, InputError
-from reidguard.evaluation import EvaluationResult, FeatureStore, Protocol, evaluate
+from reidguard.data import ReIDDataset, load_dataset
+from reidguard.errors import CheckpointError, DataError, InputError
+from reidguard.evaluation import LPIPS, EvaluationResult, FeatureStore, Protocol, evaluate
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, weights_fingerprint
 from reidguard.storage import atomic_write, write_json
+from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
 __all__ = [
+    "add_device",
+    "add_eps",
     "add_evaluation",
     "add_learning",
     "add_machine",
+    "add_reading",
+    "add_seed",
+    "add_surrogate",
     "add_victim",
     "bind",
     "data_settings",
@@ -41,12 +49,16 @@ __all__ = [
     "feature_store",
     "file_digest",
     "learn_once",
+    "load_searchable",
     "make",
     "make_model",
+    "make_surrogate",
     "measure",
     "model_settings",
     "print_result",
+    "running",
     "save_result",
+    "searchable",
     "set_up_machine",
 ]
 
@@ -81,7 +93,7 @@ def add_learning(parser: Parser, *, lr: str, epochs: int, checkpoint_every: int)
     parser.option("--lr", f"size of a step (default: {lr})", rate, metavar="X")
     parser.option("--identities", "people in a batch", positive, metavar="P", default=8)
     parser.option("--images-per-identity", "images of each", positive, metavar="K", default=8)
-    parser.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    add_seed(parser)
     parser.option(
         "--checkpoint-every",
         "steps between two checkpoints",
@@ -89,11 +101,24 @@ def add_learning(parser: Parser, *, lr: str, epochs: int, checkpoint_every: int)
         metavar="N",
         default=checkpoint_every,
     )
+    parser.flag(
+        "--tensorboard",
+        "write what metrics.jsonl gets to RUN_DIR/tensorboard, too: for TensorBoard, which must be "
+        "installed",
+    )
 
 
 def add_evaluation(parser: Parser) -> None:
     """Add the options of evaluation."""
     parser.section("evaluation")
+    add_reading(parser)
+    parser.option(
+        "--query-every", "use every n-th query, for a quick look", positive, metavar="N", default=1
+    )
+
+
+def add_reading(parser: Parser) -> None:
+    """Add the options of reading images and keeping their clean features."""
     parser.option(
         "--image-size",
         "size at which images are read, attacked and saved; models resize further by themselves",
@@ -101,9 +126,6 @@ def add_evaluation(parser: Parser) -> None:
         metavar="HxW",
         default=(256, 128),
         shown="256x128",
-    )
-    parser.option(
-        "--query-every", "use every n-th query, for a quick look", positive, metavar="N", default=1
     )
     parser.option(
         "--cache",
@@ -124,8 +146,29 @@ def add_machine(parser: Parser, *, out: str) -> None:
         pathname,
         metavar="FILE",
     )
+    add_device(parser)
+
+
+def add_device(parser: Parser) -> None:
+    """Add the options that say what computes."""
     parser.option("--device", "cpu, cuda, cuda:1, ...", metavar="NAME", shown="cuda if there is")
     parser.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
+
+
+def add_seed(parser: Parser) -> None:
+    """Add the option of the seed."""
+    parser.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+
+
+def add_eps(parser: Parser, help: str = "L∞ budget in [0, 1] pixel units") -> None:
+    """Add the option of the budget."""
+    parser.option("--eps", help, epsilon, metavar="X", default=8 / 255, shown="8/255")
+
+
+def add_surrogate(parser: Parser, help: str) -> None:
+    """Add the options that name a second model."""
+    parser.option("--surrogate", help, metavar="FILE|NAME[:WEIGHTS]")
+    parser.pairs("--surrogate-set", "option of the surrogate's constructor")
 
 
 def set_up_machine(options: Options) -> torch.device:
@@ -152,6 +195,49 @@ def device_name(options: Options) -> str:
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     alone = "LOCAL_RANK" not in os.environ
     return name if name != "cuda" or alone else f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+@contextmanager
+def running(
+    path: Path, options: Options, settings: Mapping[str, Any], products: tuple[str, ...]
+) -> Iterator[tuple[RunFolder, Display]]:
+    """Open a run folder and show progress; say so if the run is finished already.
+
+    Args:
+        path: The folder.
+        options: Of the command.
+        settings: What the result depends on, as JSON values.
+        products: Files without which a run is not finished.
+    """
+    with (
+        open_run(path, options, settings=settings, products=products) as folder,
+        Display() as display,
+    ):
+        if folder.finished:
+            note(f"{path} is finished already; nothing is done again")
+        yield folder, display
+
+
+def load_searchable(options: Options) -> ReIDDataset:
+    """Load the dataset that ``--data`` names.
+
+    Raises:
+        DataError: If nobody can be searched for in it.
+    """
+    return searchable(load_dataset(options.data))
+
+
+def searchable(dataset: ReIDDataset) -> ReIDDataset:
+    """Return a dataset that has queries and a gallery.
+
+    Raises:
+        DataError: If it lacks one.
+    """
+    if not dataset.query or not dataset.gallery:
+        raise DataError(
+            f"{dataset.name} has no query or no gallery images, so nothing can be evaluated"
+        )
+    return dataset
 
 
 def make(what: str, build: Any, *arguments: Any, **kwargs: Any) -> Any:
@@ -209,6 +295,16 @@ def model_settings(model: ReIDModel) -> dict[str, Any]:
     }
 
 
+def make_surrogate(options: Options) -> ReIDModel | None:
+    """Build the model that ``--surrogate`` names, if it is given."""
+    if options.surrogate is None:
+        if options.surrogate_set:
+            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
+        return None
+    named = {"model": options.surrogate, "model_set": options.surrogate_set}
+    return make_model(Options(**{**vars(options), **named}))
+
+
 def data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:
     """Return what identifies a dataset in a manifest."""
     return {
@@ -253,6 +349,7 @@ def measure(
     display: Display,
     *,
     tell_labels: bool = False,
+    lpips: LPIPS | None = None,
 ) -> EvaluationResult | None:
     """Evaluate as the options say; None where the dataset has nothing to search for or in."""
     if not dataset.query or not dataset.gallery:
@@ -266,6 +363,7 @@ def measure(
         store=feature_store(options.cache),
         query_every=options.query_every,
         tell_labels=tell_labels,
+        lpips=lpips,
         progress=display.phase("evaluating"),
     )
 
@@ -296,7 +394,11 @@ def learn_once(
     """
     if target.exists():
         return load(target), None
-    with Metrics(folder / "metrics.jsonl", display) as metrics:
+    with ExitStack() as stack:
+        show: ProgressCallback = display
+        if options.tensorboard and folder.writes:
+            show = stack.enter_context(TensorBoard(folder / "tensorboard", display))
+        metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", show))
         learnt = learn(
             checkpoint=folder / "checkpoint.safetensors",
             checkpoint_every=options.checkpoint_every,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
-from reidguard.cli.show import Display, table
+from reidguard.cli.show import Display
 from reidguard.data import SPLITS, load_dataset, write_virtual
 from reidguard.data.virtual.dataset import parse_name
 from reidguard.errors import InputError
+from reidguard.report.markdown import markdown_table
 
 EXAMPLES = """\
   reidguard data market1501:/data/market1501
@@ -89,7 +90,7 @@ def _show(name: str, *, check: bool) -> None:
     rows = [["split", *columns]]
     rows += [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]
     print(f"{dataset.name}\n")
-    print(table(rows))
+    print(markdown_table(rows))
     print(f"\ndistractors in the gallery: {counts['distractors']:,}")
     print(f"junk images left out: {counts['junk']:,}")
     print(f"terms: {counts['licence']}")

@@ -9,9 +9,8 @@ from typing import Any
 
 from reidguard.attacks import ATTACKS, Attack, InstanceAttack, UniversalAttack, load_attack
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, amount, epsilon, pathname
-from reidguard.cli.runs import default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.options import Options, Parser, amount, pathname
+from reidguard.cli.runs import default_folder
 from reidguard.data import load_dataset
 from reidguard.defenses import DEFENSES, AdversarialTraining
 from reidguard.errors import InputError
@@ -55,9 +54,7 @@ def parser(summary: str) -> Parser:
         metavar="FILE|NAME",
     )
     made.pairs("--attack-set", "option of a named attack's constructor, such as steps=7")
-    made.option(
-        "--eps", "L∞ budget of a named attack", epsilon, metavar="X", default=8 / 255, shown="8/255"
-    )
+    common.add_eps(made, "L∞ budget of a named attack")
     made.section("learning")
     made.option(
         "--meta-data",
@@ -118,19 +115,10 @@ def run(options: Options) -> int:
         "device": device.type,
     }
     out = options.out or default_folder("defend", f"{options.defense}-{dataset.name}", settings)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=("model.safetensors", "result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
+    products = ("model.safetensors", "result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         target = folder / "model.safetensors"
-        if folder.finished:
-            note(f"{out} is finished already; nothing is done again")
-        else:
+        if not folder.finished:
             defense.attack.to(device)
             recipe["recompute"] = options.recompute  # which changes no result
             fit = partial(defense.fit, model.to(device), dataset, other, **recipe)

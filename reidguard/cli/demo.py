@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from reidguard.attacks import MetaAttack, load_attack
-from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
-from reidguard.cli.runs import RunFolder, open_run
-from reidguard.cli.show import Display, note, table
+from reidguard.cli import common
+from reidguard.cli.options import Options, Parser, pathname, positive
+from reidguard.cli.runs import RunFolder
+from reidguard.cli.show import Display
 from reidguard.data import Augment, ReIDDataset, read_virtual
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import ReIDModel, create_model, load_model
@@ -32,8 +33,9 @@ from reidguard.report import (
     spread,
 )
 from reidguard.report import table as html_table
+from reidguard.report.markdown import markdown_table
 from reidguard.storage import remove_temporaries, write_json
-from reidguard.training import Progress, ProgressCallback, train_model
+from reidguard.training import MetricsFile, Progress, ProgressCallback, train_model
 from reidguard.types import Budget
 
 EXAMPLES = """\
@@ -96,7 +98,7 @@ def parser(summary: str) -> Parser:
     made.option(
         "--out", "where everything goes", pathname, metavar="DIR", default=Path("runs/demo")
     )
-    made.option("--seed", "fixes every random draw", not_negative, metavar="N", default=0)
+    common.add_seed(made)
     made.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
     return made
 
@@ -111,22 +113,13 @@ def run(options: Options) -> int:
         "augment": asdict(AUGMENT),
         "seed": options.seed,
     }
-    with (
-        open_run(
-            options.out,
-            options,
-            settings=settings,
-            products=(RESULT, PAGE),
-        ) as folder,
-        Display() as display,
-    ):
+    with common.running(options.out, options, settings, (RESULT, PAGE)) as (folder, display):
         if folder.finished:
-            note(f"{folder.path} is finished already; nothing is computed again")
             result = json.loads((folder / RESULT).read_text("utf-8"))
         else:
             result = _Demo(PLAN, options.seed, folder, display).run()
             folder.finish()
-        print(table([HEAD, *(row for rows in _rows(result) for row in rows)]))
+        print(markdown_table([HEAD, *(row for rows in _rows(result) for row in rows)]))
         print(f"\nattack: {folder / 'attack.safetensors'}")
         print(f"figures: {folder / RESULT}")
         print(f"page: {(folder / PAGE).resolve()}", flush=True)
@@ -239,7 +232,10 @@ class _Demo:
         plan = self.plan
         target = self.folder / "models" / f"{domain}-{network.label.lower()}.safetensors"
         checkpoint = target.with_suffix(".checkpoint")
-        with self.timed(f"training {network.label} on {domain}") as name:
+        with (
+            self.timed(f"training {network.label} on {domain}") as name,
+            MetricsFile(target.with_suffix(".jsonl"), self.learning(name)) as progress,
+        ):
             remove_temporaries(target)
             if not target.exists():
                 with torch.random.fork_rng(devices=[]):
@@ -261,7 +257,7 @@ class _Demo:
                     image_size=plan.size,
                     seed=self.seed,
                     checkpoint=checkpoint,
-                    progress=self.learning(name),
+                    progress=progress,
                 )
                 model.save(target)
             checkpoint.unlink(missing_ok=True)
@@ -272,7 +268,10 @@ class _Demo:
         plan = self.plan
         target = self.folder / "attack.safetensors"
         checkpoint = target.with_suffix(".checkpoint")
-        with self.timed("learning MetaAttack") as name:
+        with (
+            self.timed("learning MetaAttack") as name,
+            MetricsFile(self.folder / "metrics.jsonl", self.learning(name)) as progress,
+        ):
             if not target.exists():
                 attack = MetaAttack(budget=Budget(plan.eps), size=plan.size)
                 attack.fit(
@@ -285,7 +284,7 @@ class _Demo:
                     image_size=plan.size,
                     seed=self.seed,
                     checkpoint=checkpoint,
-                    progress=self.learning(name),
+                    progress=progress,
                 )
                 attack.save(target)
             checkpoint.unlink(missing_ok=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, pathname
-from reidguard.cli.runs import open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.show import Display
 from reidguard.data import load_dataset
-from reidguard.errors import DataError
 
 EXAMPLES = """\
   a published model:
@@ -40,10 +38,7 @@ def run(options: Options) -> int:
     dataset = load_dataset(options.data)
     if options.query is not None:
         dataset = dataset.with_query(options.query)
-    if not dataset.query or not dataset.gallery:
-        raise DataError(
-            f"{dataset.name} has no query or no gallery images, so nothing can be evaluated"
-        )
+    common.searchable(dataset)
     model = common.make_model(options)
     if options.out is None:
         with Display() as display:
@@ -58,18 +53,9 @@ def run(options: Options) -> int:
         "query_every": options.query_every,
         "device": device.type,
     }
-    with (
-        open_run(
-            options.out,
-            options,
-            settings=settings,
-            products=("result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
-        if folder.finished:
-            note(f"{options.out} is finished already; nothing is measured again")
-        else:
+    products = ("result.json", "result.md")
+    with common.running(options.out, options, settings, products) as (folder, display):
+        if not folder.finished:
             result = common.measure(options, model.to(device), dataset, None, display)
             common.save_result(folder, result)
             folder.finish()

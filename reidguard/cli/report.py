@@ -11,10 +11,11 @@ import torch
 
 from reidguard.attacks import Attack, InstanceAttack, load_attack
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, pathname, positive
+from reidguard.cli.options import Options, Parser, pathname
 from reidguard.cli.show import note
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import InputError, ReIDGuardError
+from reidguard.evaluation import FeatureStore
 from reidguard.models import ReIDModel, load_model
 from reidguard.report import (
     Run,
@@ -24,6 +25,7 @@ from reidguard.report import (
     found_at_once,
     paragraph,
     perturbation,
+    rank_lists,
     read_run,
     report_page,
     save_page,
@@ -46,6 +48,10 @@ lay during the run.
 
 EXAMINED = 64  # queries that are attacked to find two of each kind
 SHOWN = 2
+LEGEND = (
+    "✓ and a solid blue frame: the same person by another camera. ✗ and a dashed orange frame: "
+    "someone else."
+)
 
 
 class Subject(NamedTuple):
@@ -56,6 +62,7 @@ class Subject(NamedTuple):
     dataset: ReIDDataset
     attack: Attack
     size: tuple[int, int]
+    normal: ReIDModel | None = None  # what the model was hardened from
 
 
 def parser(summary: str) -> Parser:
@@ -75,8 +82,7 @@ def parser(summary: str) -> Parser:
         metavar="DIR",
         shown="$XDG_CACHE_HOME/reidguard/features or ~/.cache/reidguard/features",
     )
-    made.option("--device", "cpu, cuda, cuda:1, ...", metavar="NAME", shown="cuda if there is")
-    made.option("--threads", "CPU threads", positive, metavar="N", shown="torch's choice")
+    common.add_device(made)
     return made
 
 
@@ -104,7 +110,8 @@ def _pictures(options: Options, one: Run, device: torch.device) -> list[str]:
     parts = []
     own = one.path / "attack.safetensors"
     if own.exists():
-        parts += perturbation(load_attack(own))
+        learnt = perturbation(load_attack(own))
+        parts += ["<h3>What was learnt</h3>", *learnt] if learnt else []
     try:
         for subject in _subjects(one, device):
             parts += _people(options, subject, one, device)
@@ -142,20 +149,25 @@ def _subjects(one: Run, device: torch.device) -> Iterator[Subject]:
                 people.name, people.train, people.query[::every], people.gallery, root=people.root
             )
         size = _size(said["image_size"])
+        given = Options(model=said["model"], model_set=said["model_set"])
+        normal = None
         if one.command == "defend":
             model = load_model(one.path / "model.safetensors")
             made = Path(said["attack"] or "")
             if not made.is_file():
                 raise _LeftOutError("the defense's attack is not in a file")
             attack = load_attack(made)
+            if not isinstance(attack, InstanceAttack):  # such a one would be made on each anew
+                normal = common.make_model(given).to(device)
         else:
-            model = common.make_model(Options(model=said["model"], model_set=said["model_set"]))
+            model = common.make_model(given)
             attack = load_attack(said["load"] or one.path / "attack.safetensors")
         if isinstance(attack, InstanceAttack):
             if attack.needs_guides or said.get("surrogate"):
                 raise _LeftOutError("the attack needs more than the model to be made again")
             attack = attack.bind(model.to(device))
-        yield Subject(people.name, model.to(device), people, attack.to(device), size)
+        model, attack = model.to(device), attack.to(device)
+        yield Subject(people.name, model, people, attack, size, normal)
 
 
 def _size(pair: list[int]) -> tuple[int, int]:
@@ -163,7 +175,7 @@ def _size(pair: list[int]) -> tuple[int, int]:
 
 
 def _people(options: Options, subject: Subject, one: Run, device: torch.device) -> list[str]:
-    title, model, dataset, attack, size = subject
+    title, model, dataset, attack, size, normal = subject
     real = not dataset.name.startswith("virtual:")
     if real and not (options.blur or options.images):
         raise _LeftOutError(
@@ -172,8 +184,11 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
     blur = real and options.blur
     parts = []
     if one.command == "attack" and not blur:
+        parts.append("<h3>What it does to people</h3>")
         parts += examples(attack, dataset, size, device=device)
     store = common.feature_store(options.cache)
+    if normal is not None:
+        return [*parts, *_defended(subject, normal, store, blur)]
     right = found_at_once(model, dataset, store, size)
     chosen = spread(right, EXAMINED)
     if not chosen:
@@ -185,8 +200,7 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
         paragraph(
             f"{title}: {len(still)} of {len(chosen)} queries still find the person first under "
             f"attack, as 8-bit images. They are spaced evenly among the {len(right)} of "
-            f"{len(dataset.query)} that do before it. ✓ and a solid blue frame: the same person by "
-            "another camera. ✗ and a dashed orange frame: someone else."
+            f"{len(dataset.query)} that do before it. {LEGEND}"
         )
     )
     for what, numbers in (("Found no more", broken), ("Still found", still)):
@@ -195,4 +209,42 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
             parts += before_and_after(
                 model, dataset, attack, spread(numbers, SHOWN), store=store, size=size, blur=blur
             )
+    return parts
+
+
+def _defended(subject: Subject, normal: ReIDModel, store: FeatureStore, blur: bool) -> list[str]:
+    """Rank lists of the normal model before and after the attack, and of the hardened one after."""
+    title, model, dataset, attack, size, _ = subject
+    right = found_at_once(normal, dataset, store, size)
+    chosen = spread(right, EXAMINED)
+    if not chosen:
+        return [paragraph(f"{title}: the normal model finds nobody even before the attack.")]
+    _, changed = attacked_queries(model, dataset, attack, chosen, size)
+    kept, defended = (
+        found_at_once(network, dataset, store, size, changed, chosen) for network in (normal, model)
+    )
+    saved = [number for number in defended if number not in kept]
+    broken = [number for number in chosen if number not in defended]
+    parts = [
+        paragraph(
+            f"{title}: of {len(chosen)} queries whose first image is right before the attack, "
+            f"spaced evenly among {len(right)} of {len(dataset.query)}, it still is under attack, "
+            f"as 8-bit images, for {len(kept)} with the normal model and for {len(defended)} with "
+            f"the hardened one. {LEGEND}"
+        )
+    ]
+    for what, numbers in (("Found again by the defense", saved), ("Defended, yet lost", broken)):
+        if numbers:
+            parts.append(f"<h3>{what}</h3>")
+            shown = spread(numbers, SHOWN)
+            images = changed[[chosen.index(number) for number in shown]]
+            lists = (
+                rank_lists(n, dataset, shown, i, title=t, store=store, size=size, blur=blur)
+                for t, n, i in (
+                    ("Before the attack", normal, None),
+                    ("After the attack", normal, images),
+                    ("After the defense", model, images),
+                )
+            )
+            parts += [part for one_query in zip(*lists, strict=True) for part in one_query]
     return parts

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shlex
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from reidguard.cli.options import Options
 from reidguard.cli.show import note
 from reidguard.distributed import processes
 from reidguard.errors import CheckpointError, InputError
-from reidguard.storage import atomic_write, library_versions, write_json
-from reidguard.training import Progress, ProgressCallback
+from reidguard.storage import library_versions, write_json
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes in one folder go unnoticed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Interrupted", "Metrics", "RunFolder", "default_folder", "open_run"]
+__all__ = ["Interrupted", "RunFolder", "default_folder", "open_run"]
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 
@@ -243,67 +239,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
-
-
-class Metrics:
-    """metrics.jsonl: a line for each step, each step once, in order.
-
-    A resumed run repeats the steps since its last checkpoint; their old lines are dropped.
-
-    Args:
-        path: The file.
-        then: Called with every progress afterwards.
-    """
-
-    def __init__(self, path: Path, then: ProgressCallback) -> None:
-        self.path = path
-        self.then = then
-        self.seconds_per_step: float | None = None
-        self._stream: TextIO | None = None
-        self._began = (0.0, 0)
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-    def __call__(self, told: Progress) -> None:
-        """Take note of a step."""
-        if told.phase == "learning":
-            if self._stream is None:
-                self._open(told.done)
-            if told.metrics:
-                self._write(told)
-        self.then(told)
-
-    def _open(self, step: int) -> None:
-        kept = []
-        with suppress(OSError, ValueError, KeyError, TypeError):  # no file, or a line cut short
-            for line in self.path.read_text("utf-8").splitlines():
-                if json.loads(line)["step"] > step:
-                    break
-                kept.append(line)
-        with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        self._stream = self.path.open("a", encoding="utf-8")
-        self._began = (time.perf_counter(), step)
-
-    def _write(self, told: Progress) -> None:
-        assert self._stream is not None
-        record = {"step": told.done, **told.metrics, "time": round(time.time(), 3)}
-        try:
-            print(json.dumps(record), file=self._stream, flush=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.path}: {error.strerror or os.strerror(error.errno or 0)}; "
-                "free some space and repeat the command"
-            ) from error
-        began, first = self._began
-        self.seconds_per_step = (time.perf_counter() - began) / (told.done - first)

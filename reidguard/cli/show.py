@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from reidguard.training import Progress
 
-__all__ = ["Display", "note", "table"]
+__all__ = ["Display", "note"]
 
 EVERY = 10.0  # seconds between two lines where standard error is no terminal
 
@@ -21,26 +21,6 @@ def note(text: str) -> None:
     """Tell something that is no result; of several processes, the first tells it."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"reidguard: {text}", file=sys.stderr)
-
-
-def table(rows: list[list[str]]) -> str:
-    """Return a Markdown table, padded for reading; numbers to the right, the first row on top."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = [
-        all(cell[:1].isdigit() or cell[:1] in "-∞" for cell in column)
-        for column in zip(*rows[1:], strict=True)
-    ]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    rule = [
-        "-" * (w - 1) + ":" if flush else "-" * w for w, flush in zip(widths, right, strict=True)
-    ]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
 class Display:

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, amount
-from reidguard.cli.runs import default_folder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.options import Options, Parser, amount, did_you_mean
+from reidguard.cli.runs import default_folder
 from reidguard.data import load_dataset
+from reidguard.errors import InputError
 from reidguard.models import load_model
 from reidguard.training import train_model
+from reidguard.training.recipe import RECIPES
 
 EXAMPLES = """\
   the paper's recipe, on a ResNet-50 with weights of your own:
@@ -20,6 +21,9 @@ EXAMPLES = """\
   a small network, from nothing, on virtual people:
     reidguard train --data virtual:plaza --model ide --model-set backbone=resnet10t \\
         --model-set size=64x32 --image-size 64x32 --steps 40 --lr 1e-3 --out runs/tiny
+
+  AGW by its own recipe:
+    reidguard train --data market1501:/data/market1501 --model agw:resnet50.pth --recipe agw
 
 The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
 model.safetensors, result.json and result.md. The same command goes on after an interruption, and
@@ -32,6 +36,14 @@ def parser(summary: str) -> Parser:
     made = Parser("train", summary, EXAMPLES)
     common.add_victim(made)
     made.section("learning")
+    made.option(
+        "--recipe",
+        "paper, or agw: the losses, schedule and augmentation of AGW, with 120 epochs, a rate of "
+        "3.5e-4 and 16 people of 4 images each unless other options say else",
+        _recipe,
+        metavar="NAME",
+        default="paper",
+    )
     common.add_learning(made, lr="3e-4", epochs=85, checkpoint_every=100)
     made.option("--weight-decay", "of Adam", amount, metavar="X", default=5e-4)
     common.add_evaluation(made)
@@ -44,15 +56,20 @@ def run(options: Options) -> int:
     device = common.set_up_machine(options)
     dataset = load_dataset(options.data)
     model = common.make_model(options, num_classes=dataset.num_train_pids or None)
+    known = RECIPES[options.recipe]
     length: dict[str, Any] = {"steps": options.steps}
     if options.steps is None:
-        length = {"epochs": options.epochs or 85}
+        length = {"epochs": options.epochs or known.epochs}
+    batch = {
+        name: getattr(options if name in options.given else known, name)
+        for name in ("identities", "images_per_identity")
+    }
     recipe = {
+        "recipe": options.recipe,
         **length,
-        "lr": options.lr or 3e-4,
+        "lr": options.lr or known.lr,
         "weight_decay": options.weight_decay,
-        "identities": options.identities,
-        "images_per_identity": options.images_per_identity,
+        **batch,
         "image_size": options.image_size,
         "seed": options.seed,
     }
@@ -66,19 +83,10 @@ def run(options: Options) -> int:
     }
     name = options.model.partition(":")[0].rpartition("/")[2].removesuffix(".safetensors")
     out = options.out or default_folder("train", name, settings)
-    with (
-        open_run(
-            out,
-            options,
-            settings=settings,
-            products=("model.safetensors", "result.json", "result.md"),
-        ) as folder,
-        Display() as display,
-    ):
+    products = ("model.safetensors", "result.json", "result.md")
+    with common.running(out, options, settings, products) as (folder, display):
         target = folder / "model.safetensors"
-        if folder.finished:
-            note(f"{out} is finished already; nothing is done again")
-        else:
+        if not folder.finished:
             train = partial(train_model, model.to(device), dataset, **recipe)
             learnt, seconds = common.learn_once(options, target, folder, display, load_model, train)
             if not folder.writes:
@@ -89,3 +97,11 @@ def run(options: Options) -> int:
         common.print_result(folder)
         print(f"model: {target}")
     return 0
+
+
+def _recipe(text: str) -> str:
+    if text not in RECIPES:
+        raise InputError(
+            f"unknown recipe {text!r}: {did_you_mean(text, RECIPES)}known: {', '.join(RECIPES)}"
+        )
+    return text

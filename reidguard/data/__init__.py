@@ -20,7 +20,6 @@ from reidguard.data.market1501 import read_market1501
 from reidguard.data.msmt17 import read_msmt17
 from reidguard.data.personx import read_personx, read_personx_456
 from reidguard.data.sampler import PKSampler
-from reidguard.data.synthetic import read_synthetic, write_synthetic
 from reidguard.data.synthetic_sets import read_randperson, read_unrealperson
 from reidguard.data.viper import read_viper
 from reidguard.data.virtual import (
@@ -58,12 +57,10 @@ __all__ = [
     "read_personx",
     "read_personx_456",
     "read_randperson",
-    "read_synthetic",
     "read_unrealperson",
     "read_viper",
     "read_virtual",
     "register_dataset",
     "render_person",
-    "write_synthetic",
     "write_virtual",
 ]

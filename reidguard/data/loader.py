@@ -123,4 +123,4 @@ class BatchLoader:
     def _generator(self, number: int, position: int) -> torch.Generator:
         # As a spawn key the position cannot be mistaken for part of the seed.
         sequence = np.random.SeedSequence([self.seed, number], spawn_key=(position,))
-        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)

@@ -6,12 +6,14 @@ from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResul
 from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.grid import SETTINGS, GridCell, GridResult, evaluate_grid
+from reidguard.evaluation.lpips import LPIPS
 from reidguard.evaluation.protocol import Protocol
-from reidguard.evaluation.quality import achieved_linf, psnr, ssim
+from reidguard.evaluation.quality import achieved_linf, ms_ssim, psnr, ssim
 from reidguard.evaluation.save import save_adversarial
 from reidguard.evaluation.verify import VerifyReport, verify
 
 __all__ = [
+    "LPIPS",
     "SETTINGS",
     "AttackedResult",
     "AuditReport",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "evaluate_grid",
     "extract_features",
+    "ms_ssim",
     "psnr",
     "save_adversarial",
     "ssim",

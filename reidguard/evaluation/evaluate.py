@@ -25,7 +25,7 @@ from reidguard.evaluation.features import (
     told,
 )
 from reidguard.evaluation.protocol import Protocol
-from reidguard.evaluation.quality import achieved_linf, psnr, ssim
+from reidguard.evaluation.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel, frozen
 from reidguard.ranking import RankingResult, rank
 from reidguard.storage import atomic_write, library_versions, write_json
@@ -34,6 +34,7 @@ from reidguard.types import ReIDSample
 __all__ = ["AttackedResult", "EvaluationResult", "evaluate"]
 
 Progress = Callable[[int, int], None]
+Measure = Callable[[Tensor, Tensor], Tensor]
 
 SIDES = ("query", "gallery")
 
@@ -47,12 +48,16 @@ class AttackedResult:
         psnr: Mean over images, dB; infinite if any image is unchanged.
         ssim: Mean over images.
         linf: Largest change of any pixel of any image, in [0, 1] units.
+        ms_ssim: Mean over images.
+        lpips: Mean over images; None where it was not asked for.
     """
 
     ranking: RankingResult
     psnr: float
     ssim: float
     linf: float
+    ms_ssim: float
+    lpips: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +114,20 @@ class EvaluationResult:
         """Return a table for people: figures in percent, L∞ in grey levels."""
         ranks = [k for k in (1, 5, 10) if k <= len(self.clean.cmc)]
         head = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP", "L∞ ·255", "PSNR", "SSIM"]
-        rows = [("clean", self.clean, ["0", "∞", "1.000"])]
+        head += ["MS-SSIM"]
+        rows = [("clean", self.clean, ["0", "∞", "1.000", "1.000"])]
+        if self.attacked is not None and self.attacked.lpips is not None:
+            head += ["LPIPS"]
+            rows[0][2].append("0.000")
         for name, result in (
             ("attacked, float", self.attacked),
             ("attacked, 8-bit", self.attacked_8bit),
         ):
             if result is not None:
                 decibel = "∞" if math.isinf(result.psnr) else f"{result.psnr:.1f}"
-                seen = [f"{255 * result.linf:.2f}", decibel, f"{result.ssim:.3f}"]
+                seen = [f"{255 * result.linf:.2f}", decibel]
+                alike = (result.ssim, result.ms_ssim, result.lpips)
+                seen += [f"{value:.3f}" for value in alike if value is not None]
                 rows.append((name, result.ranking, seen))
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         for name, ranking, seen in rows:
@@ -155,6 +166,8 @@ def _attacked_dict(result: AttackedResult | None) -> dict[str, Any] | None:
         **_ranking_dict(result.ranking),
         "psnr": None if math.isinf(result.psnr) else result.psnr,
         "ssim": result.ssim,
+        "ms_ssim": result.ms_ssim,
+        **({} if result.lpips is None else {"lpips": result.lpips}),
         "linf": 255 * result.linf,
     }
 
@@ -170,6 +183,7 @@ def evaluate(
     query_every: int = 1,
     tell_labels: bool = False,
     side: str = "query",
+    lpips: Measure | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Rank the gallery for every query, clean and attacked.
@@ -193,6 +207,8 @@ def evaluate(
             attacker would know them. Otherwise it guesses where it needs them.
         side: What is perturbed: ``"query"``, as in all tables of the field, or ``"gallery"``, every
             image of it, while the queries stay clean. Guides then are best the queries.
+        lpips: A :class:`~reidguard.evaluation.LPIPS` on the model's device, to measure how visible
+            the change is to a network, too.
         progress: Called with (images done, images in all).
 
     Raises:
@@ -262,7 +278,7 @@ def evaluate(
     seconds["gallery"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    seen = _Seen()
+    seen = _Seen(lpips)
     for samples, its_attack, want_clean in parts:
         with torch.no_grad(), frozen(model):
             for place, pixels in iterate_images(samples, size, batch_size):
@@ -341,30 +357,35 @@ def evaluate(
 class _Measured:
     """Features and quality of one kind of adversarial images, left on the device until the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, lpips: Measure | None) -> None:
+        self.lpips = lpips
         self.features: list[Tensor] = []
         self.quality: list[Tensor] = []
 
     def add(self, features: Tensor, x_adv: Tensor, x: Tensor) -> None:
         self.features.append(features)
-        values = (psnr(x_adv, x), ssim(x_adv, x), achieved_linf(x_adv, x))
+        values = [achieved_linf(x_adv, x), psnr(x_adv, x), *ssim_and_ms_ssim(x_adv, x)]
+        values += [] if self.lpips is None else [self.lpips(x_adv, x)]
         self.quality.append(torch.stack([v.double() for v in values]))
 
     def result(self, ranked: Callable[[Tensor], RankingResult]) -> AttackedResult:
-        decibel, similarity, linf = torch.cat(self.quality, dim=1).cpu()
+        linf, *others = torch.cat(self.quality, dim=1).cpu()
+        decibel, similarity, multi_scale, *perceived = (float(values.mean()) for values in others)
         return AttackedResult(
             ranking=ranked(torch.cat(self.features)),
-            psnr=float(decibel.mean()),
-            ssim=float(similarity.mean()),
+            psnr=decibel,
+            ssim=similarity,
             linf=float(linf.max()),
+            ms_ssim=multi_scale,
+            lpips=perceived[0] if perceived else None,
         )
 
 
 class _Seen:
-    def __init__(self) -> None:
+    def __init__(self, lpips: Measure | None) -> None:
         self.clean: list[Tensor] = []
-        self.float_images = _Measured()
-        self.byte_images = _Measured()
+        self.float_images = _Measured(lpips)
+        self.byte_images = _Measured(lpips)
 
     def add(
         self,

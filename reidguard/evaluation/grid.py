@@ -25,7 +25,7 @@ from reidguard.storage import atomic_write, library_versions, write_json
 __all__ = ["SETTINGS", "GridCell", "GridResult", "evaluate_grid"]
 
 SETTINGS = ("source", "cross-model", "cross-dataset", "cross-model & dataset")
-SCHEMA = 1  # of a kept cell's key
+SCHEMA = 2  # of a kept cell's key
 KINDS = ("clean", "attacked", "attacked_8bit")
 
 Progress = Callable[[int, int], None]
@@ -144,7 +144,7 @@ class GridResult:
                 for figure in ("mAP", "rank1", "mINP"):
                     line[f"{kind}_{figure}"] = cell.share(kind, figure)
                 if kind != "clean":
-                    for figure in ("linf", "psnr", "ssim"):
+                    for figure in ("linf", "psnr", "ssim", "ms_ssim"):
                         line[f"{kind}_{figure}"] = cell.evaluation[kind][figure]
                     line[f"{kind}_drop"] = cell.drop(kind)
             lines.append(line)

@@ -1,20 +1,21 @@
-"""How visible a perturbation is: PSNR, SSIM and the achieved L∞, per image."""
+"""How visible a perturbation is: PSNR, SSIM, MS-SSIM and the achieved L∞, per image."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from reidguard.errors import InputError
+from reidguard.objectives.perception import scales_of, similarity, weigh_scales
 from reidguard.types import check_images
 
-__all__ = ["achieved_linf", "psnr", "ssim"]
-
-_WINDOW, _SIGMA = 11, 1.5
-_C1, _C2 = 0.01**2, 0.03**2
+__all__ = ["achieved_linf", "ms_ssim", "psnr", "ssim"]
 
 
-def _pair(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def pair_of(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as float32, or float64 where one is, if they may be compared."""
     check_images(x_adv)
     check_images(x)
     if x_adv.shape != x.shape:
@@ -36,7 +37,7 @@ def achieved_linf(x_adv: Tensor, x: Tensor) -> Tensor:
         >>> achieved_linf(y, x)
         tensor([0.5000])
     """
-    x_adv, x = _pair(x_adv, x)
+    x_adv, x = pair_of(x_adv, x)
     return (x_adv - x).abs().amax((1, 2, 3))
 
 
@@ -50,7 +51,7 @@ def psnr(x_adv: Tensor, x: Tensor) -> Tensor:
         >>> psnr(x + 0.1, x)
         tensor([20.])
     """
-    x_adv, x = _pair(x_adv, x)
+    x_adv, x = pair_of(x_adv, x)
     return -10 * (x_adv - x).square().mean((1, 2, 3)).log10()
 
 
@@ -68,42 +69,37 @@ def ssim(x_adv: Tensor, x: Tensor) -> Tensor:
         >>> ssim(x, x)
         tensor([1., 1.])
     """
-    x_adv, x = _pair(x_adv, x)
-    if min(x.shape[2:]) < _WINDOW:
-        raise InputError(
-            f"SSIM looks at windows of {_WINDOW}x{_WINDOW} pixels, the images have "
-            f"{x.shape[2]}x{x.shape[3]}; use larger ones"
-        )
-    step = 4 if x.device.type == "cpu" else max(1, len(x))  # a few images fit a CPU's cache
-    parts = [
-        _ssim(a, b) for a, b in zip(torch.split(x_adv, step), torch.split(x, step), strict=True)
-    ]
-    return torch.cat(parts)
+    return torch.cat([similarity(*next(scales_of(*part)))[0] for part in _parts(x_adv, x)])
 
 
-def _ssim(a: Tensor, b: Tensor) -> Tensor:
-    channels = a.shape[1]
-    blurred = _blur(torch.cat([a, b, a * a, b * b, a * b], dim=1))
-    mean_a, mean_b, square_a, square_b, product = torch.split(blurred, channels, dim=1)
-    mean_aa, mean_bb, mean_ab = mean_a * mean_a, mean_b * mean_b, mean_a * mean_b
-    top = (2 * mean_ab + _C1) * (2 * (product - mean_ab) + _C2)
-    bottom = (mean_aa + mean_bb + _C1) * (square_a - mean_aa + square_b - mean_bb + _C2)
-    similarity: Tensor = (top / bottom).mean((1, 2, 3))
-    return similarity
+def ms_ssim(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return the multi-scale structural similarity, (N,).
 
+    Wang et al. 2003, of five scales those at which the window of :func:`ssim` fits (four for
+    256x128 images), with their weights divided by their sum.
 
-def _blur(maps: Tensor) -> Tensor:
-    """Blur with the window, one axis after the other.
+    Raises:
+        InputError: If the images are smaller than the window.
 
-    Shifted sums are as fast as a convolution here, and no setting turns them into TF32.
+    Example:
+        >>> x = torch.rand(2, 3, 32, 16)
+        >>> ms_ssim(x, x)
+        tensor([1., 1.])
     """
-    offsets = [i - _WINDOW // 2 for i in range(_WINDOW)]
-    weights = torch.tensor([-(i * i) / (2 * _SIGMA**2) for i in offsets], dtype=torch.float64).exp()
-    taps = (weights / weights.sum()).tolist()
-    for axis in (2, 3):
-        size = maps.shape[axis] - _WINDOW + 1
-        total = maps.narrow(axis, 0, size) * taps[0]
-        for k in range(1, _WINDOW):
-            total.add_(maps.narrow(axis, k, size), alpha=taps[k])
-        maps = total
-    return maps
+    return ssim_and_ms_ssim(x_adv, x)[1]
+
+
+def ssim_and_ms_ssim(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both, for the work of one."""
+    fine, all_scales = [], []
+    for part in _parts(x_adv, x):
+        found = [similarity(*scale) for scale in scales_of(*part)]
+        fine.append(found[0][0])
+        all_scales.append(weigh_scales(found))
+    return torch.cat(fine), torch.cat(all_scales)
+
+
+def _parts(x_adv: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    x_adv, x = pair_of(x_adv, x)
+    step = 4 if x.device.type == "cpu" else max(1, len(x))  # a few images fit a CPU's cache
+    yield from zip(torch.split(x_adv, step), torch.split(x, step), strict=True)

@@ -37,7 +37,7 @@ class FirstOrderLearner(TemporaryLearner):
         batch: Any,
         parameters: Sequence[Tensor],
         path: Sequence[dict[int, InnerPoint]],
-        temporary: Sequence[Tensor],
+        temporary: list[Tensor],
         gradients: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """Return the gradients."""

@@ -55,41 +55,50 @@ class HessianFreeLearner(TemporaryLearner):
         batch: Any,
         parameters: Sequence[Tensor],
         path: Sequence[dict[int, InnerPoint]],
-        temporary: Sequence[Tensor],
+        temporary: list[Tensor],
         gradients: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """Go back through the inner steps, one Hessian-vector product each."""
         direction = inner_step(self.inner)
         values: list[Tensor | None] = list(gradients)
         buffers: dict[int, Tensor] = {}
-        after: list[Tensor] = [t.detach() for t in temporary]
+        after = [t.detach() for t in temporary]
+        temporary.clear()
         for points in reversed(path):
             before = list(after)
             vectors: dict[int, Tensor] = {}
             for i, point in points.items():
                 before[i] = point.value
-                value = values[i]
-                gradient = point.gradient.clone().requires_grad_()
-                buffer = point.buffer.clone().requires_grad_()
+                gradient = point.gradient.detach().requires_grad_()
+                buffer = point.buffer.detach().requires_grad_()
                 with torch.enable_grad():
                     step, moved = direction(gradient, buffer, point.rates)
-                    # what the later steps and the meta-test loss make of this step and buffer
-                    pulled = torch.zeros((), dtype=step.dtype, device=step.device)
-                    if value is not None:
-                        pulled = pulled - point.rates.lr * (step * value).sum()
-                    if i in buffers:
-                        pulled = pulled + (moved * buffers[i]).sum()
-                if not pulled.requires_grad:
+                # what the later steps and the meta-test loss make of this step and buffer
+                made: list[tuple[Tensor, Tensor]] = []
+                if (value := values[i]) is not None and step.requires_grad:
+                    made.append((step, -point.rates.lr * value))
+                if i in buffers and moved.requires_grad:
+                    made.append((moved, buffers[i]))
+                if not made:
                     continue
-                vector, passed = torch.autograd.grad(pulled, (gradient, buffer), allow_unused=True)
+                vector, passed = torch.autograd.grad(
+                    [a for a, _ in made],
+                    (gradient, buffer),
+                    [b for _, b in made],
+                    allow_unused=True,
+                )
                 if passed is not None:
                     buffers[i] = passed
                 if vector is not None:
                     vectors[i] = vector
-            for i, product in self._products(patched, batch, before, after, points, vectors):
+            # The inner step counts where parameters are still 0.
+            size = torch.maximum(
+                _norm([before[i] for i in points]), _norm([after[i] - before[i] for i in points])
+            )
+            after = before
+            for i, product in self._products(patched, batch, before, points, vectors, size):
                 known = values[i]
                 values[i] = product if known is None else known + product
-            after = before
         return values
 
     def _products(
@@ -97,23 +106,21 @@ class HessianFreeLearner(TemporaryLearner):
         patched: Patched,
         batch: Any,
         before: Sequence[Tensor],
-        after: Sequence[Tensor],
         points: dict[int, InnerPoint],
         vectors: dict[int, Tensor],
+        size: Tensor,
     ) -> list[tuple[int, Tensor]]:
-        """Rows of H·vectors at ``before``, one for each parameter that the step moved."""
+        """Rows of H·vectors at ``before``, one for each parameter that the step moved.
+
+        The vectors are taken away as soon as they are used: the pass needs the memory.
+        """
         if not vectors:
             return []
-        # The inner step counts where parameters are still 0.
-        size = torch.maximum(
-            _norm([before[i] for i in points]), _norm([after[i] - before[i] for i in points])
-        )
-        length = _norm(list(vectors.values()))
-        h = self.difference * size / length.clamp(min=1e-20)
+        h = self.difference * size / _norm(list(vectors.values())).clamp(min=1e-20)
         shifted = [t.detach() for t in before]
         wanted = list(points)
         for i in wanted:
-            moved = shifted[i] + h * vectors[i] if i in vectors else shifted[i]
+            moved = shifted[i] + h * vectors.pop(i) if i in vectors else shifted[i]
             shifted[i] = moved.detach().requires_grad_()
         loss = patched.loss(shifted, batch)
         found = gradients_of(loss, [shifted[i] for i in wanted], share_of(batch))

@@ -51,7 +51,7 @@ def scaled(gradient: Tensor, buffer: Tensor, rates: InnerRates) -> tuple[Tensor,
 
 def sgd(gradient: Tensor, buffer: Tensor, rates: InnerRates) -> tuple[Tensor, Tensor]:
     """Momentum SGD as Algorithms 1 and 2 say: the raw gradient."""
-    buffer = rates.momentum * buffer + gradient
+    buffer = rates.momentum * buffer + gradient if rates.momentum else gradient
     return buffer, buffer
 
 
@@ -110,4 +110,6 @@ def first_buffer(name: str, parameter: Tensor, state: Mapping[str, Any]) -> tupl
             return moments, int(state["step"])
         return torch.zeros_like(parameter.detach()).expand(2, *parameter.shape).clone(), 0
     kept = state.get("momentum_buffer") if name != "sgd" else None
-    return torch.zeros_like(parameter) if kept is None else kept.detach().clone(), 0
+    if kept is None:
+        return parameter.new_zeros(()).expand_as(parameter), 0  # takes no memory
+    return kept.detach().clone(), 0

@@ -70,7 +70,7 @@ class MAMLLearner(TemporaryLearner):
         batch: Any,
         parameters: Sequence[Tensor],
         path: Sequence[dict[int, InnerPoint]],
-        temporary: Sequence[Tensor],
+        temporary: list[Tensor],
         gradients: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """Differentiate the temporary parameters; the meta-test graph is gone by now."""

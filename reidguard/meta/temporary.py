@@ -89,7 +89,7 @@ class TemporaryLearner(MetaLearner):
         batch: Any,
         parameters: Sequence[Tensor],
         path: Sequence[dict[int, InnerPoint]],
-        temporary: Sequence[Tensor],
+        temporary: list[Tensor],
         gradients: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """Return ``(∂w'/∂w)ᵀ gradients``.
@@ -99,7 +99,7 @@ class TemporaryLearner(MetaLearner):
             batch: The meta-train batch.
             parameters: w, all parameters of the module.
             path: For each inner step, what it did to the parameters that it moved, by index.
-            temporary: w', on the graph of w if :attr:`exact`.
+            temporary: w', on the graph of w if :attr:`exact`. May be emptied, to free them.
             gradients: ∇L_mte(w'), None where the meta-test loss does not reach.
         """
 
@@ -160,6 +160,7 @@ class TemporaryLearner(MetaLearner):
             for i, gradient in zip(trained, reached, strict=True):
                 gradients[i] = gradient
             updated = {i for moved in path for i in moved}
+            kept = {i: temporary[i].detach() for i in updated} if self.keep_temporary else {}
             if all(gradients[i] is None for i in updated):
                 moved_names = ", ".join(names[i] for i in sorted(updated)) or "it moved none"
                 raise TrainingError(
@@ -176,10 +177,9 @@ class TemporaryLearner(MetaLearner):
                 parameters[i].grad = terms[0] if len(terms) == 1 else terms[0] + terms[1]
             else:
                 unused.append(names[i])
-        if self.keep_temporary:
-            with torch.no_grad():
-                for i in updated:
-                    parameters[i].copy_(temporary[i])
+        with torch.no_grad():
+            for i, value in kept.items():
+                parameters[i].copy_(value)
         return StepResult(train_loss, test_loss, tuple(unused))
 
     def _start(

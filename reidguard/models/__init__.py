@@ -2,7 +2,7 @@
 
 from reidguard.models.agw import AGW
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
-from reidguard.models.blackbox import BlackBoxModel, load_onnx
+from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
 from reidguard.models.frozen import frozen
@@ -28,6 +28,7 @@ __all__ = [
     "frozen",
     "load_model",
     "load_onnx",
+    "load_openvino",
     "load_weights",
     "register_model",
     "weights_fingerprint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from reidguard.errors import CheckpointError, InputError
 from reidguard.models.base import Metric, ReIDModel
 from reidguard.types import InputSpec
 
-__all__ = ["BlackBoxModel", "load_onnx"]
+__all__ = ["BlackBoxModel", "load_onnx", "load_openvino"]
 
 Function = Callable[[npt.NDArray[np.float32]], Any]
 
@@ -123,20 +123,95 @@ def load_onnx(
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise CheckpointError(f"{path} is no ONNX network that can be run: {reason}") from error
     images, features = session.get_inputs()[0], session.get_outputs()[0]
-    shape = list(images.shape)
-    if len(shape) != 4 or shape[1] != 3:
-        raise InputError(
-            f"the input {images.name!r} of {path} has shape {shape}, not (N, 3, H, W): export the "
-            "network for RGB images, channels first"
-        )
-    fixed = tuple(shape[2:])
-    if input_spec is None:
-        known = all(isinstance(side, int) for side in fixed)
-        input_spec = InputSpec(size=(fixed[0], fixed[1])) if known else InputSpec()
-    batch = shape[0] if isinstance(shape[0], int) else None
 
     def run(x: npt.NDArray[np.float32]) -> Any:
         return session.run([features.name], {images.name: x})[0]
+
+    shape = [side if isinstance(side, int) else None for side in images.shape]
+    return _from_file(run, shape, (path,), input_spec, metric)
+
+
+def load_openvino(
+    path: Path | str,
+    *,
+    input_spec: InputSpec | None = None,
+    metric: Metric = "cosine",
+    threads: int | None = None,
+) -> BlackBoxModel:
+    """Read a network from OpenVINO's IR, to run it on the CPU in float32 by openvino.
+
+    Args:
+        path: The ``.xml`` file, which has its ``.bin`` beside it. Its first input takes images, its
+            first output are features or maps.
+        input_spec: Size and normalisation; by default the size that the file names, else 256×128,
+            and ImageNet's mean and standard deviation.
+        metric: How its features are compared.
+        threads: Of openvino; by default as many as torch uses.
+
+    Raises:
+        InputError: If openvino is missing, or the first input takes no RGB images.
+        CheckpointError: If a file is missing, or they are no network in IR.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise InputError(
+            'OpenVINO files need openvino: pip install "reidguard[openvino]"'
+        ) from None
+    path = Path(path).expanduser()
+    if path.suffix != ".xml":  # openvino would read other formats, too
+        raise InputError(
+            f"{path} is not the .xml file of a network in OpenVINO's IR: give that, or take "
+            "load_onnx for an .onnx file"
+        )
+    weights = path.with_suffix(".bin")
+    for part in (path, weights):
+        if not part.is_file():
+            raise CheckpointError(
+                f"there is no file {part}: a network in OpenVINO's IR is {path.name} with "
+                f"{weights.name} beside it"
+            )
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads() if threads is None else threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # by default bfloat16 where the processor has it
+    }
+    try:
+        core = openvino.Core()
+        network = core.compile_model(core.read_model(str(path), str(weights)), "CPU", options)
+    except RuntimeError as error:  # places in openvino's own code, then the reason
+        reason = str(error).strip().split("\n")[-1]
+        raise CheckpointError(
+            f"{path} is no network in OpenVINO's IR that can be run: {reason}"
+        ) from error
+
+    def run(x: npt.NDArray[np.float32]) -> Any:
+        return network(x)[0]
+
+    sides = network.input(0).partial_shape
+    shape = (
+        [] if sides.rank.is_dynamic else [s.get_length() if s.is_static else None for s in sides]
+    )
+    return _from_file(run, shape, (path, weights), input_spec, metric)
+
+
+def _from_file(
+    run: Function,
+    shape: Sequence[int | None],
+    files: Sequence[Path],
+    input_spec: InputSpec | None,
+    metric: Metric,
+) -> BlackBoxModel:
+    """Return the model of a network that takes images of ``shape``, None where any will do."""
+    if len(shape) != 4 or shape[1] != 3:
+        raise InputError(
+            f"the input of {files[0]} has shape {tuple(shape)} (None: any), not (N, 3, H, W): "
+            "export the network for RGB images, channels first"
+        )
+    batch, _, height, width = shape
+    if input_spec is None:
+        input_spec = InputSpec()
+        if height is not None and width is not None:
+            input_spec = InputSpec(size=(height, width))
 
     def function(x: npt.NDArray[np.float32]) -> Any:
         if batch is None:
@@ -149,5 +224,9 @@ def load_onnx(
             parts.append(run(filled)[: len(part)])
         return np.concatenate(parts)
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return BlackBoxModel(function, identity=digest, input_spec=input_spec, metric=metric)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return BlackBoxModel(
+        function, identity=digest.hexdigest(), input_spec=input_spec, metric=metric
+    )

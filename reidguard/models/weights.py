@@ -21,7 +21,7 @@ from reidguard.models.base import ReIDModel
 from reidguard.models.layouts import WRAPPERS, known_layout, without_wrappers
 from reidguard.storage import read_card
 
-__all__ = ["LoadReport", "load_weights", "weights_fingerprint"]
+__all__ = ["LoadReport", "load_weights", "read_tensors", "weights_fingerprint"]
 
 # Below this share of matching numbers a file belongs to another network.
 ENOUGH = 0.5
@@ -97,7 +97,7 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
             are not finite, or belongs to another network.
     """
     path = Path(path)
-    read = _read(path)
+    read = read_tensors(path)
     wanted = model.state_dict()
     body = {n: t for n, t in wanted.items() if not n.startswith(model.head_prefixes)}
 
@@ -180,7 +180,12 @@ def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the named tensors of a safetensors or torch file; nothing in it is executed.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or holds more than tensors.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:

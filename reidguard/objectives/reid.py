@@ -1,4 +1,8 @@
-"""What a re-ID model is trained for: triplet and cross-entropy (Eqs. 10 and 11 of the paper)."""
+"""What a re-ID model is trained for.
+
+Triplet and cross-entropy (Eqs. 10 and 11 of the paper), and the losses of AGW (Ye et al., TPAMI
+2021): a weighted triplet, smoothed cross-entropy and a centre loss.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,22 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reidguard.distributed import Share, gather, joint_layers
 from reidguard.errors import InputError
 from reidguard.types import ReIDBatch
 
-__all__ = ["Loss", "ReIDObjective", "Reduction", "identity_loss", "triplet_loss"]
+__all__ = [
+    "AGWObjective",
+    "CentreLoss",
+    "Loss",
+    "ReIDObjective",
+    "Reduction",
+    "identity_loss",
+    "triplet_loss",
+    "weighted_triplet_loss",
+]
 
 Reduction = Literal["mean", "sum"]
 Loss = Literal["triplet", "identity"]
@@ -47,38 +60,148 @@ def triplet_loss(
         >>> float(triplet_loss(points, torch.tensor([0, 0, 1, 1]), margin=2.0))
         0.375
     """
-    if embeddings.dim() != 2 or pids.shape != embeddings.shape[:1] or not len(pids):
-        raise InputError(
-            "triplet_loss needs embeddings (N, D) and pids (N,), N > 0, not "
-            f"{tuple(embeddings.shape)} and {tuple(pids.shape)}"
-        )
+    _check_embeddings("triplet_loss", embeddings, pids)
     _check_reduction(reduction)
     with torch.autocast(embeddings.device.type, enabled=False):
         points = _wide(embeddings)
         with torch.no_grad():
             # Choosing needs no gradient, so the exact cdist can serve, which lacks a second one.
             distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-            same = pids[:, None] == pids[None, :]
-            positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
+            positive, negative, valid = _pairs(pids)
             furthest = distances.masked_fill(~positive, -1).argmax(1)
-            nearest = distances.masked_fill(same, torch.inf).argmin(1)
-            valid = positive.any(1) & ~same.all(1)
-            if not valid.is_cuda and not bool(valid.any()):
-                raise InputError(
-                    f"no image of this batch of {len(pids)} has both another image of its "
-                    "identity and one of another; sample P identities × K images with P, K ≥ 2"
-                )
+            nearest = distances.masked_fill(~negative, torch.inf).argmin(1)
         pull = _length(points - points[furthest])
         push = _length(points - points[nearest])
         losses = torch.where(valid, F.relu(pull - push + margin), 0)
         return losses.sum() if reduction == "sum" else losses.sum() / valid.sum()
 
 
+def weighted_triplet_loss(
+    embeddings: Tensor, pids: Tensor, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """AGW's weighted regularised triplet loss, which has no margin and uses every pair.
+
+    ``log(1 + exp(Σ_p w_p ‖φ(x_p) − φ(x)‖₂ − Σ_n w_n ‖φ(x_n) − φ(x)‖₂))``, where ``x_p`` are the
+    other images of the anchor's identity in the batch and ``x_n`` all of others. The weights are
+    softmaxes, of the distances over ``p`` and of the negated distances over ``n``, and are
+    differentiated, too. An anchor without any ``x_p`` or ``x_n`` is left out. (The published code
+    counts an anchor among its own positives, at distance zero.) Computed in float32 at least, and
+    can be differentiated twice.
+
+    Args:
+        embeddings: (N, D), not normalised here.
+        pids: (N,) integer identities.
+        reduction: "mean" or "sum" over the anchors that take part.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: As for :func:`triplet_loss`.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
+        >>> loss = weighted_triplet_loss(points, torch.tensor([0, 0, 1, 1]))
+        >>> round(float(loss), 4)
+        0.0679
+    """
+    _check_embeddings("weighted_triplet_loss", embeddings, pids)
+    _check_reduction(reduction)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        points = _wide(embeddings)
+        positive, negative, valid = _pairs(pids)
+        distances = _length(points[:, None] - points[None, :])
+        pull = _softmax_mean(distances, distances, positive)
+        push = _softmax_mean(distances, -distances, negative)
+        losses = torch.where(valid, F.softplus(pull - push), 0)
+        return losses.sum() if reduction == "sum" else losses.sum() / valid.sum()
+
+
+def _softmax_mean(values: Tensor, scores: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of each row's chosen values, weighted by a softmax of their scores; 0 if none is."""
+    # The lowest finite score in place of -inf: a row without any would be NaN, and its gradient.
+    lowest = torch.finfo(scores.dtype).min
+    weights = scores.masked_fill(~chosen, lowest).softmax(1)
+    return (weights * values.masked_fill(~chosen, 0)).sum(1)
+
+
+def _check_embeddings(loss: str, embeddings: Tensor, pids: Tensor) -> None:
+    if embeddings.dim() != 2 or pids.shape != embeddings.shape[:1] or not len(pids):
+        raise InputError(
+            f"{loss} needs embeddings (N, D) and pids (N,), N > 0, not "
+            f"{tuple(embeddings.shape)} and {tuple(pids.shape)}"
+        )
+
+
+def _pairs(pids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (N, N) masks of positives and of negatives, and (N,) which anchors have both."""
+    same = pids[:, None] == pids[None, :]
+    positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
+    valid = positive.any(1) & ~same.all(1)
+    if not valid.is_cuda and not bool(valid.any()):
+        raise InputError(
+            f"no image of this batch of {len(pids)} has both another image of its "
+            "identity and one of another; sample P identities × K images with P, K ≥ 2"
+        )
+    return positive, ~same, valid
+
+
 def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length of each row, with gradient zero instead of NaN at the origin."""
-    squares = vectors.square().sum(1)
+    """Euclidean length along the last axis, with gradient zero instead of NaN at the origin."""
+    squares = vectors.square().sum(-1)
     zero = squares == 0
     return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
+
+
+class CentreLoss(nn.Module):
+    """Squared distance to a centre of each identity, ``1/N Σ_i ‖φ(x_i) − c_{y_i}‖²``.
+
+    The centres learn along, by plain gradient descent on this loss itself, whatever weight it has
+    in a sum: in train mode every call moves ``c_y`` by ``2·rate/N Σ_{i: y_i = y} (φ(x_i) − c_y)``
+    after the loss is worked out. They start from a normal distribution.
+
+    Args:
+        identities: How many centres.
+        width: ``D`` of the embeddings.
+        rate: Learning rate of the centres.
+        seed: Of their start.
+
+    Example:
+        >>> loss = CentreLoss(2, 1)
+        >>> _ = loss.centres.zero_()
+        >>> float(loss(torch.tensor([[2.0], [4.0]]), torch.tensor([1, 1])))  # (4 + 16) / 2
+        10.0
+        >>> loss.centres  # by 2 · 0.5 / 2 · (2 + 4)
+        tensor([[0.],
+                [3.]])
+    """
+
+    centres: Tensor
+
+    def __init__(self, identities: int, width: int, *, rate: float = 0.5, seed: int = 0) -> None:
+        super().__init__()
+        self.rate = rate
+        start = torch.randn(identities, width, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("centres", start)
+
+    def forward(self, embeddings: Tensor, pids: Tensor) -> Tensor:
+        """Return the loss of (N, D) embeddings with (N,) labels, in float32 at least.
+
+        Raises:
+            InputError: If shapes do not fit.
+        """
+        _check_embeddings("CentreLoss", embeddings, pids)
+        if embeddings.shape[1] != self.centres.shape[1]:
+            raise InputError(
+                f"the centres have {self.centres.shape[1]} numbers each, not {embeddings.shape[1]}"
+            )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            apart = _wide(embeddings) - self.centres[pids]
+            loss = apart.square().sum(1).mean()
+        if self.training:
+            step = (2 * self.rate / len(pids)) * apart.detach()
+            self.centres.index_add_(0, pids, step.to(self.centres.dtype))
+        return loss
 
 
 def identity_loss(
@@ -211,6 +334,55 @@ class ReIDObjective:
                 for part in _parts(logits)
             ]
         return torch.stack(terms).sum()
+
+
+class AGWObjective(nn.Module):
+    """What AGW is trained for: weighted triplet + smoothed cross-entropy + a little centre loss.
+
+    The triplet and the centres see the embeddings (in AGW those before the neck). It is a module
+    for its centres, which learn along and belong into a checkpoint.
+
+    Args:
+        centres: The centre loss, for the identities and the width of the embeddings at hand.
+        domain: Whose classifier the labels belong to; None where a model has only one.
+        smoothing: Of the cross-entropy's targets.
+        centre_weight: Of the centre loss.
+    """
+
+    def __init__(
+        self,
+        centres: CentreLoss,
+        *,
+        domain: str | None = None,
+        smoothing: float = 0.1,
+        centre_weight: float = 5e-4,
+    ) -> None:
+        super().__init__()
+        self.centres = centres
+        self.domain = domain
+        self.smoothing = smoothing
+        self.centre_weight = centre_weight
+
+    def forward(self, model: _Model, batch: ReIDBatch) -> Tensor:
+        """Return the loss of a model on a batch, from one forward pass.
+
+        Raises:
+            InputError: If the model has no classifier or several embeddings of an image.
+        """
+        share = batch.share
+        with joint_layers(share):
+            output = model(batch.images, domain=self.domain)
+        if not isinstance(output.embeddings, Tensor) or not isinstance(output.logits, Tensor):
+            raise InputError(
+                "AGW's losses need a model with a classifier and one embedding of an image, "
+                "such as 'agw' or 'ide' with num_classes; one with parts has several"
+            )
+        pids = gather(batch.pids, share)
+        embeddings, logits = gather(output.embeddings, share), gather(output.logits, share)
+        triplet = weighted_triplet_loss(embeddings, pids)
+        identity = identity_loss(logits, pids, self.smoothing)
+        centre: Tensor = self.centres(embeddings, pids)
+        return triplet + identity + self.centre_weight * centre
 
 
 def _parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

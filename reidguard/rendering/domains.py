@@ -84,6 +84,8 @@ class Domain:
     # Its cameras
     pitch: Range = (6, 16)  # degrees down
     distance: Range = (7, 14)  # metres
+    flow: Range = (-180, 180)  # degrees, the direction in which most people walk; 0 to the camera
+    turned: float = 0.5  # share of people who walk the other way
     gain: Range = (0.8, 1.25)
     warmth: Range = (-0.15, 0.15)
     tint: Range = (-0.06, 0.06)
@@ -118,6 +120,9 @@ COLLEGE = {"grey": 2.5, "navy": 2, "black": 2.5, "white": 2, "green": 1.5, "burg
 FASHION = {"black": 3, "white": 2.5, "pink": 1.5, "khaki": 1.5, "red": 1.2, "purple": 1, "sky": 1,
            "yellow": 0.8, "burgundy": 1, "charcoal": 1.2, "teal": 1, "denim": 1, "orange": 0.6,
            "silver": 1.2, "brown": 1}  # fmt: skip
+
+VIVID = {"red": 1, "blue": 1, "yellow": 1, "green": 1, "white": 1, "black": 1, "orange": 1,
+         "purple": 1, "sky": 1, "pink": 1, "teal": 1, "brown": 1, "grey": 1}  # fmt: skip
 
 _ALL = (
     _domain(
@@ -299,6 +304,54 @@ _ALL = (
         margin=(0.02, 0.12),
         shift=0.06,
         cut=0.10,
+    ),
+    _domain(
+        name="studio",
+        title="a plain bright room, for trying things out",
+        uppers={"tee": 3, "long": 2, "hoodie": 1, "jacket": 1},
+        lowers={"trousers": 4, "shorts": 2, "leggings": 1},
+        upper_colours=VIVID,
+        lower_colours=VIVID,
+        shoe_colours={"white": 1, "black": 1, "red": 1, "blue": 1, "yellow": 1},
+        bag_colours=VIVID,
+        bags={"none": 3, "backpack": 1},
+        hats={"none": 4, "cap": 1},
+        logos=0.1,
+        skins=(0.2, 0.2, 0.2, 0.2, 0.2),
+        patterns={"plain": 6, "two-tone": 1, "stripes": 1, "band": 1},
+        lower_patterns={"plain": 1},
+        ground="plain",
+        walls=("plaster",),
+        things=(0, 0),
+        ground_colour=(0.80, 0.80, 0.80),
+        wall_colours=((0.86, 0.86, 0.86),),
+        sky=(0.8, 0.8, 0.8),
+        sun=(0.12, 0.18),
+        sun_height=(50, 75),
+        sun_colour=(1.0, 0.98, 0.95),
+        ambient=(1.05, 1.2),
+        ambient_colour=(1.0, 1.0, 1.0),
+        shade=0.0,
+        pitch=(3, 8),
+        distance=(6, 9),
+        flow=(-30, 30),
+        turned=0.0,
+        gain=(1.0, 1.2),
+        warmth=(-0.05, 0.05),
+        tint=(-0.02, 0.02),
+        saturation=(0.95, 1.1),
+        gamma=(0.43, 0.47),
+        contrast=(0.2, 0.4),
+        haze=(0.0, 0.01),
+        blur=(0.3, 0.5),
+        noise=(0.003, 0.006),
+        quality=(88, 95),
+        resolution=(1.5, 1.9),
+        margin=(0.03, 0.06),
+        shift=0.015,
+        cut=0.0,
+        occluded=0.0,
+        crowd=0.0,
     ),
 )
 DOMAINS = {domain.name: domain for domain in _ALL}

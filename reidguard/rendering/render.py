@@ -108,8 +108,8 @@ def render_person(
     rng = _rng(domain, seed, SHOT, identity, camera, shot)
     look = _look(domain, seed, identity)
     if viewpoint is None:
-        turn = cam.flow + (math.pi if _rng(domain, seed, SHOT, identity, camera).random() < 0.5
-                           else 0.0)  # fmt: skip
+        turned = _rng(domain, seed, SHOT, identity, camera).random() < place.turned
+        turn = cam.flow + (math.pi if turned else 0.0)
         viewpoint = STEP * round(math.degrees(turn + rng.normal(0, 0.35)) / STEP)
     return _Shot(place, cam, look, math.radians(-viewpoint % 360), rng, height, seed).pixels
 

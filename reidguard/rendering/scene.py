@@ -91,7 +91,7 @@ def make_camera(domain: Domain, rng: np.random.Generator) -> Camera:
         near=0.8 * middle,
         far=1.3 * middle,
         focal=PERSON * math.hypot(middle, middle * math.tan(pitch)) / 1.7,
-        flow=rng.uniform(-math.pi, math.pi),
+        flow=rng.uniform(math.radians(domain.flow[0]), math.radians(domain.flow[1])),
         backdrop=np.zeros((3, 1, 1)),
     )
     return replace(camera, backdrop=_Backdrop(domain, camera, rng).image)
@@ -201,6 +201,8 @@ class _Backdrop:
             grass = np.array([0.09, 0.17, 0.05])[:, None] * (0.5 + self.noise(14 * x, 9 * z))
             grass = grass * (0.7 + 0.6 * self.noise(x, z))
             return np.asarray(np.where(lawn[None], grass, colour) * tone)
+        if kind == "plain":
+            return np.asarray(base[:, None] * (0.95 + 0.1 * self.noise(0.5 * x, 0.5 * z)))
         each = self.table[j.astype(np.intp) % 64, i.astype(np.intp) % 64]
         if kind == "tiles":
             checker = (i + j) % 2 == 0

@@ -17,6 +17,7 @@ from reidguard.report.people import (
     examples,
     found_at_once,
     perturbation,
+    rank_lists,
     spread,
 )
 from reidguard.report.pictures import amplified, as_image, color_cube
@@ -37,6 +38,7 @@ __all__ = [
     "paragraph",
     "perturbation",
     "picture",
+    "rank_lists",
     "ranked",
     "read_run",
     "report_page",

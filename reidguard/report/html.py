@@ -36,7 +36,10 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1rem;
   break-after: avoid; }
 p { max-width: 44rem; margin: .5rem 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: linear-gradient(to right, #fff 30%, #fff0) left / 2.5rem 100%
+  local, linear-gradient(to left, #fff 30%, #fff0) right / 2.5rem 100% local,
+  linear-gradient(to right, #0003, #0000) left / .7rem 100%,
+  linear-gradient(to left, #0003, #0000) right / .7rem 100%; background-repeat: no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -54,7 +57,7 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .list ol { display: flex; flex-wrap: wrap; gap: .4rem; list-style: none; margin: .3rem 0;
   padding: 0; }
 .list img { display: block; width: 100%; height: auto; }
-.list li { width: 4rem; font-size: .7rem; line-height: 1.2; text-align: center; }
+.list li { width: 4.4rem; font-size: .7rem; line-height: 1.2; text-align: center; }
 .list li > span { display: block; padding-top: .15rem; }
 .query img { border: 4px solid #fff; outline: 1px solid var(--soft); outline-offset: -3px; }
 .query { margin-right: .6rem; }
@@ -69,12 +72,13 @@ figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top:
 .chart text { fill: var(--ink); }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
 .chart .axis { stroke: var(--soft); stroke-width: 1; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .8rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .8rem; margin: .3rem 0; }
 code { font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { padding: .6rem; } table { font-size: .75rem; }
   th, td { padding: .25rem .3rem; } .list li { width: 3.6rem; } }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
-  table { font-size: 8pt; } img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible;
+  background: none; } table { font-size: 8pt; } .chart { max-width: 24rem; }
+  img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 

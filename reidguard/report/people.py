@@ -24,6 +24,7 @@ __all__ = [
     "examples",
     "found_at_once",
     "perturbation",
+    "rank_lists",
     "spread",
 ]
 
@@ -161,28 +162,59 @@ def before_and_after(
         size: (height, width) of the images.
         blur: Show people as a few blocks of colour.
     """
-    samples = [dataset.query[number] for number in chosen]
-    pixels, changed = attacked_queries(model, dataset, attack, chosen, size)
-    clean = store.features(model, dataset, "query", image_size=size)[list(chosen)]
-    before = _ranking(model, dataset, store, size, clean, chosen, FOUND)
-    after = _ranking(model, dataset, store, size, _features(model, changed), chosen, FOUND)
+    _, changed = attacked_queries(model, dataset, attack, chosen, size)
+    lists = [
+        rank_lists(model, dataset, chosen, images, title=title, store=store, size=size, blur=blur)
+        for title, images in (("Before", None), ("After", changed))
+    ]
+    return [part for one_query in zip(*lists, strict=True) for part in one_query]
+
+
+def rank_lists(
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    chosen: Sequence[int],
+    images: Tensor | None = None,
+    *,
+    title: str,
+    store: FeatureStore,
+    size: tuple[int, int],
+    blur: bool = False,
+) -> list[str]:
+    """Return the rank list of each of some queries.
+
+    Args:
+        model: Gives the features.
+        dataset: Queries and gallery.
+        chosen: Indices of the queries.
+        images: uint8 images (N, 3, H, W) to search with in place of the chosen queries; None for
+            the clean ones.
+        title: Stands above each list, before the person's name.
+        store: Keeps clean features.
+        size: (height, width) of the images.
+        blur: Show people as a few blocks of colour.
+    """
+    if images is None:
+        features = store.features(model, dataset, "query", image_size=size)[list(chosen)]
+        images = torch.stack([decode_image(dataset.query[number].path, size) for number in chosen])
+    else:
+        features = _features(model, images)
     parts = []
-    for place, sample in enumerate(samples):
+    found = _ranking(model, dataset, store, size, features, chosen, FOUND)
+    for number, query, row in zip(chosen, images, found, strict=True):
+        sample = dataset.query[number]
         name = f"{_who(sample)}, camera {sample.camid}"
-        for title, query, row in (
-            ("Before", pixels[place], before[place]),
-            ("After", changed[place], after[place]),
-        ):
-            results = [
-                (
-                    _small(as_image(decode_image(dataset.gallery[i].path, size)), blur),
-                    f"{_who(dataset.gallery[i])}, camera {dataset.gallery[i].camid}",
-                    dataset.gallery[i].pid == sample.pid,
-                )
-                for i in row.tolist()
-                if i >= 0
-            ]
-            parts.append(ranked(f"{title}: {name}", (_small(as_image(query), blur), name), results))
+        results = [
+            (
+                small(as_image(decode_image(dataset.gallery[i].path, size)), blur),
+                f"{_who(dataset.gallery[i])}, camera {dataset.gallery[i].camid}",
+                dataset.gallery[i].pid == sample.pid,
+            )
+            for i in row.tolist()
+            if i >= 0
+        ]
+        shown = (small(as_image(query), blur), name)
+        parts.append(ranked(f"{title}: {name}", shown, results))
     return parts
 
 
@@ -242,7 +274,8 @@ def _who(sample: ReIDSample) -> str:
     return f"person {sample.pid}" if sample.pid else "a stranger"
 
 
-def _small(image: Image.Image, blur: bool) -> Image.Image:
+def small(image: Image.Image, blur: bool = False) -> Image.Image:
+    """Return an image as rank lists show it, blurred as 4 × 8 blocks of colour."""
     height = min(TALLEST, image.height)
     width = max(1, round(image.width * height / image.height))
     if blur:

@@ -272,7 +272,7 @@ def _eps_curves(runs: Sequence[Run]) -> list[str]:
         several = max(map(len, levels.values())) > 1
         title = f"{attack}{f' ({learner})' if learner else ''} on {place}, model {weights[:8]}"
         title += "; means of the runs at each ε" if several else ""
-        charts.append(curves(title, "ε in grey levels", "%", lines, from_zero=True))
+        charts.append(curves(title, "ε in grey levels", "mAP, rank-1 in %", lines, from_zero=True))
     return [section("What the budget does", *charts)] if charts else []
 
 
@@ -306,7 +306,11 @@ def _audited(run: Run) -> list[str]:
             label: [(point["eps"], 100 * point[figure]) for point in result["curve"]]
             for figure, label in SHARES
         }
-        parts.append(curves("SMA on the model", "ε in grey levels", "%", lines, from_zero=True))
+        parts.append(
+            curves(
+                "SMA on the model", "ε in grey levels", "mAP, rank-1 in %", lines, from_zero=True
+            )
+        )
     return parts
 
 

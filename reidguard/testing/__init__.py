@@ -1,7 +1,12 @@
 """Contract suites: what a plugin must hold, for its author's own tests."""
 
 from reidguard.testing.attacks import ATTACK_CHECKS, AttackFactory, check_identity
-from reidguard.testing.datasets import DATASET_CHECKS, DatasetFactory, check_missing_folder
+from reidguard.testing.datasets import (
+    DATASET_CHECKS,
+    TRAINING_SET_CHECKS,
+    DatasetFactory,
+    check_missing_folder,
+)
 from reidguard.testing.defenses import DEFENSE_CHECKS, DefenseFit, small_dataset, small_model
 from reidguard.testing.learners import LEARNER_CHECKS, LearnerFactory
 from reidguard.testing.models import MODEL_CHECKS, ModelFactory
@@ -12,6 +17,7 @@ __all__ = [
     "DEFENSE_CHECKS",
     "LEARNER_CHECKS",
     "MODEL_CHECKS",
+    "TRAINING_SET_CHECKS",
     "AttackFactory",
     "DatasetFactory",
     "DefenseFit",

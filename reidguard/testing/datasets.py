@@ -9,6 +9,8 @@ Each check takes a factory ``read() -> ReIDDataset`` and raises AssertionError w
 
     def test_a_missing_folder():
         check_missing_folder(read_my_dataset)
+
+A set that is published for training alone, such as RandPerson, takes ``TRAINING_SET_CHECKS``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from reidguard.data import ReIDDataset
 from reidguard.data.dataset import SPLITS
 from reidguard.errors import DataError
 
-__all__ = ["DATASET_CHECKS", "DatasetFactory", "check_missing_folder"]
+__all__ = ["DATASET_CHECKS", "TRAINING_SET_CHECKS", "DatasetFactory", "check_missing_folder"]
 
 DatasetFactory = Callable[[], ReIDDataset]
 
@@ -31,15 +33,27 @@ def check_splits(read: DatasetFactory) -> None:
     """All three splits have images, each of them once, and training shares none with the test."""
     dataset = read()
     for split in SPLITS:
-        paths = [sample.path for sample in dataset.split(split)]
-        assert paths, f"{split} is empty"
-        twice = sorted({str(p) for p in paths if paths.count(p) > 1}) if len(paths) < 5000 else []
-        assert not twice, f"{split} has images twice: {twice[:3]}"
+        _check_split(dataset, split)
     train = {sample.path for sample in dataset.train}
     shared = [s.path for s in (*dataset.query, *dataset.gallery) if s.path in train]
     assert not shared, f"training images are tested: {shared[:3]}"
-    assert dataset.num_train_pids > 1, "training images show one person only"
-    assert dataset.name, "the dataset has no name"
+
+
+def check_training_split(read: DatasetFactory) -> None:
+    """Training has images, each of them once, and the other splits have none."""
+    dataset = read()
+    _check_split(dataset, "train")
+    assert not dataset.query, "a set for training alone has queries"
+    assert not dataset.gallery, "a set for training alone has a gallery"
+
+
+def _check_split(dataset: ReIDDataset, split: str) -> None:
+    paths = [sample.path for sample in dataset.split(split)]
+    assert paths, f"{split} is empty"
+    twice = sorted({str(p) for p in paths if paths.count(p) > 1}) if len(paths) < 5000 else []
+    assert not twice, f"{split} has images twice: {twice[:3]}"
+    if split == "train":
+        assert dataset.num_train_pids > 1, "training images show one person only"
 
 
 def check_images(read: DatasetFactory) -> None:
@@ -72,7 +86,9 @@ def check_repeatable(read: DatasetFactory) -> None:
 
 def check_summary(read: DatasetFactory) -> None:
     """Counts and licence can be written down as JSON."""
-    summary = read().summary()
+    dataset = read()
+    assert dataset.name, "the dataset has no name"
+    summary = dataset.summary()
     json.dumps(summary, allow_nan=False)
     assert summary["licence"] != "unknown", "say the licence: ReIDDataset(..., licence='...')"
 
@@ -98,4 +114,12 @@ DATASET_CHECKS: tuple[Callable[[DatasetFactory], None], ...] = (
     check_repeatable,
     check_summary,
 )
-"""The checks that hold for every dataset."""
+"""The checks that hold for every dataset with queries and a gallery."""
+
+TRAINING_SET_CHECKS: tuple[Callable[[DatasetFactory], None], ...] = (
+    check_training_split,
+    check_images,
+    check_repeatable,
+    check_summary,
+)
+"""The checks that hold for every dataset of training images alone."""

@@ -1,7 +1,17 @@
 """Learning: the loop that attacks and models share, and its optimisers."""
 
 from reidguard.training.loop import Batches, Progress, ProgressCallback, learn
+from reidguard.training.metrics import MetricsFile, TensorBoard
 from reidguard.training.optim import MISGD
 from reidguard.training.recipe import train_model
 
-__all__ = ["MISGD", "Batches", "Progress", "ProgressCallback", "learn", "train_model"]
+__all__ = [
+    "MISGD",
+    "Batches",
+    "MetricsFile",
+    "Progress",
+    "ProgressCallback",
+    "TensorBoard",
+    "learn",
+    "train_model",
+]

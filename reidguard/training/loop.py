@@ -87,7 +87,8 @@ def learn(
     Args:
         module: What learns.
         learner: Leaves a gradient in ``.grad``.
-        objective: ``objective(module, batch) -> scalar``.
+        objective: ``objective(module, batch) -> scalar``. If it is a module, its state belongs to
+            the checkpoint.
         optimizer: Steps on that gradient.
         meta_train: Batches of the source domain.
         meta_test: Batches of the other domain, for learners that need one.
@@ -114,6 +115,9 @@ def learn(
     epoch_length = max(len(meta_train), len(meta_test) if meta_test is not None else 0)
     rates = [group["lr"] for group in optimizer.param_groups]
     settings = json.loads(json.dumps(dict(settings or {})))  # as a checkpoint gives them back
+    parts = {"module": module}
+    if isinstance(objective, nn.Module):
+        parts["objective"] = objective
     step, kept = 0, ""
     together = processes()
     writes = together is None or together.rank == 0
@@ -124,7 +128,7 @@ def learn(
         if writes:
             remove_temporaries(checkpoint)
         if checkpoint.exists():
-            step = _restore(checkpoint, module, optimizer, settings)
+            step = _restore(checkpoint, parts, optimizer, settings)
             kept = _kept(checkpoint, step)
     if together is not None:
         agree({**settings, "first step": step, "weights": weights_fingerprint(module)})
@@ -157,7 +161,7 @@ def learn(
             pending = None
             if checkpoint is not None:
                 if writes:
-                    _save(checkpoint, module, optimizer, settings, step, kept)
+                    _save(checkpoint, parts, optimizer, settings, step, kept)
                 kept = _kept(checkpoint, step)
 
 
@@ -201,13 +205,17 @@ def _report(
 
 def _save(
     path: Path,
-    module: nn.Module,
+    parts: Mapping[str, nn.Module],
     optimizer: Optimizer,
     settings: Mapping[str, Any],
     step: int,
     kept: str,
 ) -> None:
-    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    tensors = {
+        f"{part}.{name}": value
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
     bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise TrainingError(
@@ -227,7 +235,7 @@ def _save(
 
 
 def _restore(
-    path: Path, module: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any]
+    path: Path, parts: Mapping[str, nn.Module], optimizer: Optimizer, settings: Mapping[str, Any]
 ) -> int:
     tensors, card = load_tensors(path)
     if card.get("kind") != "training":
@@ -243,9 +251,9 @@ def _restore(
             "use the same settings to resume it, or another folder to start anew"
         )
     try:
-        module.load_state_dict(
-            {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
-        )
+        for part, module in parts.items():
+            mine = {k: v for k, v in tensors.items() if k.startswith(f"{part}.")}
+            module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in mine.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit: {error}") from error
     states: dict[int, dict[str, Any]] = {}

@@ -1,13 +1,14 @@
-"""A short recipe for re-ID models: triplet + cross-entropy on augmented batches, with Adam."""
+"""Recipes for re-ID models: losses on augmented batches, with Adam and a schedule."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,29 +16,81 @@ from torch import nn
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import processes
 from reidguard.errors import InputError
-from reidguard.meta import PlainLearner
-from reidguard.models import ReIDModel
-from reidguard.objectives.reid import ReIDObjective
+from reidguard.meta import Objective, PlainLearner
+from reidguard.models import ReIDModel, frozen
+from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.training.loop import ProgressCallback, learn
 
-__all__ = ["train_model"]
+__all__ = ["RECIPES", "Recipe", "train_model"]
 
-# The paper's schedule: 85 epochs, flat up to the 40th, then a factor of 10 lower every 40.
+
+# The paper's schedule: 85 epochs, flat up to the 40th.
 EPOCHS, FLAT = 85, 40
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, apart from its losses.
+
+    Args:
+        title: The losses, for people.
+        epochs: Passes over the images.
+        lr: Adam's learning rate.
+        identities: Identities in a batch.
+        images_per_identity: Images of each.
+        augment: What happens to each batch.
+        schedule: Factor on the learning rate from where an epoch starts and ends, counted in the
+            recipe's own epochs.
+    """
+
+    title: str
+    epochs: int
+    lr: float
+    identities: int
+    images_per_identity: int
+    augment: Augment
+    schedule: Callable[[float, float], float]
+
+
+def _flat_then_falling(start: float, end: float) -> float:
+    """Flat up to the 40th epoch, then a factor of 10 lower every 40."""
+    return float(0.1 ** max(0.0, (start - FLAT) / FLAT))
+
+
+def _warm_then_steps(start: float, end: float) -> float:
+    """A linear rise over ten epochs, then a factor of 10 lower at the 40th and at the 70th."""
+    warm = min(1.0, 0.01 + 0.99 * end / 10)
+    return warm if end < 40 else 0.1 if end < 70 else 0.01
+
+
+RECIPES = {
+    "paper": Recipe("triplet + cross-entropy", EPOCHS, 3e-4, 8, 8, Augment(), _flat_then_falling),
+    "agw": Recipe(
+        "weighted triplet + smoothed cross-entropy + centre loss",
+        120,
+        3.5e-4,
+        16,
+        4,
+        Augment(crop="pad", erase_area=(0.02, 0.4)),
+        _warm_then_steps,
+    ),
+}
+"""The paper's own, and that of AGW (Ye et al., TPAMI 2021)."""
 
 
 def train_model(
     model: ReIDModel,
     dataset: ReIDDataset,
     *,
-    epochs: int = EPOCHS,
+    recipe: str = "paper",
+    epochs: int | None = None,
     steps: int | None = None,
-    lr: float = 3e-4,
+    lr: float | None = None,
     weight_decay: float = 5e-4,
-    margin: float = 0.5,
-    identities: int = 8,
-    images_per_identity: int = 8,
-    augment: Augment | None = Augment(),  # noqa: B008 (frozen: nothing can change it)
+    margin: float | None = None,
+    identities: int | None = None,
+    images_per_identity: int | None = None,
+    augment: Augment | Literal["recipe"] | None = "recipe",
     image_size: tuple[int, int] = (256, 128),
     seed: int = 0,
     checkpoint: Path | str | None = None,
@@ -46,23 +99,30 @@ def train_model(
 ) -> ReIDModel:
     """Train a model on a dataset's training images, in place.
 
-    The loss is Eqs. 10 and 11, triplet and cross-entropy; the optimiser Adam. The learning rate
-    stays flat for the first 40/85 of the epochs and then falls tenfold in as many epochs again:
-    the paper's schedule, stretched to the epochs at hand.
+    The optimiser is Adam. What is None takes the recipe's value, and its schedule is stretched
+    to the epochs at hand.
+
+    * "paper": Eqs. 10 and 11, triplet (margin 0.5) and cross-entropy; 85 epochs of 8 × 8 images,
+      learning rate 3e-4, flat for the first 40/85 and then falling tenfold in as many epochs again.
+    * "agw": :class:`~reidguard.objectives.reid.AGWObjective`; 120 epochs of 16 × 4 images, learning
+      rate 3.5e-4, rising over the first ten epochs, a tenth from the 40th on and a hundredth from
+      the 70th; shifted, flipped and erased images. For any model with one embedding.
 
     Args:
         model: With a classifier for this dataset, either under its name or as the only one:
             ``create_model("ide", num_classes=dataset.num_train_pids)``. Parameters that ask for
             no gradient stay as they are.
         dataset: Its ``train`` split is learnt.
+        recipe: "paper" or "agw".
         epochs: Passes over the images.
         steps: Steps in all, in place of ``epochs``.
         lr: Adam's learning rate at the start.
         weight_decay: Of Adam, on all parameters.
-        margin: Of the triplet loss.
+        margin: Of the paper's triplet loss; AGW's has none.
         identities: Identities in a batch.
         images_per_identity: Images of each.
-        augment: What happens to each batch; None leaves the images as they are.
+        augment: What happens to each batch, "recipe" for the recipe's; None leaves the images as
+            they are.
         image_size: Height and width that images are resized to.
         seed: Fixes batches, augmentation and dropout; initial weights are the caller's.
         checkpoint: File from which an interrupted run resumes, bit for bit. Its weights replace
@@ -87,6 +147,19 @@ def train_model(
         >>> model = create_model("ide", num_classes=data.num_train_pids)  # doctest: +SKIP
         >>> train_model(model, data, epochs=20).save("ide.safetensors")  # doctest: +SKIP
     """
+    if recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown recipe {recipe!r}: {hint}known: {', '.join(RECIPES)}")
+    chosen = RECIPES[recipe]
+    lr = chosen.lr if lr is None else lr
+    augment = chosen.augment if augment == "recipe" else augment
+    if identities is None:
+        identities = chosen.identities
+    if images_per_identity is None:
+        images_per_identity = chosen.images_per_identity
+    if recipe == "agw" and margin is not None:
+        raise InputError("AGW's weighted triplet loss has no margin: leave it out")
     domain = _domain_of(model, dataset)
     if not (lr > 0 and weight_decay >= 0):
         raise InputError(f"lr must be above 0 and weight_decay not below: {lr}, {weight_decay}")
@@ -102,16 +175,28 @@ def train_model(
         processes=processes(),
     )
     if steps is None:
-        steps = epochs * len(loader)
+        steps = (chosen.epochs if epochs is None else epochs) * len(loader)
     if steps < 1:
         raise InputError(f"training needs at least one step, not {steps}")
-    flat = FLAT / EPOCHS * steps / len(loader)  # in epochs
+    stretch = chosen.epochs * len(loader) / steps  # the recipe's epochs in one of these
+    objective: Objective
+    losses: dict[str, Any]
+    if recipe == "agw":
+        objective = _agw_objective(model, domain, image_size, seed)
+        losses = {
+            "smoothing": objective.smoothing,
+            "centre_weight": objective.centre_weight,
+            "centre_rate": objective.centres.rate,
+        }
+    else:
+        margin = 0.5 if margin is None else margin
+        objective, losses = ReIDObjective(domain, margin), {"margin": margin}
     facts: dict[str, Any] = {
-        "recipe": "triplet + cross-entropy",
+        "recipe": chosen.title,
         "steps": steps,
         "lr": lr,
         "weight_decay": weight_decay,
-        "margin": margin,
+        **losses,
         "identities": identities,
         "images_per_identity": images_per_identity,
         "augment": None if augment is None else asdict(augment),
@@ -125,11 +210,11 @@ def train_model(
         learn(
             model,
             learner=PlainLearner(),
-            objective=ReIDObjective(domain, margin),
+            objective=objective,
             optimizer=torch.optim.Adam(wanted, lr=lr, weight_decay=weight_decay),
             meta_train=loader,
             steps=steps,
-            schedule=lambda epoch: 0.1 ** max(0.0, (epoch - flat) / flat),
+            schedule=lambda epoch: chosen.schedule(epoch * stretch, (epoch + 1) * stretch),
             seed=seed,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
@@ -139,6 +224,22 @@ def train_model(
         )
     model.training_facts = facts
     return model
+
+
+def _agw_objective(
+    model: ReIDModel, domain: str, image_size: tuple[int, int], seed: int
+) -> AGWObjective:
+    """Return the objective with fresh centres, as wide as the model's embeddings."""
+    weight = next(model.parameters())
+    with frozen(model), torch.no_grad():
+        embeddings = model(weight.new_zeros(2, 3, *image_size), domain=domain).embeddings
+    if not isinstance(embeddings, torch.Tensor):
+        raise InputError(
+            f"AGW's losses need one embedding of an image; {type(model).__name__} gives "
+            f"{len(embeddings)} parts: take the recipe 'paper'"
+        )
+    centres = CentreLoss(model.num_classes[domain], embeddings.shape[1], seed=seed)
+    return AGWObjective(centres, domain=domain).to(weight.device)
 
 
 def _domain_of(model: ReIDModel, dataset: ReIDDataset) -> str:

@@ -1,4 +1,4 @@
-"""Learning an attack on a small real network and the synthetic people."""
+"""Learning an attack on a small real network and virtual people."""
 
 import copy
 
@@ -49,11 +49,11 @@ def attacks():
 
 
 @pytest.mark.parametrize("attack", attacks(), ids=lambda a: type(a).__name__)
-def test_fit_lowers_its_loss_within_the_budget(attack, model, synthetic_dataset):
+def test_fit_lowers_its_loss_within_the_budget(attack, model, studio):
     losses = []
     attack.fit(
         model,
-        synthetic_dataset,
+        studio,
         steps=25,
         **SMALL,
         progress=lambda p: losses.append(p.metrics["loss"]) if p.metrics else None,
@@ -65,21 +65,21 @@ def test_fit_lowers_its_loss_within_the_budget(attack, model, synthetic_dataset)
     assert (attack(x) - x).abs().max() > 0
 
 
-def test_the_model_comes_back_untouched(model, synthetic_dataset):
+def test_the_model_comes_back_untouched(model, studio):
     model.train()
     next(model.parameters()).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
-    DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=2, **SMALL)
+    DeltaAttack(size=SIZE).fit(model, studio, steps=2, **SMALL)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
     assert model.training
 
 
-def test_same_seed_same_bits_and_another_seed_others(model, synthetic_dataset, tmp_path):
+def test_same_seed_same_bits_and_another_seed_others(model, studio, tmp_path):
     def learn(seed):
-        attack = DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=3, seed=seed, **SMALL)
+        attack = DeltaAttack(size=SIZE).fit(model, studio, steps=3, seed=seed, **SMALL)
         attack.save(tmp_path / f"{seed}.safetensors")
         return (tmp_path / f"{seed}.safetensors").read_bytes()
 
@@ -90,26 +90,24 @@ def test_same_seed_same_bits_and_another_seed_others(model, synthetic_dataset, t
     assert learn(6) != first
 
 
-def test_clean_features_are_computed_once(model, synthetic_dataset):
+def test_clean_features_are_computed_once(model, studio):
     counted = model.network
     attack = DeltaAttack(size=SIZE)
     epochs = 3
     counted.images = 0
     seen = []
-    attack.fit(model, synthetic_dataset, epochs=epochs, **SMALL, progress=seen.append)
+    attack.fit(model, studio, epochs=epochs, **SMALL, progress=seen.append)
     steps = max(p.done for p in seen if p.phase == "learning")
-    everything = len(synthetic_dataset.train)
+    everything = len(studio.train)
     assert steps >= epochs
     # one adversarial pass a step, one clean pass over all images (and the wrapper's probe)
     assert counted.images <= everything + steps * 6 + 1
 
 
-def test_kept_and_fresh_clean_features_give_the_same_loss(model, synthetic_dataset):
+def test_kept_and_fresh_clean_features_give_the_same_loss(model, studio):
     def first_loss(**length):
         seen = []
-        DeltaAttack(size=SIZE).fit(
-            model, synthetic_dataset, **length, **SMALL, progress=seen.append
-        )
+        DeltaAttack(size=SIZE).fit(model, studio, **length, **SMALL, progress=seen.append)
         return next(p.metrics["loss"] for p in seen if p.metrics)
 
     assert first_loss(steps=1) == pytest.approx(first_loss(epochs=1), rel=1e-4)
@@ -148,7 +146,7 @@ def test_gradient_of_a_linear_embedder_is_the_closed_form():
     torch.testing.assert_close(attack.delta.grad.flatten(), expected)
 
 
-def test_a_linear_embedder_is_attacked_as_well_as_it_can_be(synthetic_dataset):
+def test_a_linear_embedder_is_attacked_as_well_as_it_can_be(studio):
     """φ(x) = Wx, to be moved along u: within the ball the best δ is ε·sign(Wᵀu)."""
     weight = torch.randn(5, 3 * 8 * 4, generator=torch.Generator().manual_seed(0))
     direction = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
@@ -167,7 +165,7 @@ def test_a_linear_embedder_is_attacked_as_well_as_it_can_be(synthetic_dataset):
         model = wrap_model(Linear(), input_spec=spec, metric="euclidean")
         attack = DeltaAttack(Budget(8 / 255), size=(8, 4)).fit(
             model,
-            synthetic_dataset,
+            studio,
             objective="move along",
             steps=12,
             **{**SMALL, "image_size": (8, 4)},
@@ -178,11 +176,11 @@ def test_a_linear_embedder_is_attacked_as_well_as_it_can_be(synthetic_dataset):
     torch.testing.assert_close(attack.delta.data, best)
 
 
-def test_resuming_in_process_gives_the_same_bits(model, synthetic_dataset, tmp_path):
+def test_resuming_in_process_gives_the_same_bits(model, studio, tmp_path):
     def attack():
         return CombinatorialAttack(None, 4, SIZE)
 
-    whole = attack().fit(model, synthetic_dataset, epochs=2, **SMALL)
+    whole = attack().fit(model, studio, epochs=2, **SMALL)
     path = tmp_path / "checkpoint"
 
     class StopError(Exception):
@@ -194,25 +192,21 @@ def test_resuming_in_process_gives_the_same_bits(model, synthetic_dataset, tmp_p
 
     options = {"checkpoint": path, "checkpoint_every": 1, **SMALL}
     with pytest.raises(StopError):
-        attack().fit(model, synthetic_dataset, epochs=2, progress=stop, **options)
-    resumed = attack().fit(model, synthetic_dataset, epochs=2, **options)
+        attack().fit(model, studio, epochs=2, progress=stop, **options)
+    resumed = attack().fit(model, studio, epochs=2, **options)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
 
 
-def test_a_checkpoint_of_other_settings_is_refused(model, synthetic_dataset, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(model, studio, tmp_path):
     path = tmp_path / "checkpoint"
-    DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=1, checkpoint=path, **SMALL)
+    DeltaAttack(size=SIZE).fit(model, studio, steps=1, checkpoint=path, **SMALL)
     with pytest.raises(CheckpointError, match="seed: 0 then, 1 now"):
-        DeltaAttack(size=SIZE).fit(
-            model, synthetic_dataset, steps=1, seed=1, checkpoint=path, **SMALL
-        )
+        DeltaAttack(size=SIZE).fit(model, studio, steps=1, seed=1, checkpoint=path, **SMALL)
 
 
 @pytest.mark.parametrize("where", ["model", "attack"])
-def test_what_is_not_finite_stops_and_the_last_good_state_stays(
-    where, model, synthetic_dataset, tmp_path
-):
+def test_what_is_not_finite_stops_and_the_last_good_state_stays(where, model, studio, tmp_path):
     path = tmp_path / "checkpoint"
     attack = DeltaAttack(size=SIZE)
 
@@ -224,7 +218,7 @@ def test_what_is_not_finite_stops_and_the_last_good_state_stays(
     with pytest.raises(TrainingError, match=r"loss of step 4|step 3 left values"):
         attack.fit(
             model,
-            synthetic_dataset,
+            studio,
             steps=9,
             checkpoint=path,
             checkpoint_every=1,
@@ -235,25 +229,25 @@ def test_what_is_not_finite_stops_and_the_last_good_state_stays(
     assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
-def test_saved_attack_comes_back_with_its_facts(model, synthetic_dataset, tmp_path):
+def test_saved_attack_comes_back_with_its_facts(model, studio, tmp_path):
     attack = CombinatorialAttack(Budget(4 / 255), 4, SIZE, stacked=True)
-    attack.fit(model, synthetic_dataset, steps=2, **SMALL)
+    attack.fit(model, studio, steps=2, **SMALL)
     attack.save(tmp_path / "attack.safetensors")
     loaded = load_attack(tmp_path / "attack.safetensors")
     x = torch.rand(2, 3, *SIZE)
     assert torch.equal(loaded(x), attack(x))
     assert loaded.budget == attack.budget == Budget(8 / 255)
     assert loaded.training_facts == attack.training_facts
-    assert loaded.training_facts["meta_train"]["name"] == synthetic_dataset.name
+    assert loaded.training_facts["meta_train"]["name"] == studio.name
 
 
-def test_a_learner_without_its_meta_test_set_says_so(model, synthetic_dataset):
+def test_a_learner_without_its_meta_test_set_says_so(model, studio):
     class Needy(PlainLearner):
         needs_meta_test = True
 
     LEARNERS.register("needy")(Needy)
     try:
         with pytest.raises(InputError, match="meta_test="):
-            DeltaAttack(size=SIZE).fit(model, synthetic_dataset, learner="needy", steps=1, **SMALL)
+            DeltaAttack(size=SIZE).fit(model, studio, learner="needy", steps=1, **SMALL)
     finally:
         del LEARNERS._factories["needy"]

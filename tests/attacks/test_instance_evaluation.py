@@ -21,33 +21,33 @@ CHECKPOINT = "osnet_x0_25_market1501.pth"
 
 @pytest.fixture(scope="module")
 def model():
-    """Colours of a 8 × 4 grid: linear in the image, and good enough on drawn people."""
+    """Colours of a 8 × 4 grid: linear in the image, and good enough on virtual people."""
     net = nn.Sequential(nn.AdaptiveAvgPool2d((8, 4)), nn.Flatten())
     spec = InputSpec(size=None, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     return wrap_model(net, input_spec=spec, metric="cosine")
 
 
 @pytest.fixture(scope="module")
-def guides(model, synthetic_dataset):
-    gallery = synthetic_dataset.gallery
+def guides(model, studio):
+    gallery = studio.gallery
     return Guides(extract_features(model, gallery, image_size=(64, 32)), [s.pid for s in gallery])
 
 
 @pytest.mark.parametrize("attack", [SMA(), FNA(), MetricIFGSM(), SquareAttack(steps=30)])
-def test_a_bound_attack_is_evaluated_like_any_other(attack, model, guides, synthetic_dataset):
-    result = evaluate(model, synthetic_dataset, attack.bind(model, guides), SMALL, query_every=4)
+def test_a_bound_attack_is_evaluated_like_any_other(attack, model, guides, studio):
+    result = evaluate(model, studio, attack.bind(model, guides), SMALL, query_every=4)
     assert result.attacked.ranking.mAP < result.clean.mAP
     assert result.attacked.linf <= 8 / 255 + 1e-6
     assert result.attack == {"name": type(attack).__name__, "eps": 8 / 255}
 
 
-def test_an_unbound_attack_says_so(model, synthetic_dataset):
+def test_an_unbound_attack_says_so(model, studio):
     with pytest.raises(InputError, match="bind"):
-        evaluate(model, synthetic_dataset, SMA(), SMALL, query_every=16)
+        evaluate(model, studio, SMA(), SMALL, query_every=16)
 
 
-def test_the_gallery_can_be_attacked_with_queries_as_guides(model, synthetic_dataset):
-    queries, gallery = synthetic_dataset.query, synthetic_dataset.gallery
+def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
+    queries, gallery = studio.query, studio.gallery
     clean_queries = extract_features(model, queries, image_size=(64, 32))
     guides = Guides(clean_queries, [s.pid for s in queries])
     attack = MetricIFGSM(Budget(8 / 255)).bind(model, guides)
@@ -76,7 +76,7 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, synthetic_dat
     told = []
     result = evaluate(
         model,
-        synthetic_dataset,
+        studio,
         attack,
         SMALL,
         tell_labels=True,
@@ -92,9 +92,9 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, synthetic_dat
     assert told == sorted(told)
     assert told[-1] == (2 * len(gallery) + len(queries),) * 2
     with pytest.raises(InputError, match="query, gallery"):
-        evaluate(model, synthetic_dataset, attack, SMALL, side="both")
+        evaluate(model, studio, attack, SMALL, side="both")
     with pytest.raises(InputError, match="give an attack"):
-        evaluate(model, synthetic_dataset, None, SMALL, side="gallery")
+        evaluate(model, studio, None, SMALL, side="gallery")
 
 
 @pytest.mark.slow

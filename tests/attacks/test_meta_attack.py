@@ -5,8 +5,6 @@ import torch
 from torch import nn
 
 from reidguard.attacks import DeltaAttack, MetaAttack, load_attack
-from reidguard.data import write_synthetic
-from reidguard.data.synthetic import read_synthetic
 from reidguard.errors import InputError, RegistryError
 from reidguard.meta import FirstOrderLearner, HessianFreeLearner, MAMLLearner
 from reidguard.models import wrap_model
@@ -15,11 +13,6 @@ from reidguard.types import Budget, InputSpec
 SIZE = (32, 16)
 SMALL = {"identities": 3, "images_per_identity": 2, "image_size": SIZE}
 PARTS = {"size": SIZE, "resolution": 4}
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    return read_synthetic(write_synthetic(tmp_path_factory.mktemp("other") / "set", seed=9))
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +33,24 @@ def same(one, two):
     return all(torch.equal(p, q) for p, q in pairs)
 
 
-def test_it_is_the_perturbation_learnt_by_maml(model, synthetic_dataset, other):
+def test_it_is_the_perturbation_learnt_by_maml(model, studio, other_dataset):
     meta = MetaAttack("delta", size=SIZE)
-    meta.fit(model, synthetic_dataset, other, steps=4, **SMALL)
+    meta.fit(model, studio, other_dataset, steps=4, **SMALL)
     plain = DeltaAttack(size=SIZE)
-    plain.fit(model, synthetic_dataset, other, learner=MAMLLearner(), steps=4, **SMALL)
+    plain.fit(model, studio, other_dataset, learner=MAMLLearner(), steps=4, **SMALL)
     assert same(meta, plain)
     assert plain.delta.abs().max() > 0
     assert meta.training_facts["learner"] == "maml"
     assert meta.training_facts["learner_options"]["inner"] == "scaled"
-    assert meta.training_facts["meta_test"]["name"] == other.name
-    plain = DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=4, **SMALL)
+    assert meta.training_facts["meta_test"]["name"] == other_dataset.name
+    plain = DeltaAttack(size=SIZE).fit(model, studio, steps=4, **SMALL)
     assert not same(meta, plain), "the second set changed nothing"
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_saved_it_comes_back(preset, model, synthetic_dataset, other, tmp_path):
+def test_saved_it_comes_back(preset, model, studio, other_dataset, tmp_path):
     attack = MetaAttack(budget=Budget(4 / 255), preset=preset, **PARTS)
-    attack.fit(model, synthetic_dataset, other, steps=3, **SMALL)
+    attack.fit(model, studio, other_dataset, steps=3, **SMALL)
     attack.save(tmp_path / "a.safetensors")
     loaded = load_attack(tmp_path / "a.safetensors")
     assert isinstance(loaded, MetaAttack)
@@ -69,17 +62,17 @@ def test_saved_it_comes_back(preset, model, synthetic_dataset, other, tmp_path):
     assert (attack(x) - x).abs().max() <= attack.budget.eps + 1e-6
 
 
-def test_the_released_preset_is_each_of_its_options(model, synthetic_dataset, other):
+def test_the_released_preset_is_each_of_its_options(model, studio, other_dataset):
     preset = MetaAttack(preset="released", **PARTS)
-    preset.fit(model, synthetic_dataset, other, steps=12, **SMALL)
+    preset.fit(model, studio, other_dataset, steps=12, **SMALL)
     spelt = MetaAttack(stacked=True, **PARTS)
     learner = FirstOrderLearner(
         inner="sign", inner_momentum=0.0, from_buffer=False, keep_temporary=True
     )
     spelt.fit(
         model,
-        synthetic_dataset,
-        other,
+        studio,
+        other_dataset,
         learner=learner,
         momentum=1.0,
         clip=False,
@@ -94,7 +87,7 @@ def test_the_released_preset_is_each_of_its_options(model, synthetic_dataset, ot
     assert (preset(x) - x).abs().max() <= 16 / 255 + 1e-6
 
 
-def test_resuming_gives_the_same_bits(model, synthetic_dataset, other, tmp_path):
+def test_resuming_gives_the_same_bits(model, studio, other_dataset, tmp_path):
     class StopError(Exception):
         pass
 
@@ -104,7 +97,7 @@ def test_resuming_gives_the_same_bits(model, synthetic_dataset, other, tmp_path)
 
     def fit(**options):
         attack = MetaAttack(**PARTS, learner="hessian_free")
-        return attack.fit(model, synthetic_dataset, other, steps=6, **SMALL, **options)
+        return attack.fit(model, studio, other_dataset, steps=6, **SMALL, **options)
 
     options = {"checkpoint": tmp_path / "c", "checkpoint_every": 1}
     with pytest.raises(StopError):
@@ -118,9 +111,9 @@ def test_the_learner_can_be_chosen():
     assert HessianFreeLearner().config()["inner_steps"] == 1
 
 
-def test_mistakes_name_the_cure(model, synthetic_dataset):
+def test_mistakes_name_the_cure(model, studio):
     with pytest.raises(InputError, match="meta_test="):
-        MetaAttack("delta", size=SIZE).fit(model, synthetic_dataset, steps=1, **SMALL)
+        MetaAttack("delta", size=SIZE).fit(model, studio, steps=1, **SMALL)
     with pytest.raises(InputError, match="paper, released"):
         MetaAttack(preset="pape")
     with pytest.raises(InputError, match="it takes: budget, size"):

@@ -265,13 +265,13 @@ def fit(attack, model, *data, **options):
     return attack.fit(model, *data, **{**SMALL, **options})
 
 
-def test_it_learns_to_mislead(model, synthetic_dataset):
+def test_it_learns_to_mislead(model, studio):
     attack = tiny()
     before = copy.deepcopy(attack)
-    fit(attack, model, synthetic_dataset, steps=15, lr=5e-3)
+    fit(attack, model, studio, steps=15, lr=5e-3)
     assert not attack.training
     assert attack.training_facts["objective"] == "misrank"
-    pixels = next(iterate_images(synthetic_dataset.train, SIZE, 48))[1].float() / 255
+    pixels = next(iterate_images(studio.train, SIZE, 48))[1].float() / 255
     model.eval()
 
     def mislead(candidate):
@@ -281,17 +281,17 @@ def test_it_learns_to_mislead(model, synthetic_dataset):
     assert mislead(attack) < mislead(before)
 
 
-def test_same_seeds_same_bits(model, synthetic_dataset):
+def test_same_seeds_same_bits(model, studio):
     def learn(seed):
         torch.manual_seed(seed)  # the global generator must not matter
-        return fit(tiny(pixels=50), model, synthetic_dataset, steps=2).state_dict()
+        return fit(tiny(pixels=50), model, studio, steps=2).state_dict()
 
     first, second = learn(1), learn(2)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_resumed_gives_the_same_bits(model, synthetic_dataset, tmp_path):
-    whole = fit(tiny(pixels=50), model, synthetic_dataset, steps=4)
+def test_resumed_gives_the_same_bits(model, studio, tmp_path):
+    whole = fit(tiny(pixels=50), model, studio, steps=4)
     kept = {"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 1, "steps": 4}
 
     class StopError(Exception):
@@ -302,22 +302,22 @@ def test_resumed_gives_the_same_bits(model, synthetic_dataset, tmp_path):
             raise StopError
 
     with pytest.raises(StopError):
-        fit(tiny(pixels=50), model, synthetic_dataset, progress=halt, **kept)
-    resumed = fit(tiny(pixels=50), model, synthetic_dataset, **kept)
+        fit(tiny(pixels=50), model, studio, progress=halt, **kept)
+    resumed = fit(tiny(pixels=50), model, studio, **kept)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_joint_learns_from_two_sets(model, synthetic_dataset):
-    attack = fit(tiny(), model, synthetic_dataset, synthetic_dataset, learner="joint", steps=1)
+def test_joint_learns_from_two_sets(model, studio):
+    attack = fit(tiny(), model, studio, studio, learner="joint", steps=1)
     assert attack.training_facts["learner"] == "joint"
     assert "meta_test" in attack.training_facts
 
 
 @pytest.mark.parametrize("learner", ["maml", "first_order", "hessian_free"])
-def test_other_learners_are_refused_by_name(learner, model, synthetic_dataset):
+def test_other_learners_are_refused_by_name(learner, model, studio):
     with pytest.raises(InputError, match=f"plain and joint, not '{learner}'"):
-        fit(tiny(), model, synthetic_dataset, synthetic_dataset, learner=learner, steps=1)
+        fit(tiny(), model, studio, studio, learner=learner, steps=1)
 
 
 def test_meta_attack_refuses_it():
@@ -325,20 +325,20 @@ def test_meta_attack_refuses_it():
         MetaAttack("misrank", size=SIZE, width=2)
 
 
-def test_another_objective_is_refused(model, synthetic_dataset):
+def test_another_objective_is_refused(model, studio):
     with pytest.raises(InputError, match="leave objective out"):
-        fit(tiny(), model, synthetic_dataset, objective="pairwise", steps=1)
+        fit(tiny(), model, studio, objective="pairwise", steps=1)
 
 
-def test_a_surrogate_without_classifier_is_refused(synthetic_dataset):
+def test_a_surrogate_without_classifier_is_refused(studio):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Flatten())
     bare = wrap_model(network, input_spec=InputSpec(size=SIZE), metric="euclidean")
     with pytest.raises(InputError, match="num_classes"):
-        fit(tiny(), bare, synthetic_dataset, steps=1)
+        fit(tiny(), bare, studio, steps=1)
 
 
-def test_it_comes_back_from_its_file(model, synthetic_dataset, tmp_path):
-    attack = fit(tiny(pixels=50), model, synthetic_dataset, steps=1)
+def test_it_comes_back_from_its_file(model, studio, tmp_path):
+    attack = fit(tiny(pixels=50), model, studio, steps=1)
     attack.save(tmp_path / "misrank.safetensors")
     loaded = load_attack(tmp_path / "misrank.safetensors")
     x = torch.rand(2, 3, 40, 20)

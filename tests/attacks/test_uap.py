@@ -46,8 +46,8 @@ def model():
 
 
 @pytest.mark.parametrize("objective", LOSSES)
-def test_every_loss_is_learnt_within_the_budget(objective, model, synthetic_dataset):
-    data = synthetic_dataset
+def test_every_loss_is_learnt_within_the_budget(objective, model, studio):
+    data = studio
     attack = UAPRetrieval(size=SIZE)
     attack.fit(model, data, objective=objective, steps=20, **SMALL)
     assert 0 < attack.delta.abs().max() <= attack.budget.eps
@@ -63,22 +63,22 @@ def test_every_loss_is_learnt_within_the_budget(objective, model, synthetic_data
 
 
 @pytest.mark.parametrize("objective", LOSSES)
-def test_any_universal_attack_takes_them(objective, model, synthetic_dataset):
+def test_any_universal_attack_takes_them(objective, model, studio):
     attack = ColorAttack(resolution=4)
-    attack.fit(model, synthetic_dataset, objective=objective, steps=2, **SMALL)
+    attack.fit(model, studio, objective=objective, steps=2, **SMALL)
     assert attack.offset.abs().max() > 0
 
 
-def test_what_it_does_unless_told_otherwise(model, synthetic_dataset):
+def test_what_it_does_unless_told_otherwise(model, studio):
     told = {"objective": "pairwise", "momentum": 1.0}
-    own = UAPRetrieval(size=SIZE).fit(model, synthetic_dataset, steps=2, **SMALL)
-    same = UAPRetrieval(size=SIZE).fit(model, synthetic_dataset, steps=2, **SMALL, **told)
+    own = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL)
+    same = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL, **told)
     assert own.training_facts == same.training_facts
     assert own.training_facts["momentum"] == 1.0
     assert torch.equal(own.delta, same.delta)
 
 
-def test_centroids_are_those_of_all_training_images(model, synthetic_dataset):
+def test_centroids_are_those_of_all_training_images(model, studio):
     seen = []
 
     class Spy(PairWiseLoss):
@@ -89,10 +89,10 @@ def test_centroids_are_those_of_all_training_images(model, synthetic_dataset):
     ATTACK_LOSSES.register("spy")(Spy)
     try:
         # fewer steps than an epoch, when other losses would not need all features
-        UAPRetrieval(size=SIZE).fit(model, synthetic_dataset, objective="spy", steps=1, **SMALL)
+        UAPRetrieval(size=SIZE).fit(model, studio, objective="spy", steps=1, **SMALL)
     finally:
         del ATTACK_LOSSES._factories["spy"]
-    assert [len(features) for features in seen] == [len(synthetic_dataset.train)]
+    assert [len(features) for features in seen] == [len(studio.train)]
 
 
 class Linear(nn.Module):
@@ -167,12 +167,10 @@ def test_self_metric_on_a_linear_embedder_finds_the_best_delta():
     assert signs[0].abs() == 1
 
 
-def test_a_flat_loss_starts_from_a_seeded_random_step(model, synthetic_dataset):
+def test_a_flat_loss_starts_from_a_seeded_random_step(model, studio):
     def learn(seed):
         attack = DeltaAttack(size=SIZE)
-        attack.fit(
-            model, synthetic_dataset, objective="self_metric", lr=1e-3, steps=1, seed=seed, **SMALL
-        )
+        attack.fit(model, studio, objective="self_metric", lr=1e-3, steps=1, seed=seed, **SMALL)
         return attack.delta.detach()
 
     first = learn(1)
@@ -214,7 +212,7 @@ def test_a_share_that_still_moves_is_left_alone():
     assert torch.equal(attack.delta, before)
 
 
-def test_fit_halves_once_an_epoch_and_resumes_bit_for_bit(synthetic_dataset, tmp_path):
+def test_fit_halves_once_an_epoch_and_resumes_bit_for_bit(studio, tmp_path):
     """φ(x) = Wx moved along a direction: the signs of the gradient never change."""
     weight = torch.randn(5, 3 * 8 * 4, generator=torch.Generator().manual_seed(0))
     direction = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
@@ -234,7 +232,7 @@ def test_fit_halves_once_an_epoch_and_resumes_bit_for_bit(synthetic_dataset, tmp
     def learn(**options):
         attack = UAPRetrieval(Budget(eps), size=(8, 4))
         run = {"objective": "move along", "steps": 2 * epoch + 1, "lr": 0.3 * eps, **batch}
-        return attack.fit(model, synthetic_dataset, **run, **options)
+        return attack.fit(model, studio, **run, **options)
 
     ATTACK_LOSSES.register("move along")(MoveAlong)
     try:
@@ -258,10 +256,8 @@ def test_fit_halves_once_an_epoch_and_resumes_bit_for_bit(synthetic_dataset, tmp
         del ATTACK_LOSSES._factories["move along"]
 
 
-def test_it_comes_back_from_its_file(model, synthetic_dataset, tmp_path):
-    attack = UAPRetrieval(Budget(4 / 255), size=SIZE).fit(
-        model, synthetic_dataset, steps=2, **SMALL
-    )
+def test_it_comes_back_from_its_file(model, studio, tmp_path):
+    attack = UAPRetrieval(Budget(4 / 255), size=SIZE).fit(model, studio, steps=2, **SMALL)
     attack.save(tmp_path / "uap.safetensors")
     loaded = load_attack(tmp_path / "uap.safetensors")
     x = torch.rand(2, 3, 40, 20)
@@ -270,16 +266,14 @@ def test_it_comes_back_from_its_file(model, synthetic_dataset, tmp_path):
     assert loaded.training_facts["objective"] == "pairwise"
 
 
-def test_labelwise_needs_a_classifier(synthetic_dataset):
+def test_labelwise_needs_a_classifier(studio):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Flatten())
     bare = wrap_model(network, input_spec=InputSpec(size=SIZE), metric="euclidean")
     with pytest.raises(InputError, match="num_classes"):
-        UAPRetrieval(size=SIZE).fit(
-            bare, synthetic_dataset, objective="labelwise", steps=1, **SMALL
-        )
+        UAPRetrieval(size=SIZE).fit(bare, studio, objective="labelwise", steps=1, **SMALL)
 
 
-def test_meta_attack_can_learn_it(model, synthetic_dataset):
+def test_meta_attack_can_learn_it(model, studio):
     attack = MetaAttack("uap", size=SIZE, learner="first_order")
-    attack.fit(model, synthetic_dataset, synthetic_dataset, objective="pairwise", steps=2, **SMALL)
+    attack.fit(model, studio, studio, objective="pairwise", steps=2, **SMALL)
     assert attack.attack.delta.abs().max() > 0

@@ -20,8 +20,8 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(synthetic_root: Path) -> list[str]:
-    return ["--data", f"synthetic:{synthetic_root}"]
+def data(studio_root: Path) -> list[str]:
+    return ["--data", f"virtual:{studio_root}"]
 
 
 @pytest.fixture(scope="session")

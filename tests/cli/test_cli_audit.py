@@ -21,11 +21,11 @@ def audited(victim, trained, tmp_path_factory):
     return out
 
 
-def test_the_report_is_the_library_s(audited, trained, synthetic_root):
+def test_the_report_is_the_library_s(audited, trained, studio_root):
     model = load_model(trained / "model.safetensors")
     report = audit(
         model,
-        load_dataset("synthetic", synthetic_root),
+        load_dataset("virtual", studio_root),
         surrogate=model,
         queries=6,
         attack_steps=2,
@@ -62,7 +62,7 @@ def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["audit", *victim, *QUICK]) == 0
     told = capsys.readouterr()
-    assert "Audit on synthetic (6 queries): " in told.out
+    assert "Audit on virtual:studio (6 queries): " in told.out
     assert "no surrogate model was given" in told.out
     assert "auditing 6/6" in told.err
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

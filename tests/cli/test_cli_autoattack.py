@@ -42,7 +42,7 @@ def finished(call, tmp_path_factory):
     return out
 
 
-def test_the_figures_are_the_library_s(finished, trained, universal, synthetic_root):
+def test_the_figures_are_the_library_s(finished, trained, universal, studio_root):
     from reidguard.attacks import load_attack
 
     model = load_model(trained / "model.safetensors")
@@ -54,7 +54,7 @@ def test_the_figures_are_the_library_s(finished, trained, universal, synthetic_r
         steps=2,
         squares=2,
     )
-    data = load_dataset("synthetic", synthetic_root)
+    data = load_dataset("virtual", studio_root)
     own = suite.run(
         model, data, Protocol(image_size=SIZE), audit_queries=3, batch_size=7, query_every=4
     )
@@ -66,7 +66,7 @@ def test_the_figures_are_the_library_s(finished, trained, universal, synthetic_r
 
 
 def test_the_same_command_goes_on_and_images_can_be_had_later(
-    finished, call, synthetic_root, tmp_path, capsys
+    finished, call, studio_root, tmp_path, capsys
 ):
     before = {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     assert main([*call, "--out", str(finished)]) == 0
@@ -77,7 +77,7 @@ def test_the_same_command_goes_on_and_images_can_be_had_later(
     assert main([*call, "--out", str(finished), "--save-images", str(images)]) == 0
     assert "attacking" not in capsys.readouterr().err  # they are in the state
     assert {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
-    data = load_dataset("synthetic", synthetic_root)
+    data = load_dataset("virtual", studio_root)
     assert {p.stem for p in images.glob("*.png")} == set(data.query_names[::4])
 
 

@@ -10,10 +10,11 @@ import torch
 
 from reidguard.attacks import DeltaAttack, load_attack
 from reidguard.cli import main
-from reidguard.cli.show import Display, table
-from reidguard.data import load_dataset, write_synthetic
+from reidguard.cli.show import Display
+from reidguard.data import load_dataset, write_virtual
 from reidguard.evaluation import Protocol, evaluate, verify
 from reidguard.models import load_model
+from reidguard.report.markdown import markdown_table
 from reidguard.training import MISGD, Progress
 
 SIZE = (64, 32)
@@ -42,11 +43,11 @@ def attacked(victim, tmp_path_factory) -> Path:
     return out
 
 
-def test_train_writes_a_run(trained, synthetic_dataset):
+def test_train_writes_a_run(trained, studio):
     assert steps_of(trained) == list(range(1, 13))
     model = load_model(trained / "model.safetensors")
     assert model.training_facts["steps"] == 12
-    figures = evaluate(model, synthetic_dataset, protocol=Protocol(image_size=SIZE)).to_dict()
+    figures = evaluate(model, studio, protocol=Protocol(image_size=SIZE)).to_dict()
     saved = result_of(trained)
     assert saved["clean"] == figures["clean"]
     assert saved["weights"] == figures["weights"]
@@ -54,7 +55,7 @@ def test_train_writes_a_run(trained, synthetic_dataset):
     assert manifest["status"] == "finished"
     assert manifest["started"] <= manifest["finished"]
     assert manifest["command"][:2] == ["reidguard", "train"]
-    assert manifest["settings"]["data"]["train"] == synthetic_dataset.fingerprint("train")
+    assert manifest["settings"]["data"]["train"] == studio.fingerprint("train")
     assert manifest["settings"]["recipe"]["seed"] == 0
     assert {"reidguard", "torch", "python"} <= manifest["versions"].keys()
     report = (trained / "result.md").read_text()
@@ -80,16 +81,14 @@ def test_other_settings_are_refused(trained, train_call, refused):
     )
 
 
-def test_attack_gives_the_figures_of_the_library(attacked, trained, synthetic_dataset, capsys):
+def test_attack_gives_the_figures_of_the_library(attacked, trained, studio, capsys):
     model = load_model(trained / "model.safetensors")
     attack = load_attack(attacked / "attack.safetensors")
     assert isinstance(attack, DeltaAttack)
     assert attack.size == SIZE
-    own = DeltaAttack(size=SIZE).fit(model, synthetic_dataset, steps=6, image_size=SIZE)
+    own = DeltaAttack(size=SIZE).fit(model, studio, steps=6, image_size=SIZE)
     assert torch.equal(attack.delta, own.delta)
-    figures = evaluate(
-        model, synthetic_dataset, own, Protocol(image_size=SIZE), query_every=3
-    ).to_dict()
+    figures = evaluate(model, studio, own, Protocol(image_size=SIZE), query_every=3).to_dict()
     saved = result_of(attacked)
     for part in ("clean", "attacked", "attacked_8bit"):
         assert saved[part] == figures[part]
@@ -124,7 +123,7 @@ def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, ca
 def test_features_are_kept_where_the_user_says(victim, private_cache, tmp_path, capsys):
     assert main(["evaluate", *victim]) == 0
     assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query
-    assert "evaluating 150/150" in capsys.readouterr().err
+    assert "evaluating 176/176" in capsys.readouterr().err
     assert main(["evaluate", *victim]) == 0
     assert "evaluating 48/48" in capsys.readouterr().err  # the gallery was kept
     assert main(["evaluate", *victim, "--cache", str(tmp_path / "mine")]) == 0
@@ -147,19 +146,19 @@ def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, cap
     assert main([*call, "--eps", "4/255"]) == 0
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 2
-    assert all(folder.name.startswith("attack-color-synthetic-") for folder in folders)
+    assert all(folder.name.startswith("attack-color-virtual-") for folder in folders)
     assert "LUT_3D_SIZE 3" in Path("a.cube").read_text()
     budgets = {round(255 * load_attack(f / "attack.safetensors").budget.eps) for f in folders}
     assert budgets == {4, 8}
 
 
-def test_a_stacked_attack_states_twice_the_budget(victim, synthetic_dataset, tmp_path, capsys):
+def test_a_stacked_attack_states_twice_the_budget(victim, studio, tmp_path, capsys):
     call = ["attack", *victim, "--steps", "1", "--attack", "combinatorial"]
     call += ["--set", "stacked=true", "--set", "resolution=3", "--eps", "4/255"]
     assert main([*call, "--out", str(tmp_path / "r")]) == 0
     assert "ε = 8/255" in capsys.readouterr().out
     attack = load_attack(tmp_path / "r" / "attack.safetensors")
-    assert verify(attack, synthetic_dataset, image_size=SIZE).passed
+    assert verify(attack, studio, image_size=SIZE).passed
     assert math.isclose(255 * attack.budget.eps, 8)
 
 
@@ -193,9 +192,9 @@ def test_a_config_file_gives_options(victim, tmp_path, refused, capsys):
     assert f"{file}: unknown key 'stesp': did you mean 'steps'" in refused(*call)
 
 
-def test_training_only_data_is_learnt_and_not_evaluated(synthetic_root, tmp_path, capsys):
+def test_training_only_data_is_learnt_and_not_evaluated(studio_root, tmp_path, capsys):
     lines = ["path,pid,camid,split"]
-    for image in sorted((synthetic_root / "bounding_box_train").glob("*.png")):
+    for image in sorted((studio_root / "bounding_box_train").glob("*.png")):
         lines.append(f"{image},{int(image.name[:4])},{image.name[6]},train")
     (tmp_path / "people.csv").write_text("\n".join(lines))
     call = ["train", "--data", f"csv:{tmp_path / 'people.csv'}", "--model", "ide"]
@@ -206,6 +205,19 @@ def test_training_only_data_is_learnt_and_not_evaluated(synthetic_root, tmp_path
     model = ["--model", str(tmp_path / "r" / "model.safetensors")]
     assert main(["evaluate", *call[1:3], *model]) == 2
     assert "nothing can be evaluated" in capsys.readouterr().err
+
+
+def test_agw_by_its_own_recipe(data, tmp_path, refused):
+    call = ["train", *data, "--model", "agw", "--model-set", "backbone=test_resnet", "--model-set"]
+    call += ["non_local=[0,0,0,1]", "--model-set", "size=64x32", "--image-size", "64x32"]
+    call += ["--steps", "2", "--images-per-identity", "2"]
+    assert main([*call, "--recipe", "agw", "--out", str(tmp_path / "r")]) == 0
+    recipe = json.loads((tmp_path / "r" / "manifest.json").read_text())["settings"]["recipe"]
+    assert (recipe["recipe"], recipe["lr"], recipe["identities"]) == ("agw", 3.5e-4, 16)
+    assert recipe["images_per_identity"] == 2
+    facts = load_model(tmp_path / "r" / "model.safetensors").training_facts
+    assert facts["recipe"].endswith("centre loss")
+    assert "did you mean 'agw'? known: paper, agw" in refused(*call, "--recipe", "awg")
 
 
 def test_a_model_without_weights_is_told(data, capsys):
@@ -236,20 +248,28 @@ def test_list(capsys):
     assert "`" not in everything  # markup is for the documentation
 
 
-def test_data(synthetic_root, tmp_path, capsys):
-    assert main(["data", f"synthetic:{synthetic_root}", "--check"]) == 0
+def test_data(studio_root, tmp_path, capsys):
+    assert main(["data", f"virtual:{studio_root}", "--check"]) == 0
     told = capsys.readouterr()
     assert "| train   |    144 |         16 |       3 |" in told.out
-    assert "distractors in the gallery: 6" in told.out
+    assert "distractors in the gallery: 32" in told.out
     assert "every image can be read" in told.out
-    assert "checking images 294/294" in told.err
+    assert "checking images 320/320" in told.err
 
-    broken = write_synthetic(tmp_path / "s", identities=2, cameras=2, images_per_camera=2)
+    broken = write_virtual(
+        tmp_path / "s",
+        "studio",
+        train_identities=2,
+        test_identities=2,
+        cameras=2,
+        images_per_camera=2,
+        height=64,
+    )
     victim = sorted((broken / "query").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:100])
-    assert main(["data", f"synthetic:{broken}", "--check"]) == 2
+    assert main(["data", f"virtual:{broken}", "--check"]) == 2
     error = capsys.readouterr().err
-    assert "1 of 22 images of synthetic are damaged" in error
+    assert "1 of 20 images of virtual:studio are damaged" in error
     assert str(victim) in error
 
 
@@ -303,7 +323,7 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
 
 
 def test_tables_are_aligned():
-    assert table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
+    assert markdown_table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
         "| name  |  mAP |",
         "| ----- | ---: |",
         "| clean |  7.5 |",
@@ -311,9 +331,9 @@ def test_tables_are_aligned():
     ]
 
 
-def test_the_library_prints_nothing(trained, synthetic_root, tmp_path, capfd):
+def test_the_library_prints_nothing(trained, studio_root, tmp_path, capfd):
     """What the command line shows is the command line's."""
-    dataset = load_dataset("synthetic", synthetic_root)
+    dataset = load_dataset("virtual", studio_root)
     model = load_model(trained / "model.safetensors")
     attack = DeltaAttack(size=SIZE).fit(model, dataset, steps=1, image_size=SIZE)
     attack.save(tmp_path / "a.safetensors")
@@ -321,9 +341,9 @@ def test_the_library_prints_nothing(trained, synthetic_root, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_meta_attack_learns_from_two_datasets(victim, synthetic_root, tmp_path, capsys):
+def test_the_meta_attack_learns_from_two_datasets(victim, studio_root, tmp_path, capsys):
     call = ["attack", *victim, "--attack", "meta", "--set", "perturbation=delta", "--steps", "3"]
-    call += ["--meta-data", f"synthetic:{synthetic_root}", "--query-every", "8"]
+    call += ["--meta-data", f"virtual:{studio_root}", "--query-every", "8"]
     assert main([*call, "--learner-set", "inner_steps=2", "--out", str(tmp_path / "run")]) == 0
     facts = load_attack(tmp_path / "run" / "attack.safetensors").training_facts
     assert facts["learner"] == "maml"

@@ -90,10 +90,17 @@ def test_the_last_line_names_the_page(finished, patched, capsys):
     told = capsys.readouterr()
     last = told.out.splitlines()[-1]
     assert last == f"page: {(finished / 'demo.html').resolve()}"
-    assert "nothing is computed again" in told.err
+    assert "nothing is done again" in told.err
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after.get(path)}
     assert changed <= {".lock"}
+
+
+def test_each_step_is_written_down(finished):
+    plan = json.loads((finished / "result.json").read_text("utf-8"))["plan"]
+    lines = (finished / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, plan["attack_steps"] + 1)]
+    assert len(list((finished / "models").glob("*.jsonl"))) == 4
 
 
 def cells(row: str, pattern: str) -> list[str]:

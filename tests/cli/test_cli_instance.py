@@ -55,9 +55,7 @@ def guides(model, dataset):
     return Guides(features, [s.pid for s in dataset.gallery])
 
 
-def test_sma_is_bound_evaluated_and_its_recipe_saved(
-    victim, model, synthetic_dataset, tmp_path, capsys
-):
+def test_sma_is_bound_evaluated_and_its_recipe_saved(victim, model, studio, tmp_path, capsys):
     call = ["attack", *victim, "--attack", "sma", *SHORT, "--set", "restarts=2"]
     call += ["--eps", "4/255", "--out", str(tmp_path / "run")]
     assert main(call) == 0
@@ -66,7 +64,7 @@ def test_sma_is_bound_evaluated_and_its_recipe_saved(
     assert isinstance(recipe, SMA)
     assert (recipe.steps, recipe.restarts, recipe.budget.levels) == (2, 2, 4)
     own = SMA(Budget(4 / 255), steps=2, restarts=2).bind(model)
-    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
     assert same(result_of(tmp_path / "run"), figures)
     assert result_of(tmp_path / "run")["attack"] == {"name": "SMA", "eps": 4 / 255}
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
@@ -86,48 +84,44 @@ def test_a_loaded_recipe_gives_the_same_figures(victim, tmp_path):
     assert not (tmp_path / "loaded" / "attack.safetensors").exists()
 
 
-def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, synthetic_dataset, tmp_path):
+def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, studio, tmp_path):
     call = ["attack", *victim, "--attack", "fna", *SHORT]
     assert main([*call, "--out", str(tmp_path / "guessed")]) == 0
     images = tmp_path / "images"
     told = ["--tell-labels", "--out", str(tmp_path / "told"), "--save-images", str(images)]
     assert main([*call, *told]) == 0
-    attack = FNA(steps=2).bind(model, guides(model, synthetic_dataset))
+    attack = FNA(steps=2).bind(model, guides(model, studio))
     for name, tell in (("guessed", False), ("told", True)):
         figures = evaluate(
-            model, synthetic_dataset, attack, PROTOCOL, query_every=8, tell_labels=tell
+            model, studio, attack, PROTOCOL, query_every=8, tell_labels=tell
         ).to_dict()
         assert same(result_of(tmp_path / name), figures)
     assert result_of(tmp_path / "told")["attack"]["labels"] == "told"
-    assert len(list(images.glob("*.png"))) == len(synthetic_dataset.query)
+    assert len(list(images.glob("*.png"))) == len(studio.query)
     assert json.loads((images / "adversarial.json").read_text())["labels"] == "told"
     assert main([*call, "--tell-labels", "--out", str(tmp_path / "guessed")]) == 2
 
 
 @pytest.mark.parametrize("name", ["sma", "fna"])
-def test_transfer_from_a_surrogate(victim, model, surrogate, synthetic_dataset, tmp_path, name):
+def test_transfer_from_a_surrogate(victim, model, surrogate, studio, tmp_path, name):
     call = ["attack", *victim, "--attack", name, *SHORT, "--surrogate", str(surrogate)]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     source = load_model(surrogate)
-    shown = guides(source, synthetic_dataset)
+    shown = guides(source, studio)
     own = ATTACKS.get(name)(steps=2).bind(source, shown)
-    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
     assert same(result_of(tmp_path / "run"), figures)
     settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
     assert settings["surrogate"]["weights"] != settings["model"]["weights"]
 
 
-def test_a_universal_attack_learns_on_the_surrogate(
-    victim, model, surrogate, synthetic_dataset, tmp_path
-):
+def test_a_universal_attack_learns_on_the_surrogate(victim, model, surrogate, studio, tmp_path):
     call = ["attack", *victim, "--steps", "2", "--surrogate", str(surrogate)]
     assert main([*call, "--query-every", "8", "--out", str(tmp_path / "run")]) == 0
-    own = DeltaAttack(size=SIZE).fit(
-        load_model(surrogate), synthetic_dataset, steps=2, image_size=SIZE
-    )
+    own = DeltaAttack(size=SIZE).fit(load_model(surrogate), studio, steps=2, image_size=SIZE)
     attack = load_attack(tmp_path / "run" / "attack.safetensors")
     assert torch.equal(attack.delta, own.delta)
-    figures = evaluate(model, synthetic_dataset, own, PROTOCOL, query_every=8).to_dict()
+    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
     assert same(result_of(tmp_path / "run"), figures)
 
 

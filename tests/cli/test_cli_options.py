@@ -79,12 +79,12 @@ def test_defaults_file_and_command_line(tmp_path):
     """The command line beats the file, which beats the defaults; pairs are merged by key."""
     file = tmp_path / "c.toml"
     file.write_text(
-        'data = "synthetic"\neps = "4/255"\nfast = true\nepochs = 3\n'
+        'data = "virtual:studio"\neps = "4/255"\nfast = true\nepochs = 3\n'
         '[set]\nsize = "64x32"\nresolution = 9\n'
     )
     call = ["--config", str(file), "--eps", "2/255", "--steps", "5", "--set", "resolution=5"]
     options = parser().read(call)
-    assert options.data == "synthetic"
+    assert options.data == "virtual:studio"
     assert options.eps == 2 / 255
     assert options.fast is True
     assert (options.steps, options.epochs) == (5, None)  # the two exclude each other

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from reidguard.attacks import SMA, MetaAttack, load_attack
 from reidguard.cli import main, paper
 from reidguard.data import load_dataset, write_virtual
 from reidguard.evaluation import Protocol, evaluate
-from reidguard.evaluation.paper import paper_tables
 from reidguard.models import load_model
+from reidguard.paper import Network, paper_pictures, paper_tables, workshop
+from reidguard.paper.plan import Hardening, hardening
 
 TINY = replace(
     paper.STAND_IN,
     networks={
-        name: paper.Network("ide", {"backbone": "test_resnet"}, 2, 1e-3) for name in ("IDE", "PCB")
+        name: Network("ide", {"backbone": "test_resnet"}, 2, 1e-3) for name in ("IDE", "PCB")
     },
     people={
         "train_identities": 4,
@@ -54,8 +60,11 @@ def test_list(capsys):
     assert main(["paper", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [row[0] for row in cells] == [f"table{n}" for n in range(1, 20)]
-    assert [int(row[2]) for row in cells] == [len(t.figures) for t in paper_tables().values()]
+    names = [f"table{n}" for n in range(1, 20)]
+    assert [row[0] for row in cells] == [*names, *(f"figure{n}" for n in range(4, 9))]
+    counts = [len(table.figures) for table in paper_tables().values()]
+    assert [int(row[2]) for row in cells[:19]] == counts
+    assert {tuple(row[2:]) for row in cells[19:]} == {("-", "all", "all")}
     by_name = {row[0]: row[3:] for row in cells}
     assert by_name["table1"] == ["all", "all"]
     assert by_name["table12"] == ["all", "4"]
@@ -107,7 +116,7 @@ def test_stand_ins_are_measured_and_called_so(table12, tiny, capsys):
     assert [cell["setting"] for cell in grid["cells"]] == ["cross-dataset"] * 2
     assert main(["paper", "table12", "--stand-in", "--out", str(table12)]) == 0
     told = capsys.readouterr()
-    assert "nothing is measured again" in told.err
+    assert "nothing is done again" in told.err
     assert "STAND-INS, not the paper's experiment" in told.out
     assert "Market = virtual:plaza" in told.out
     assert "| PersonX    | Market→Duke |" in told.out
@@ -122,7 +131,7 @@ def test_a_killed_run_goes_on(table12, tiny, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(paper, "evaluate_grid", interrupt)
+        patch.setattr(workshop, "evaluate_grid", interrupt)
         assert main(call) == 130
     models = {p.name: p.stat().st_mtime_ns for p in (out / "models").iterdir()}
     assert models
@@ -203,20 +212,99 @@ def test_data_of_ones_own(tmp_path, monkeypatch, capsys):
 
 
 def test_defenses_are_read():
+    assert hardening("none") is None
+    assert hardening("M(sma)") is None
     both = ("triplet", "identity")
-    assert paper._parse_defense("none") is None
-    assert paper._parse_defense("M(sma)") is None
-    assert paper._parse_defense("M(delta)") == ("meta", "delta", "PersonX", both)
-    assert paper._parse_defense("M(color+delta), meta-test MSMT")[2] == "MSMT"
-    assert paper._parse_defense("M(color+delta), identity only")[3] == ("identity",)
+    assert hardening("M(delta)") == Hardening("meta", "delta", "PersonX", both)
+    assert hardening("M(color+delta), meta-test MSMT").extra == "MSMT"
+    assert hardening("M(color+delta), identity only").losses == ("identity",)
     named = {f.conditions["defense"] for t in paper_tables().values() for f in t.figures
              if "defense" in f.conditions}  # fmt: skip
-    unknown = {d for d in named if paper._parse_defense(d) is None}
+    unknown = {d for d in named if hardening(d) is None}
     assert unknown == {"none", "M(sma)"}
 
 
+@pytest.mark.parametrize("number", range(4, 9))
+def test_every_figure_can_be_shown(number, capsys):
+    assert main(["paper", f"figure{number}"]) == 0
+    said = capsys.readouterr().out
+    assert paper_pictures()[number].caption in said
+    assert "drawing it takes: --data" in said
+    assert f"reidguard paper figure{number} --stand-in" in said
+
+
+def lists_of(page: str) -> list[tuple[str, list[bool]]]:
+    """Title and rights and wrongs of each rank list of a page."""
+    parts = page.split('<div class="list">')[1:]
+    return [
+        (re.search("<p>(.*?)</p>", part)[1], [kind == "right" for kind in KIND.findall(part)])
+        for part in parts
+    ]
+
+
+KIND = re.compile(r'<li class="(right|wrong)">')
+
+
+def test_a_figure_of_rank_lists(tiny, tmp_path, monkeypatch, capsys):
+    """Figure 6's rows, and one query of any kind: two steps teach nobody to be right."""
+    wanted = replace(paper_pictures()[6], queries=(("....", 2),))
+    monkeypatch.setattr(paper, "paper_pictures", lambda: {6: wanted})
+    out = tmp_path / "run"
+    call = ["paper", "figure6", "--stand-in", "--out", str(out)]
+    assert main(call) == 0
+    content = json.loads((out / "result.json").read_text("utf-8"))
+    page = (out / "figure.html").read_text("utf-8")
+    assert "STAND-INS, not the paper&#x27;s experiment" in page
+    labels = ["clean", "color", "delta", "color+delta"]
+    shown = lists_of(page)
+    assert [title.split(",")[0].split(":")[0] for title, _ in shown] == 2 * labels
+    # What the page frames is what an evaluation finds.
+    people = load_dataset("virtual", out / "people" / "campus")
+    model = load_model(out / "models" / "Duke-PCB.safetensors")
+    attack = load_attack(out / "attacks" / "delta-meta-PersonX-PCB-Market-Market-eps8.safetensors")
+    result = evaluate(model, people, attack, Protocol(image_size=(64, 32)))
+    ranking = result.attacked_8bit.ranking
+    for place, query in enumerate(content["queries"]):
+        (number,) = [i for i, s in enumerate(people.query) if s.path.name == query["file"]]
+        assert query["right"][2] == (int(ranking.first_match[number]) == 1)
+        assert [rights[0] for _, rights in shown[4 * place : 4 * place + 4]] == query["right"]
+    # The steps of all that was learnt are written down.
+    assert (out / "attacks" / "delta-meta-PersonX-PCB-Market-Market-eps8.jsonl").exists()
+    assert main(call) == 0
+    assert "nothing is done again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 5, 7, 8])
+def test_other_figures(number, tiny, tmp_path):
+    out = tmp_path / "run"
+    assert main(["paper", f"figure{number}", "--stand-in", "--out", str(out)]) == 0
+    page = (out / "figure.html").read_text("utf-8")
+    assert page.count("<img") >= {4: 4 * 7, 5: 3 * 3 * 2}.get(number, 0)
+    assert all(alt for alt in re.findall(r'<img[^>]*alt="([^"]*)"', page))
+
+
+def test_people_of_a_real_set_are_drawn_only_if_asked(tmp_path, monkeypatch, refused):
+    write_virtual(tmp_path / "set", **TINY.people)
+    (tmp_path / "set" / "virtual.json").unlink()
+    plan = replace(TINY, domains={}, people={})
+    monkeypatch.setattr(paper, "PAPER", plan)
+    row = {**paper_pictures()[4].rows[0], "meta": False, "extra": "none"}
+    wanted = replace(paper_pictures()[4], rows=(row,), queries=((".", 1),))
+    monkeypatch.setattr(paper, "paper_pictures", lambda: {4: wanted})
+    call = ["paper", "figure4", "--data", f"market1501:{tmp_path / 'set'}"]
+    call += ["--out", str(tmp_path / "run")]
+    assert "a figure shows real people: --blur" in refused(*call)
+    assert main([*call, "--blur"]) == 0
+    page = (tmp_path / "run" / "figure.html").read_text("utf-8")
+    data = re.search(r'base64,([^"]*)" alt="query 1: clean"', page)[1]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
+    sharp = np.abs(np.diff(shown, axis=0)).max()
+    assert sharp < 60  # eight blocks, blended
+
+
 def test_mistakes(refused, tmp_path):
-    assert "'table20' is no table" in refused("paper", "table20")
+    assert "'table20' is no table and no figure" in refused("paper", "table20")
     assert "'market' is none of the paper's datasets" in refused(
         "paper", "table1", "--data", "market:/x"
     )

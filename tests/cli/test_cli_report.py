@@ -76,6 +76,37 @@ def test_virtual_people_are_shown(runs, report):
     assert html.count("<svg") >= 2  # the curve of learning and its legend
 
 
+def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, capsys):
+    root = runs["drawn"].parent
+    call = ["--data", f"virtual:{root / 'drawn'}", "--image-size", "64x32", "--steps", "4"]
+    call += ["--model", str(root / "model.safetensors"), "--cache", str(root / "cache")]
+    call += ["--identities", "2", "--images-per-identity", "2"]
+    strong = ["attack", *call, "--set", "size=64x32", "--eps", "200/255", "--lr", "200/255"]
+    assert main([*strong, "--out", str(tmp_path / "strong")]) == 0
+    weak = ["defend", *call, "--attack", str(tmp_path / "strong" / "attack.safetensors"),
+            "--defense", "adversarial", "--set", 'losses=["triplet"]']  # fmt: skip
+    assert main([*weak, "--out", str(tmp_path / "robust")]) == 0
+    capsys.readouterr()
+    html = report(tmp_path / "robust")
+    titles = re.findall(r"<p>(Before the attack|After the attack|After the defense): person", html)
+    assert len(titles) >= 3
+    assert titles == ["Before the attack", "After the attack", "After the defense"] * (
+        len(titles) // 3
+    )
+    told = re.search(
+        r"of (\d+) queries .* for (\d+) with the normal model and for (\d+) with", html
+    )
+    before, normal, hardened = map(int, told.groups())
+    result = json.loads((tmp_path / "robust" / "result.json").read_text("utf-8"))["evaluation"]
+    share = result["attacked_8bit"]["cmc"][0]
+    assert before == 6  # all queries are found before
+    assert hardened == round(6 * share)
+    assert normal < 6
+    first = html.split("After the defense: person", 1)[1].split('<li class="', 3)[2]
+    kind = "right" if "Found again by the defense" in html else "wrong"
+    assert first.startswith(kind)
+
+
 def test_real_people_are_not_unless_asked(runs, report):
     html = report(runs["real"])
     people, others = shown(html)
@@ -91,12 +122,12 @@ def test_real_people_are_not_unless_asked(runs, report):
 
 
 def test_blurred_people_are_32_blocks_of_colour():
-    from reidguard.report.people import _small
+    from reidguard.report.people import small
 
     one = Image.effect_noise((64, 128), 80).convert("RGB")
     blocks = one.resize((4, 8), Image.Resampling.BOX).resize((64, 128), Image.Resampling.NEAREST)
-    assert _small(one, True).tobytes() == _small(blocks, True).tobytes()
-    assert _small(one, False).tobytes() == one.tobytes()
+    assert small(one, True).tobytes() == small(blocks, True).tobytes()
+    assert small(one, False).tobytes() == one.tobytes()
 
 
 def test_no_images_at_all(runs, report):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torchvision.models import alexnet
 
 from reidguard.cli import main
 from reidguard.storage import read_card
@@ -49,3 +52,21 @@ def test_misrank_refuses_other_recipes(
     other = ["--meta-data", victim[1]]
     call = ["attack", *victim, *other, *SHORT, "--attack", "misrank", "--set", "width=1", *options]
     assert told in refused(*call, "--out", str(tmp_path / "run"))
+
+
+def test_lpips_with_files_of_ones_own(
+    victim: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    made = alexnet(weights=None).state_dict()
+    torch.save({k: v for k, v in made.items() if "features" in k}, tmp_path / "alexnet.pth")
+    counts = (64, 192, 384, 256, 256)
+    lines = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(counts)}
+    torch.save(lines, tmp_path / "lines.pth")
+    given = f"{tmp_path / 'alexnet.pth'}:{tmp_path / 'lines.pth'}"
+    call = ["attack", *victim, *SHORT, "--image-size", "64x64", "--set", "size=64x32"]
+    assert main([*call, "--lpips", given, "--out", str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
+    assert found["attacked"]["lpips"] > 0
+    assert "| LPIPS |" in (tmp_path / "run" / "result.md").read_text("utf-8")
+    wrong = f"{tmp_path / 'lines.pth'}:{tmp_path / 'lines.pth'}"
+    assert "neither AlexNet nor VGG-16" in refused(*call, "--lpips", wrong)

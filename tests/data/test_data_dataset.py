@@ -13,7 +13,7 @@ from reidguard.data import (
     check_images,
     decode_image,
     load_dataset,
-    read_synthetic,
+    read_market1501,
     register_dataset,
 )
 from reidguard.errors import DataError, InputError, RegistryError
@@ -116,14 +116,14 @@ def test_numbers_that_no_person_has_are_refused(split, pid):
         ReIDDataset("mine", **splits)
 
 
-def test_an_unknown_split_is_refused(synthetic_dataset):
+def test_an_unknown_split_is_refused(studio):
     with pytest.raises(InputError, match="train, query, gallery"):
-        synthetic_dataset.fingerprint("test")
+        studio.fingerprint("test")
 
 
-def test_check_names_all_damaged_images_at_once(synthetic_root, tmp_path):
-    shutil.copytree(synthetic_root, tmp_path / "copy")
-    dataset = load_dataset("synthetic", tmp_path / "copy")
+def test_check_names_all_damaged_images_at_once(studio_root, tmp_path):
+    shutil.copytree(studio_root, tmp_path / "copy")
+    dataset = load_dataset("virtual", tmp_path / "copy")
     seen = []
     check_images(dataset, progress=lambda done, total: seen.append((done, total)))
     total = sum(len(dataset.split(s)) for s in ("train", "query", "gallery"))
@@ -148,45 +148,45 @@ def copy_queries(dataset: ReIDDataset, folder: Path) -> Path:
     return folder
 
 
-def test_with_query_reads_the_images_of_another_folder(synthetic_dataset, tmp_path):
-    folder = copy_queries(synthetic_dataset, tmp_path / "adversarial")
+def test_with_query_reads_the_images_of_another_folder(studio, tmp_path):
+    folder = copy_queries(studio, tmp_path / "adversarial")
     (folder / "Thumbs.db").write_bytes(b"")
-    before = {s: synthetic_dataset.fingerprint(s) for s in ("query", "gallery")}
-    changed = synthetic_dataset.with_query(folder)
-    assert [s.path.parent for s in changed.query] == [folder] * len(synthetic_dataset.query)
-    for old, new in zip(synthetic_dataset.query, changed.query, strict=True):
+    before = {s: studio.fingerprint(s) for s in ("query", "gallery")}
+    changed = studio.with_query(folder)
+    assert [s.path.parent for s in changed.query] == [folder] * len(studio.query)
+    for old, new in zip(studio.query, changed.query, strict=True):
         assert (old.path.stem, old.pid, old.camid) == (new.path.stem, new.pid, new.camid)
         assert decode_image(old.path).equal(decode_image(new.path))
-    assert changed.gallery == synthetic_dataset.gallery
-    assert changed.train == synthetic_dataset.train
+    assert changed.gallery == studio.gallery
+    assert changed.train == studio.train
     assert changed.fingerprint("gallery") == before["gallery"]
     changed.query[0].path.write_bytes(b"other")
-    assert synthetic_dataset.with_query(folder).fingerprint("query") != before["query"]
+    assert studio.with_query(folder).fingerprint("query") != before["query"]
     assert str(folder) in changed.summary()["notes"][0]
     # and the result can be replaced once more
     assert len(changed.with_query(folder).query) == len(changed.query)
 
 
-def test_with_query_names_what_is_missing_and_what_is_too_much(synthetic_dataset, tmp_path):
-    folder = copy_queries(synthetic_dataset, tmp_path / "adversarial")
-    first = synthetic_dataset.query[0].path.stem
+def test_with_query_names_what_is_missing_and_what_is_too_much(studio, tmp_path):
+    folder = copy_queries(studio, tmp_path / "adversarial")
+    first = studio.query[0].path.stem
     (folder / f"{first}.png").rename(folder / "stranger.png")
     with pytest.raises(DataError, match=f"1 of 48 are missing .{first}.*1 belong.*stranger"):
-        synthetic_dataset.with_query(folder)
+        studio.with_query(folder)
     with pytest.raises(DataError, match="no folder"):
-        synthetic_dataset.with_query(tmp_path / "nowhere")
+        studio.with_query(tmp_path / "nowhere")
 
 
-def test_with_query_refuses_one_query_twice(synthetic_dataset, tmp_path):
-    folder = copy_queries(synthetic_dataset, tmp_path / "adversarial")
-    first = synthetic_dataset.query[0].path.stem
+def test_with_query_refuses_one_query_twice(studio, tmp_path):
+    folder = copy_queries(studio, tmp_path / "adversarial")
+    first = studio.query[0].path.stem
     shutil.copy(folder / f"{first}.png", folder / f"{first}.jpg")
     with pytest.raises(DataError, match=rf"{first}\.jpg and {first}\.png"):
-        synthetic_dataset.with_query(folder)
+        studio.with_query(folder)
 
 
-def test_query_names_are_paths_where_stems_are_shared(tmp_path, synthetic_dataset):
-    source = synthetic_dataset.query[0].path
+def test_query_names_are_paths_where_stems_are_shared(tmp_path, studio):
+    source = studio.query[0].path
     for person in ("alice", "bob"):
         (tmp_path / "q" / person).mkdir(parents=True)
         shutil.copy(source, tmp_path / "q" / person / "001.png")
@@ -203,12 +203,12 @@ def test_query_names_are_paths_where_stems_are_shared(tmp_path, synthetic_datase
         _ = clash.query_names
 
 
-def test_unique_queries_in_subfolders_go_by_their_stem(tmp_path, synthetic_dataset):
+def test_unique_queries_in_subfolders_go_by_their_stem(tmp_path, studio):
     query = []
     for pid, person in enumerate(("alice", "bob"), 1):
         (tmp_path / "q" / person).mkdir(parents=True)
         path = tmp_path / "q" / person / f"{person}.png"
-        shutil.copy(synthetic_dataset.query[0].path, path)
+        shutil.copy(studio.query[0].path, path)
         query.append(ReIDSample(path, pid, 0))
     dataset = ReIDDataset("mine", [], query, [])
     assert dataset.query_names == ("alice", "bob")
@@ -224,23 +224,23 @@ def test_unique_queries_in_subfolders_go_by_their_stem(tmp_path, synthetic_datas
 
 
 def test_the_built_in_readers_are_registered():
-    assert {"market1501", "csv", "folder", "synthetic"} <= set(DATASETS.list())
+    assert {"market1501", "csv", "folder", "virtual"} <= set(DATASETS.list())
 
 
-def test_a_dataset_is_found_by_name_and_path(synthetic_root):
+def test_a_dataset_is_found_by_name_and_path(studio_root):
     for dataset in (
-        load_dataset(f"synthetic:{synthetic_root}"),
-        load_dataset("synthetic", synthetic_root),
-        load_dataset("synthetic", str(synthetic_root)),
-        load_dataset(f"market1501:{synthetic_root}"),
+        load_dataset(f"virtual:{studio_root}"),
+        load_dataset("virtual", studio_root),
+        load_dataset("virtual", str(studio_root)),
+        load_dataset(f"market1501:{studio_root}"),
     ):
         assert len(dataset.query) == 48
 
 
-def test_home_is_expanded(synthetic_root, monkeypatch):
-    monkeypatch.setenv("HOME", str(synthetic_root.parent))
-    assert load_dataset(f"market1501:~/{synthetic_root.name}").root == synthetic_root
-    assert load_dataset("market1501", f"~/{synthetic_root.name}").root == synthetic_root
+def test_home_is_expanded(studio_root, monkeypatch):
+    monkeypatch.setenv("HOME", str(studio_root.parent))
+    assert load_dataset(f"market1501:~/{studio_root.name}").root == studio_root
+    assert load_dataset("market1501", f"~/{studio_root.name}").root == studio_root
 
 
 def test_wrong_names_and_paths_end_in_clear_errors(tmp_path):
@@ -266,4 +266,4 @@ def test_a_strangers_reader_gets_the_path(tmp_path, monkeypatch):
     assert load_dataset(f"strangers:{tmp_path}").root == tmp_path
     with pytest.raises(DataError, match="strangers:/path"):
         load_dataset("strangers")
-    assert DATASETS.get("synthetic") is read_synthetic
+    assert DATASETS.get("market1501") is read_market1501

@@ -22,6 +22,7 @@ from reidguard.data import (
 from reidguard.data.layout import random_half
 from reidguard.data.published import PUBLISHED
 from reidguard.errors import DataError, InputError
+from reidguard.testing import DATASET_CHECKS, TRAINING_SET_CHECKS, check_missing_folder
 
 Facts = dict[str, list[tuple[str, int, int]]]
 
@@ -53,6 +54,7 @@ def build_duke(root: Path) -> None:
     images(
         root,
         "bounding_box_train/0001_c2_f0046182.jpg",
+        "bounding_box_train/0002_c1_f0046182.jpg",
         "query/0005_c2_f0046985.jpg",
         "bounding_box_test/0005_c8_f0046985.jpg",
         "bounding_box_test/7139_c1_f0100000.jpg",
@@ -61,7 +63,10 @@ def build_duke(root: Path) -> None:
 
 
 DUKE: Facts = {
-    "train": [("bounding_box_train/0001_c2_f0046182.jpg", 1, 2)],
+    "train": [
+        ("bounding_box_train/0001_c2_f0046182.jpg", 1, 2),
+        ("bounding_box_train/0002_c1_f0046182.jpg", 2, 1),
+    ],
     "query": [("query/0005_c2_f0046985.jpg", 5, 2)],
     "gallery": [
         ("bounding_box_test/0005_c8_f0046985.jpg", 5, 8),
@@ -75,7 +80,10 @@ def build_msmt(root: Path, train: str = "train", test: str = "test") -> None:
         (train, "list_train.txt"): ["0000/0000_000_01_0303morning_0008_0.jpg 0"],
         (train, "list_val.txt"): ["0114/0114_019_10_0303noon_0284_2_ex.jpg 114"],
         (test, "list_query.txt"): ["0000/0000_000_15_0303morning_0015_0.jpg 0"],
-        (test, "list_gallery.txt"): ["3059/3059_001_03_0303afternoon_0015_0.jpg 3059"],
+        (test, "list_gallery.txt"): [
+            "0000/0000_001_03_0303morning_0020_0.jpg 0",
+            "3059/3059_001_03_0303afternoon_0015_0.jpg 3059",
+        ],
     }
     for (folder, name), lines in names.items():
         listing(root, name, *lines)
@@ -93,7 +101,10 @@ def msmt_facts(train: str, test: str) -> Facts:
             (f"{train}/0114/0114_019_10_0303noon_0284_2_ex.jpg", 115, 10),
         ],
         "query": [(f"{test}/0000/0000_000_15_0303morning_0015_0.jpg", 1042, 15)],
-        "gallery": [(f"{test}/3059/3059_001_03_0303afternoon_0015_0.jpg", 4101, 3)],
+        "gallery": [
+            (f"{test}/0000/0000_001_03_0303morning_0020_0.jpg", 1042, 3),
+            (f"{test}/3059/3059_001_03_0303afternoon_0015_0.jpg", 4101, 3),
+        ],
     }
 
 
@@ -101,6 +112,7 @@ def build_np(root: Path) -> None:
     images(
         root,
         "bounding_box_train/0001_c1_1.png",
+        "bounding_box_train/0002_c2_1.png",
         "query/0003_c1_22.png",
         "query/0003_c2_27.png",
         "bounding_box_test/0003_c1_21.png",
@@ -108,7 +120,10 @@ def build_np(root: Path) -> None:
 
 
 NP: Facts = {
-    "train": [("bounding_box_train/0001_c1_1.png", 1, 1)],
+    "train": [
+        ("bounding_box_train/0001_c1_1.png", 1, 1),
+        ("bounding_box_train/0002_c2_1.png", 2, 2),
+    ],
     "query": [("query/0003_c1_22.png", 3, 1), ("query/0003_c2_27.png", 3, 2)],
     "gallery": [("bounding_box_test/0003_c1_21.png", 3, 1)],
 }
@@ -119,6 +134,7 @@ def build_personx(root: Path) -> None:
         images(
             root / str(background),
             f"bounding_box_train/0004_c{background}s1_01.jpg",
+            f"bounding_box_train/0005_c{background}s1_01.jpg",
             f"query/0001_c{background}s1_32.jpg",
             f"bounding_box_test/0001_c{background}s1_32.jpg",
         )
@@ -126,7 +142,11 @@ def build_personx(root: Path) -> None:
 
 def personx_facts(backgrounds: list[int]) -> Facts:
     return {
-        "train": [(f"{b}/bounding_box_train/0004_c{b}s1_01.jpg", 4, b) for b in backgrounds],
+        "train": [
+            (f"{b}/bounding_box_train/000{pid}_c{b}s1_01.jpg", pid, b)
+            for b in backgrounds
+            for pid in (4, 5)
+        ],
         "query": [(f"{b}/query/0001_c{b}s1_32.jpg", 1, b) for b in backgrounds],
         "gallery": [(f"{b}/bounding_box_test/0001_c{b}s1_32.jpg", 1, b) for b in backgrounds],
     }
@@ -136,13 +156,17 @@ def build_personx_hard(root: Path) -> None:
     images(
         root,
         "bounding_box_train/0004_c3s1_01.jpg",
+        "bounding_box_train/0005_c3s1_01.jpg",
         "query/0001_c12s1_32.jpg",
         "bounding_box_test/0001_c8s1_32.jpg",
     )
 
 
 PERSONX_HARD: Facts = {
-    "train": [("bounding_box_train/0004_c3s1_01.jpg", 4, 3)],
+    "train": [
+        ("bounding_box_train/0004_c3s1_01.jpg", 4, 3),
+        ("bounding_box_train/0005_c3s1_01.jpg", 5, 3),
+    ],
     "query": [("query/0001_c12s1_32.jpg", 1, 12)],
     "gallery": [("bounding_box_test/0001_c8s1_32.jpg", 1, 8)],
 }
@@ -267,6 +291,17 @@ def test_the_published_layout_is_read(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", [*FIXED, *DRAWN])
+def test_the_contract_of_datasets_holds(tmp_path, case):
+    folder, build = FIXED[case][1:3] if case in FIXED else DRAWN[case]
+    root = plant(tmp_path, folder, build)
+    name = case.split()[0]
+    checks = TRAINING_SET_CHECKS if name in ("randperson", "unrealperson") else DATASET_CHECKS
+    for check in checks:
+        check(lambda: load_dataset(name, root))
+    check_missing_folder(lambda place: load_dataset(name, place))
+
+
+@pytest.mark.parametrize("case", [*FIXED, *DRAWN])
 def test_terms_and_differing_counts_are_known(tmp_path, case):
     folder, build = FIXED[case][1:3] if case in FIXED else DRAWN[case]
     summary = load_dataset(case.split()[0], plant(tmp_path, folder, build)).summary()
@@ -312,7 +347,7 @@ MISSING = [
     (
         "msmt17",
         "test/3059/3059_001_03_0303afternoon_0015_0.jpg",
-        r"1 of the 1 images that .*list_gallery.txt lists are missing: .*3059_001_03",
+        r"1 of the 2 images that .*list_gallery.txt lists are missing: .*3059_001_03",
     ),
     ("msmt17", "train/0000", r"1 of the 1 images that .*list_train.txt lists are missing"),
     ("cuhk03-np-labeled", "bounding_box_test", r"bounding_box_test is missing.*5,328 images"),

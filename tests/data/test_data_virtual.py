@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reidguard.data import (
     VIRTUAL_DOMAINS,
     contact_sheet,
+    decode_image,
     load_dataset,
     read_virtual,
     render_person,
@@ -114,6 +116,62 @@ def test_layout(tiny):
         shot = int(sample.path.stem.split("_")[2])
         expected = render_person("campus", sample.pid, sample.camid, shot=shot)
         np.testing.assert_array_equal(np.asarray(Image.open(sample.path)), expected)
+
+
+def test_the_set_that_the_tests_use(studio, studio_root):
+    assert studio.summary() == {
+        "name": "virtual:studio",
+        "licence": "rendered by reidguard, free; shows nobody real",
+        "train": {"images": 144, "identities": 16, "cameras": 3},
+        "query": {"images": 48, "identities": 16, "cameras": 3},
+        "gallery": {"images": 96 + 32, "identities": 16, "cameras": 3},
+        "distractors": 32,
+        "junk": 0,
+        "notes": [],
+    }
+    test = {s.pid for s in studio.query}
+    assert test.isdisjoint(s.pid for s in studio.train)
+    assert test == {s.pid for s in studio.gallery} - {0}
+    assert len(set(contents(studio_root).values())) == 320  # no image twice
+    studio.check()
+
+
+def test_another_seed_changes_every_image_of_a_set(studio_root, render):
+    one, other = contents(studio_root), contents(render(10, seed=5))
+    same_names = one.keys() & other.keys()
+    assert len(same_names) > 180
+    assert all(one[name] != other[name] for name in same_names)
+
+
+def test_people_in_the_studio_are_told_apart_but_not_by_the_background(studio):
+    def pixels(samples) -> torch.Tensor:
+        return torch.stack([decode_image(s.path, (16, 8)) for s in samples]).float() / 255
+
+    def first_match(queries: torch.Tensor, gallery: torch.Tensor) -> float:
+        hits = 0
+        for row, sample in zip(torch.cdist(queries, gallery), studio.query, strict=True):
+            allowed = torch.tensor([g.camid != sample.camid for g in studio.gallery])
+            best = int(torch.where(allowed, row, torch.inf).argmin())
+            hits += studio.gallery[best].pid == sample.pid
+        return hits / len(studio.query)
+
+    query, gallery = pixels(studio.query), pixels(studio.gallery)
+    person = (slice(None), slice(None), slice(2, 14), slice(3, 5))
+    edges = [0, 7]
+    chance = 1 / 16
+    assert first_match(query[person].flatten(1), gallery[person].flatten(1)) > 6 * chance
+    background = first_match(query[..., edges].flatten(1), gallery[..., edges].flatten(1))
+    assert background < 4 * chance
+
+
+def test_the_studio_is_quick_to_render():
+    """Less than three seconds of one processor for a set of 320 images by three cameras."""
+    for camera in (1, 2, 3):
+        render_person("studio", 1, camera, height=64)
+    start = time.process_time()
+    for number in range(32):
+        render_person("studio", 1 + number, 1 + number % 3, shot=number, height=64)
+    assert time.process_time() - start < 3 * 32 / 320
 
 
 def test_last_bits_move_no_grey_level_by_more_than_one(monkeypatch):
@@ -239,6 +297,16 @@ def test_nothing_else_is_overwritten(tmp_path):
         write_virtual(tmp_path / "file", **TINY)
     with pytest.raises(DataError, match="cannot write"):
         write_virtual(tmp_path / "file" / "below", **TINY)
+
+
+def test_an_empty_folder_may_be_there(tmp_path):
+    assert len(read_virtual("campus", root=tmp_path, **TINY).query) == 2
+    assert [p for p in tmp_path.parent.iterdir() if p.name.startswith(f".{tmp_path.name}")] == []
+
+
+def test_the_folder_follows_the_umask(tiny, tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert tiny.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_lost_images_are_noticed(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reidguard.attacks import DeltaAttack
-from reidguard.data import ReIDDataset, load_dataset, write_synthetic
+from reidguard.data import ReIDDataset
 from reidguard.models import ReIDModel, create_model
 from reidguard.training import train_model
 from reidguard.types import Budget
@@ -24,28 +24,19 @@ def short() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def normal(synthetic_dataset: ReIDDataset) -> ReIDModel:
+def normal(studio: ReIDDataset) -> ReIDModel:
     """A small model that finds people; do not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = create_model("ide", backbone="test_resnet", size=SIZE, num_classes=16)
-    return train_model(model, synthetic_dataset, steps=40, lr=1e-3, **SHORT).eval()
+    return train_model(model, studio, steps=40, lr=1e-3, **SHORT).eval()
 
 
 @pytest.fixture(scope="session")
-def delta(synthetic_dataset: ReIDDataset, normal: ReIDModel) -> DeltaAttack:
+def delta(studio: ReIDDataset, normal: ReIDModel) -> DeltaAttack:
     """Learnt on the normal model; do not change it."""
     attack = DeltaAttack(Budget(8 / 255), size=SIZE)
-    return attack.fit(normal, synthetic_dataset, steps=20, **SHORT)
-
-
-@pytest.fixture(scope="session")
-def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> ReIDDataset:
-    """Other people, fewer of them, under another name."""
-    root = write_synthetic(tmp_path_factory.mktemp("data") / "other", identities=10, seed=5)
-    dataset = load_dataset("synthetic", root)
-    dataset.name = "elsewhere"
-    return dataset
+    return attack.fit(normal, studio, steps=20, **SHORT)
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,12 @@ pytestmark = [
 ]
 
 
-def test_killed_runs_end_with_the_same_bits(normal, delta, synthetic_root, tmp_path):
+def test_killed_runs_end_with_the_same_bits(normal, delta, studio_root, tmp_path):
     """With an attack that is relearnt on the way, which is part of the state."""
     normal.save(tmp_path / "normal.safetensors")
     delta.save(tmp_path / "delta.safetensors")
     call = [
-        *("defend", "--data", f"synthetic:{synthetic_root}", "--image-size", "64x32"),
+        *("defend", "--data", f"virtual:{studio_root}", "--image-size", "64x32"),
         *("--model", str(tmp_path / "normal.safetensors")),
         *("--attack", str(tmp_path / "delta.safetensors")),
         *("--defense", "adversarial", "--set", "refresh_every=1", "--set", "refresh_steps=2"),

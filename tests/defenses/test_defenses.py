@@ -69,15 +69,13 @@ def pairs(batch):
 
 @pytest.mark.parametrize("kind", ["delta", "sma"])
 def test_adversarial_images_are_images_in_the_ball(
-    normal, delta, synthetic_dataset, other_dataset, short, fed, kind
+    normal, delta, studio, other_dataset, short, fed, kind
 ):
     """Of a clean image of the batch: after crop and flip, and erased where that one is."""
     attack = delta if kind == "delta" else SMA(Budget(8 / 255), steps=2, step_size=4 / 255)
     fill = torch.tensor([1.0, 0.0, 0.5])
     augment = Augment(erase=1.0, erase_area=(0.1, 0.2), erase_value=tuple(fill.tolist()))
-    MixedTraining(attack).fit(
-        normal, synthetic_dataset, other_dataset, steps=2, augment=augment, **short
-    )
+    MixedTraining(attack).fit(normal, studio, other_dataset, steps=2, augment=augment, **short)
     assert [(b.domain, len(b), b.adversarial) for b in fed] == [
         ("default", 48, 16),
         ("elsewhere", 48, 16),
@@ -96,11 +94,11 @@ def test_adversarial_images_are_images_in_the_ball(
         assert (batch.images == fill.view(3, 1, 1)).all(1).flatten(1).any(1).all()
 
 
-def test_batches_follow_from_seed_and_step_alone(delta, synthetic_dataset):
+def test_batches_follow_from_seed_and_step_alone(delta, studio):
     def batches(seed, role="meta-train"):
         loader = BatchLoader(
-            synthetic_dataset.train,
-            synthetic_dataset.train_labels,
+            studio.train,
+            studio.train_labels,
             image_size=SIZE,
             images_per_identity=4,
         )
@@ -124,19 +122,15 @@ def test_batches_follow_from_seed_and_step_alone(delta, synthetic_dataset):
         assert [b.indices[-b.adversarial :].tolist() for b in other.epoch(1)] != choices
 
 
-def test_all_passes_of_a_step_see_the_same_batch(
-    normal, delta, synthetic_dataset, other_dataset, tiny, fed
-):
+def test_all_passes_of_a_step_see_the_same_batch(normal, delta, studio, other_dataset, tiny, fed):
     learner = HessianFreeLearner(inner="sgd", inner_steps=2)
-    MetaDefense(delta, learner=learner).fit(
-        normal, synthetic_dataset, other_dataset, steps=1, **tiny
-    )
+    MetaDefense(delta, learner=learner).fit(normal, studio, other_dataset, steps=1, **tiny)
     train = [b for b in fed if b.domain == "default"]
     assert len(train) > 2
     assert all(torch.equal(b.images, train[0].images) for b in train)
 
 
-def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, tiny, monkeypatch):
+def test_what_follows_the_model_and_what_does_not(normal, studio, tiny, monkeypatch):
     """An unbound attack works on the model as it hardens; a bound one keeps its victim."""
     victims = []
     original = SMA.search
@@ -147,11 +141,11 @@ def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, tin
         return original(self, x, clean, victim)
 
     monkeypatch.setattr(SMA, "search", spy)
-    AdversarialTraining(SMA(steps=1)).fit(normal, synthetic_dataset, steps=3, **tiny)
+    AdversarialTraining(SMA(steps=1)).fit(normal, studio, steps=3, **tiny)
     assert len({print_ for _, print_ in victims}) == 3
     assert normal not in [model for model, _ in victims]
     victims.clear()
-    AdversarialTraining(SMA(steps=1).bind(normal)).fit(normal, synthetic_dataset, steps=2, **tiny)
+    AdversarialTraining(SMA(steps=1).bind(normal)).fit(normal, studio, steps=2, **tiny)
     assert [model for model, _ in victims] == [normal] * 2
 
 
@@ -170,7 +164,7 @@ def test_what_follows_the_model_and_what_does_not(normal, synthetic_dataset, tin
     ids=["refreshed", "meta", "released", "fna", "goat"],
 )
 def test_the_model_given_and_the_attack_stay_as_they_were(
-    normal, delta, synthetic_dataset, other_dataset, short, tiny, make
+    normal, delta, studio, other_dataset, short, tiny, make
 ):
     model = copy.deepcopy(normal)
     model.train()
@@ -183,7 +177,7 @@ def test_the_model_given_and_the_attack_stay_as_they_were(
     defense = make(delta)
     other = other_dataset if defense.needs_meta_test else None
     run = {**short, "steps": 5} if defense.refresh_every else {**tiny, "steps": 2}
-    robust = defense.fit(model, synthetic_dataset, other, **run)
+    robust = defense.fit(model, studio, other, **run)
     assert weights_fingerprint(model) == before
     assert [m.training for m in model.modules()] == modes
     now = [p.grad for p in (*model.parameters(), *delta.parameters())]
@@ -203,11 +197,11 @@ def test_the_model_given_and_the_attack_stay_as_they_were(
 @pytest.mark.parametrize("make", [AdversarialTraining, MetaDefense])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_move_once_in_a_step_whatever_the_attack_does(
-    normal, synthetic_dataset, other_dataset, tiny, fed, make, mode
+    normal, studio, other_dataset, tiny, fed, make, mode
 ):
     defense = make(GuideSampling(steps=2), attack_mode=mode)
     other = other_dataset if defense.needs_meta_test else None
-    robust = defense.fit(normal, synthetic_dataset, other, steps=1, augment=None, **tiny)
+    robust = defense.fit(normal, studio, other, steps=1, augment=None, **tiny)
     wanted = copy.deepcopy(normal).train()
     with torch.no_grad():
         wanted(fed[0].images)
@@ -218,17 +212,17 @@ def test_statistics_move_once_in_a_step_whatever_the_attack_does(
 # --- classifiers ------------------------------------------------------------------------------
 
 
-def test_each_domain_has_its_classifier(normal, delta, synthetic_dataset, other_dataset, tiny):
+def test_each_domain_has_its_classifier(normal, delta, studio, other_dataset, tiny):
     fixed = {**tiny, "lr": 1e-12, "steps": 1}  # nothing moves
     defense = MetaDefense(delta, learner="first_order")
-    robust = defense.fit(normal, synthetic_dataset, other_dataset, **fixed)
+    robust = defense.fit(normal, studio, other_dataset, **fixed)
     assert robust.num_classes == {"default": 16, "elsewhere": 10}
     # The normal model's own head is where learning starts.
     own = normal.classifier["default"].weight
     torch.testing.assert_close(robust.classifier["default"].weight, own, rtol=0, atol=1e-9)
     assert robust.training_facts["domains"]["elsewhere"]["name"] == "elsewhere"
     # Hardened once more, both are kept: the facts say whose they are, whatever they are called.
-    again = MixedTraining(delta).fit(robust, other_dataset, synthetic_dataset, **fixed)
+    again = MixedTraining(delta).fit(robust, other_dataset, studio, **fixed)
     assert set(again.num_classes) == {"default", "elsewhere"}
     assert list(again.training_facts["domains"]) == ["elsewhere", "default"]
     for domain in again.num_classes:
@@ -236,9 +230,9 @@ def test_each_domain_has_its_classifier(normal, delta, synthetic_dataset, other_
         torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
 
 
-def test_two_datasets_of_one_name_have_a_classifier_each(normal, delta, synthetic_dataset, tiny):
+def test_two_datasets_of_one_name_have_a_classifier_each(normal, delta, studio, tiny):
     """Also one dataset twice, and names that torch does not take."""
-    one = synthetic_dataset
+    one = studio
     people = ReIDDataset("v1.5", one.train, one.query, one.gallery, root=one.root)
     robust = MixedTraining(delta).fit(normal, people, people, **{**tiny, "steps": 1})
     assert robust.num_classes == {"default": 16, "v1_5": 16}
@@ -251,15 +245,15 @@ def test_two_datasets_of_one_name_have_a_classifier_each(normal, delta, syntheti
     assert again.num_classes == {"v1_5": 16, "v1_5_2": 16}
 
 
-def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthetic_dataset, tiny):
+def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, studio, tiny):
     """Also if they are as many: the model's facts say whom it learnt."""
     strangers = ReIDDataset(
         "strangers",
-        synthetic_dataset.train[:-1],
-        synthetic_dataset.query,
-        synthetic_dataset.gallery,
+        studio.train[:-1],
+        studio.query,
+        studio.gallery,
     )
-    assert strangers.num_train_pids == synthetic_dataset.num_train_pids
+    assert strangers.num_train_pids == studio.num_train_pids
     fixed = {**tiny, "lr": 1e-12, "steps": 1}
     for people, name in ((strangers, "strangers"), (other_dataset, "elsewhere")):
         robust = AdversarialTraining(delta).fit(normal, people, **fixed)
@@ -272,19 +266,15 @@ def test_a_head_of_other_people_is_replaced(normal, delta, other_dataset, synthe
     )
 
 
-def test_a_model_without_classifier_gets_one_or_is_not_asked_for_one(
-    delta, synthetic_dataset, tiny
-):
+def test_a_model_without_classifier_gets_one_or_is_not_asked_for_one(delta, studio, tiny):
     bare = create_model("ide", backbone="test_resnet", size=SIZE)
-    robust = AdversarialTraining(delta).fit(bare, synthetic_dataset, steps=1, **tiny)
-    assert robust.num_classes == {"synthetic": 16}
+    robust = AdversarialTraining(delta).fit(bare, studio, steps=1, **tiny)
+    assert robust.num_classes == {"virtual:studio": 16}
     network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU())
     wrapped = wrap_model(network, input_spec=InputSpec(size=SIZE))
     with pytest.raises(InputError, match=r"create_model.*or take losses=\('triplet',\)"):
-        AdversarialTraining(delta).fit(wrapped, synthetic_dataset, steps=1, **tiny)
-    robust = AdversarialTraining(delta, losses=("triplet",)).fit(
-        wrapped, synthetic_dataset, steps=1, **tiny
-    )
+        AdversarialTraining(delta).fit(wrapped, studio, steps=1, **tiny)
+    robust = AdversarialTraining(delta, losses=("triplet",)).fit(wrapped, studio, steps=1, **tiny)
     assert not torch.equal(robust.network[0].weight, network[0].weight)
 
 
@@ -316,7 +306,7 @@ def kill_at(step):
     ],
 )
 def test_interrupted_and_resumed_equals_never_interrupted(
-    normal, delta, synthetic_dataset, other_dataset, short, tiny, tmp_path, kind, step, resumed_from
+    normal, delta, studio, other_dataset, short, tiny, tmp_path, kind, step, resumed_from
 ):
     """A refreshed attack is state, too: an epoch has 4 steps, so it is relearnt after step 4."""
     defense = {
@@ -327,21 +317,19 @@ def test_interrupted_and_resumed_equals_never_interrupted(
     }[kind]()
     other = other_dataset if defense.needs_meta_test else None
     run = {**short, "steps": 8} if kind == "refreshed" else {**tiny, "steps": 4}
-    whole = defense.fit(normal, synthetic_dataset, other, **run)
+    whole = defense.fit(normal, studio, other, **run)
     run |= {"checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 2}
     with pytest.raises(Killed):
-        defense.fit(normal, synthetic_dataset, other, progress=kill_at(step), **run)
+        defense.fit(normal, studio, other, progress=kill_at(step), **run)
     steps = []
     resumed = defense.fit(
-        normal, synthetic_dataset, other, progress=lambda told: steps.append(told.done), **run
+        normal, studio, other, progress=lambda told: steps.append(told.done), **run
     )
     assert steps[0] == resumed_from
     assert_same(resumed, whole)
 
 
-def test_a_refreshed_attack_is_another_one(
-    normal, delta, synthetic_dataset, short, tmp_path, monkeypatch
-):
+def test_a_refreshed_attack_is_another_one(normal, delta, studio, short, tmp_path, monkeypatch):
     calls = []
     original = DeltaAttack.fit
 
@@ -352,7 +340,7 @@ def test_a_refreshed_attack_is_another_one(
     monkeypatch.setattr(DeltaAttack, "fit", spy)
     path = tmp_path / "c.safetensors"
     AdversarialTraining(delta, refresh_every=1, refresh_steps=3).fit(
-        normal, synthetic_dataset, steps=9, checkpoint=path, **short
+        normal, studio, steps=9, checkpoint=path, **short
     )
     assert [steps for _, steps in calls] == [3, 3]  # before steps 4 and 8, counted from 0
     assert len({model for model, _ in calls}) == 2
@@ -362,19 +350,19 @@ def test_a_refreshed_attack_is_another_one(
     assert float(kept["module.attack.delta"].abs().max()) <= 8 / 255 + 1e-6
 
 
-def test_other_settings_are_not_resumed(normal, delta, synthetic_dataset, tiny, tmp_path):
+def test_other_settings_are_not_resumed(normal, delta, studio, tiny, tmp_path):
     run = {**tiny, "steps": 1, "checkpoint": tmp_path / "c.safetensors"}
-    AdversarialTraining(delta).fit(normal, synthetic_dataset, **run)
+    AdversarialTraining(delta).fit(normal, studio, **run)
     other = DeltaAttack(delta.budget, size=SIZE)
     with torch.no_grad():
         other.delta.copy_(-delta.delta)
     for defense in (AdversarialTraining(other), AdversarialTraining(delta, margin=0.3)):
         with pytest.raises(CheckpointError, match="other settings"):
-            defense.fit(normal, synthetic_dataset, **run)
+            defense.fit(normal, studio, **run)
 
 
 def test_nan_stops_with_the_last_good_checkpoint_named(
-    normal, delta, synthetic_dataset, short, tmp_path, monkeypatch
+    normal, delta, studio, short, tmp_path, monkeypatch
 ):
     original = DefenseObjective.__call__
     calls = []
@@ -388,41 +376,39 @@ def test_nan_stops_with_the_last_good_checkpoint_named(
     path = tmp_path / "c.safetensors"
     run = {**short, "steps": 8, "checkpoint": path, "checkpoint_every": 2}
     with pytest.raises(TrainingError) as caught:
-        AdversarialTraining(delta).fit(normal, synthetic_dataset, **run)
+        AdversarialTraining(delta).fit(normal, studio, **run)
     assert "loss of step 6 is nan" in str(caught.value)
     assert f"{path} holds the last good state, that of step 4" in str(caught.value)
     tensors, card = load_tensors(path)
     assert card["step"] == 4
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
     # From there it goes on, and ends as if nothing had been.
-    resumed = AdversarialTraining(delta).fit(normal, synthetic_dataset, **run)
+    resumed = AdversarialTraining(delta).fit(normal, studio, **run)
     del run["checkpoint"], run["checkpoint_every"]
-    assert_same(resumed, AdversarialTraining(delta).fit(normal, synthetic_dataset, **run))
+    assert_same(resumed, AdversarialTraining(delta).fit(normal, studio, **run))
 
 
-def test_weights_that_are_not_finite_are_not_handed_out(
-    normal, delta, synthetic_dataset, tiny, monkeypatch
-):
+def test_weights_that_are_not_finite_are_not_handed_out(normal, delta, studio, tiny, monkeypatch):
     def overflow(self, closure=None):
         with torch.no_grad():
             self.param_groups[0]["params"][3].fill_(torch.inf)
 
     monkeypatch.setattr(torch.optim.Adam, "step", overflow)
     with pytest.raises(TrainingError, match=r"not finite in .*: lower the learning rate"):
-        AdversarialTraining(delta).fit(normal, synthetic_dataset, **{**tiny, "steps": 1})
+        AdversarialTraining(delta).fit(normal, studio, **{**tiny, "steps": 1})
 
 
 # --- does it harden? --------------------------------------------------------------------------
 
 
 def test_a_hardened_model_resists_more_than_one_trained_alike_without_attack(
-    normal, delta, synthetic_dataset, short
+    normal, delta, studio, short
 ):
     """Equal steps, equal batches; figures of people whom neither has seen."""
 
     def attacked(defense):
-        robust = defense.fit(normal, synthetic_dataset, steps=20, **short)
-        result = evaluate(robust, synthetic_dataset, delta, Protocol(image_size=SIZE))
+        robust = defense.fit(normal, studio, steps=20, **short)
+        result = evaluate(robust, studio, delta, Protocol(image_size=SIZE))
         return result.attacked.ranking.mAP
 
     undefended = attacked(AdversarialTraining(delta, adversarial=0.0))
@@ -463,12 +449,12 @@ def test_guides_are_drawn_from_the_right_people():
 # --- errors -----------------------------------------------------------------------------------
 
 
-def test_errors_name_the_cure(normal, delta, synthetic_dataset, other_dataset, tiny):
+def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
     def refused(told, defense, *datasets, **options):
         with pytest.raises(InputError, match=told):
             defense.fit(normal, *datasets, **{**tiny, "steps": 1, **options})
 
-    one, two = synthetic_dataset, other_dataset
+    one, two = studio, other_dataset
     refused(r"'maml' needs a second dataset: pass meta_test=", MetaDefense(delta), one)
     refused("leave meta_test out", AdversarialTraining(delta), one, two)
     blank = CombinatorialAttack(None, 5, SIZE)
@@ -519,11 +505,11 @@ def test_presets():
 
 
 def test_a_hardened_model_is_saved_with_its_facts(
-    normal, delta, synthetic_dataset, other_dataset, tiny, tmp_path
+    normal, delta, studio, other_dataset, tiny, tmp_path
 ):
     steps = []
     robust = MetaDefense(delta).fit(
-        normal, synthetic_dataset, other_dataset, steps=2, progress=steps.append, **tiny
+        normal, studio, other_dataset, steps=2, progress=steps.append, **tiny
     )
     assert [told.done for told in steps] == [0, 1, 2]
     assert set(steps[-1].metrics) == {"loss", "test_loss"}
@@ -538,31 +524,27 @@ def test_a_hardened_model_is_saved_with_its_facts(
     assert torch.equal(loaded.features(x), robust.features(x))
 
 
-def test_training_goes_on_as_that_of_a_model_does(normal, delta, synthetic_dataset, tiny):
+def test_training_goes_on_as_that_of_a_model_does(normal, delta, studio, tiny):
     """With no attacked image, it is train_model's training, bit for bit."""
     mine = AdversarialTraining(delta, adversarial=0.0).fit(
-        normal, synthetic_dataset, steps=3, augment=None, **tiny
+        normal, studio, steps=3, augment=None, **tiny
     )
     theirs = copy.deepcopy(normal)
-    train_model(theirs, synthetic_dataset, steps=3, augment=None, **tiny)
+    train_model(theirs, studio, steps=3, augment=None, **tiny)
     assert_same(mine, theirs)
 
 
 @pytest.mark.parametrize("name", ["adversarial", "meta"])
-def test_recomputing_changes_memory_alone(
-    name, normal, delta, synthetic_dataset, other_dataset, tiny
-):
+def test_recomputing_changes_memory_alone(name, normal, delta, studio, other_dataset, tiny):
     make = {
         "adversarial": lambda: AdversarialTraining(delta),
         "meta": lambda: MetaDefense(delta, learner="first_order"),
     }[name]
-    given = (synthetic_dataset, other_dataset) if name == "meta" else (synthetic_dataset,)
+    given = (studio, other_dataset) if name == "meta" else (studio,)
     one, two = (make().fit(normal, *given, **tiny, steps=2, recompute=r) for r in (False, True))
     for key, wanted in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[key], wanted, rtol=0, atol=1e-5)
     assert type(two) is type(one)
     assert [type(m) for m in two.modules()] == [type(m) for m in one.modules()]
     with pytest.raises(InputError, match="hessian_free"):
-        MetaDefense(delta).fit(
-            normal, synthetic_dataset, other_dataset, **tiny, steps=1, recompute=True
-        )
+        MetaDefense(delta).fit(normal, studio, other_dataset, **tiny, steps=1, recompute=True)

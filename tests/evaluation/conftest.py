@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from reidguard.data import read_synthetic
+from reidguard.data import load_dataset
 from reidguard.models import wrap_model
 from reidguard.types import InputSpec
 
 
 @pytest.fixture(scope="session")
-def people(tmp_path_factory):
-    return read_synthetic(tmp_path_factory.mktemp("people") / "set", identities=6)
+def people(render):
+    """In a place where an untrained network is right about some and wrong about others."""
+    return load_dataset("virtual", render(6, domain="plaza"))
 
 
 @pytest.fixture

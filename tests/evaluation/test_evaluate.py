@@ -1,4 +1,4 @@
-"""evaluate, features, verify and save_adversarial on drawn people."""
+"""evaluate, features, verify and save_adversarial on virtual people."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from reidguard.evaluation import (
     achieved_linf,
     evaluate,
     extract_features,
+    ms_ssim,
     psnr,
     save_adversarial,
     ssim,
@@ -112,12 +113,31 @@ def test_figures_equal_the_evaluation_written_out(model, people, eps, batch_size
     for got, images in ((result.attacked, x_adv), (result.attacked_8bit, x_8bit)):
         assert got.psnr == pytest.approx(float(psnr(images, x).mean()), abs=1e-3)
         assert got.ssim == pytest.approx(float(ssim(images, x).mean()), abs=1e-5)
+        assert got.ms_ssim == pytest.approx(float(ms_ssim(images, x).mean()), abs=1e-5)
+        assert got.lpips is None
         assert got.linf == pytest.approx(float(achieved_linf(images, x).max()), abs=1e-7)
     assert result.attacked.linf * 255 == pytest.approx(255 * eps, abs=1e-4)
     assert result.attacked_8bit.linf * 255 == pytest.approx(math.floor(255 * eps), abs=1e-4)
     scores = {tuple(m.ap.tolist()) for m in measured}
     # At 8/255 hardly a value is rounded; at 7.5/255 the 8-bit attack is weaker by half a level.
     assert len(scores) == (2 if eps == 8 / 255 else 3)
+
+
+def test_a_perceptual_measure_is_given_the_images(model, people):
+    attack = noise_attack()
+    x, x_adv, x_8bit, _ = step_by_step(model, people, attack)
+
+    def measure(changed, clean):
+        return (changed - clean).abs().mean((1, 2, 3))
+
+    result = evaluate(model, people, attack, PROTOCOL, lpips=measure)
+    for got, images in ((result.attacked, x_adv), (result.attacked_8bit, x_8bit)):
+        assert got.lpips == pytest.approx(float(measure(images, x).mean()), rel=1e-4)
+    assert result.to_dict()["attacked"]["lpips"] == result.attacked.lpips
+    rows = [line for line in result.to_markdown().splitlines() if line.startswith("|")]
+    assert rows[0].endswith("| MS-SSIM | LPIPS |")
+    assert rows[3].endswith(f"| {result.attacked.lpips:.3f} |")
+    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_saved_images_evaluate_to_exactly_the_8bit_figures(model, people, tmp_path):
@@ -172,14 +192,14 @@ def test_counts_and_skipped_queries_are_reported(model, people, tmp_path):
     alone = tmp_path / "0999_c1s1_000001_00.png"
     Image.open(people.query[0].path).save(alone)
     dataset = ReIDDataset(
-        "odd", [], [*people.query, ReIDSample(alone, 999, 1)], people.gallery, junk=people.junk
+        "odd", [], [*people.query, ReIDSample(alone, 999, 1)], people.gallery, junk=4
     )
     result = evaluate(model, dataset, protocol=PROTOCOL)
     assert result.skipped == (str(alone),)
     assert result.counts == {
         "query": len(people.query) + 1,
         "gallery": len(people.gallery),
-        "distractors": 6,
+        "distractors": 12,
         "junk": 4,
         "skipped": 1,
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reidguard.errors import InputError
-from reidguard.evaluation import achieved_linf, psnr, ssim
+from reidguard.evaluation import achieved_linf, ms_ssim, psnr, ssim
 
 
 def loop_ssim(a, b):
@@ -49,6 +49,31 @@ def test_ssim_equals_loops(dtype):
     assert ssim(y, x).dtype == dtype
 
 
+def queries():
+    """Two images of 256x128 with waves, and changes of them, without a random generator."""
+    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(128.0), indexing="ij")
+    x, y = x.double(), y.double()
+    waves = [0.5 + 0.4 * torch.sin(x / (7 + 3 * c) + y / (11 - 2 * c)) for c in range(3)]
+    clean = torch.stack([torch.stack(waves), torch.stack(waves).flip(2)])
+    noise = torch.stack([torch.sin(13.7 * x * y / 50 + c) for c in range(3)])
+    changed = [clean[0] + 8 / 255 * noise.sign(), 0.9 * clean[1] + 0.03 + 4 / 255 * noise]
+    return torch.stack(changed).clamp(0, 1), clean
+
+
+def test_other_libraries_agree_at_the_size_of_queries():
+    """scikit-image 0.26.0 (SSIM) and torchmetrics 1.9.0 (the others) on these images.
+
+    structural_similarity(y, x, channel_axis=0, gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=1.0); four scales with their betas divided by their sum.
+    torchmetrics leaves out a border, hence the tolerance.
+    """
+    y, x = queries()
+    assert ssim(y, x).tolist() == pytest.approx([0.857911031063536, 0.9691459022924164], abs=1e-9)
+    assert ms_ssim(y, x).tolist() == pytest.approx([0.988333558, 0.992640652], abs=2e-5)
+    assert psnr(y, x).tolist() == pytest.approx([30.0860, 28.8084], abs=1e-4)
+    assert ms_ssim(y.float(), x.float()).tolist() == pytest.approx(ms_ssim(y, x).tolist(), abs=1e-5)
+
+
 def test_psnr_and_linf_equal_loops():
     y, x = pair()
     for i, (a, b) in enumerate(zip(y.double().numpy(), x.double().numpy(), strict=True)):
@@ -78,7 +103,7 @@ def test_identical_images_are_perfect():
 
 def test_half_precision_is_measured_in_float32():
     y, x = pair(torch.bfloat16)
-    for measure in (psnr, ssim, achieved_linf):
+    for measure in (psnr, ssim, ms_ssim, achieved_linf):
         assert measure(y, x).dtype == torch.float32
         assert torch.equal(measure(y, x), measure(y.float(), x.float()))
 

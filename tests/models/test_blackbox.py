@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from reidguard.attacks import SMA, DeltaAttack, SquareAttack
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import Protocol, evaluate
-from reidguard.models import BlackBoxModel, load_onnx, weights_fingerprint
+from reidguard.models import BlackBoxModel, load_onnx, load_openvino, weights_fingerprint
 from reidguard.testing import small_dataset
 from reidguard.types import Budget, InputSpec
 
@@ -152,3 +153,88 @@ def test_a_missing_onnxruntime_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"reidguard\[onnx\]"):
         load_onnx(tmp_path / "net.onnx")
+
+
+# --- OpenVINO ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A small torch network, and the same in OpenVINO's IR."""
+    ov = pytest.importorskip("openvino", reason="openvino is not installed")
+    from openvino import opset13 as ops
+
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.normal_(generator=torch.Generator().manual_seed(0))
+
+    def write(batch=-1, size=SIZE, channels=3, give="features"):
+        images = ops.parameter([batch, channels, *size], np.float32, "images")
+        weight = network[0].weight.detach()[:, :channels].contiguous().numpy()
+        bias = network[0].bias.detach().numpy().reshape(1, 5, 1, 1)
+        convolved = ops.convolution(images, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+        maps = ops.relu(ops.add(convolved, bias))
+        axes = {"maps": None, "features": [2, 3], "a number each": [1, 2, 3]}[give]
+        result = maps if axes is None else ops.reduce_mean(maps, np.array(axes), False)
+        path = tmp_path / "net.xml"
+        ov.save_model(ov.Model([result], [images], "small"), str(path), compress_to_fp16=False)
+        return path
+
+    return write, network
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch": 2}, {"size": (-1, -1)}, {"give": "maps"}], ids=str
+)
+def test_an_openvino_file_gives_what_torch_gives(converted, options):
+    write, network = converted
+    model = load_openvino(write(**options))
+    assert model.input_spec.size == ((256, 128) if "size" in options else SIZE)
+    x = torch.rand(5, 3, 20, 10)
+    with torch.no_grad():
+        wanted = network(model.input_spec.apply(x)).mean((2, 3))
+    torch.testing.assert_close(model.features(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_files_are_told_apart_by_their_weights(converted):
+    write, network = converted
+    path = write()
+    before = load_openvino(path).identity
+    assert load_openvino(path).identity == before
+    description = path.read_text("utf-8")
+    with torch.no_grad():
+        network[0].weight.mul_(2)
+    write().write_text(description, "utf-8")
+    assert load_openvino(path).identity != before
+
+
+def test_openvino_mistakes(converted, tmp_path):
+    write, _ = converted
+    with pytest.raises(InputError, match="channels first"):
+        load_openvino(write(channels=1))
+    with pytest.raises(InputError, match=r"gives shape \(2,\) for 2 images"):
+        load_openvino(write(give="a number each")).features(torch.rand(2, 3, *SIZE))
+    with pytest.raises(CheckpointError, match=r"there is no file .*none\.xml"):
+        load_openvino(tmp_path / "none.xml")
+    with pytest.raises(InputError, match="load_onnx"):
+        load_openvino(tmp_path / "net.onnx")
+    path = write()
+    whole, weights = path.read_text("utf-8"), path.with_suffix(".bin").read_bytes()
+    for damaged in (whole[:300], "<html>", ""):
+        path.write_text(damaged, "utf-8")
+        with pytest.raises(CheckpointError, match=r"net\.xml is no network in OpenVINO's IR"):
+            load_openvino(path)
+    path.write_text(whole, "utf-8")
+    path.with_suffix(".bin").write_bytes(weights[:40])
+    with pytest.raises(CheckpointError, match="weights in bin file"):
+        load_openvino(path)
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(CheckpointError, match=r"there is no file .*net\.bin"):
+        load_openvino(path)
+
+
+def test_a_missing_openvino_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(InputError, match=r"reidguard\[openvino\]"):
+        load_openvino(tmp_path / "net.xml")

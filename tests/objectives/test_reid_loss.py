@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from reidguard.errors import InputError
-from reidguard.objectives.reid import ReIDObjective, identity_loss, triplet_loss
+from reidguard.objectives.reid import (
+    AGWObjective,
+    CentreLoss,
+    ReIDObjective,
+    identity_loss,
+    triplet_loss,
+    weighted_triplet_loss,
+)
 from reidguard.types import ReIDBatch
 
 
@@ -190,3 +197,136 @@ def test_objective_needs_a_classifier():
         ReIDObjective()(model_with(torch.randn(4, 3), None), BATCH)
     with pytest.raises(InputError, match="reduction"):
         ReIDObjective(reduction="max")
+
+
+# --- AGW's losses -----------------------------------------------------------------------------
+
+
+def weighted_loops(points, pids):
+    """The weighted regularised triplet by explicit loops; one loss per valid anchor."""
+
+    def weighted(distances, sign):
+        weights = [math.exp(sign * d) for d in distances]
+        return sum(w * d for w, d in zip(weights, distances, strict=True)) / sum(weights)
+
+    losses = []
+    for i in range(len(pids)):
+        positives, negatives = [], []
+        for j in range(len(pids)):
+            distance = math.dist(points[i].tolist(), points[j].tolist())
+            if pids[j] != pids[i]:
+                negatives.append(distance)
+            elif j != i:
+                positives.append(distance)
+        if positives and negatives:
+            losses.append(math.log1p(math.exp(weighted(positives, 1) - weighted(negatives, -1))))
+    return losses
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_triplet_equals_explicit_loops(seed):
+    generator = torch.Generator().manual_seed(seed)
+    points = 2 * torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    pids = torch.randint(0, 5, (14,), generator=generator)  # some identities come once
+    expected = weighted_loops(points, pids)
+    assert expected
+    torch.testing.assert_close(
+        weighted_triplet_loss(points, pids), torch.tensor(expected, dtype=torch.float64).mean()
+    )
+    total = weighted_triplet_loss(points, pids, reduction="sum")
+    assert float(total) == pytest.approx(sum(expected))
+
+
+def test_weighted_triplet_has_the_right_derivatives():
+    points = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    pids = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+
+    def loss(x):
+        return weighted_triplet_loss(x, pids)
+
+    assert torch.autograd.gradcheck(loss, points.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, points)
+
+
+def test_weighted_triplet_at_its_limits():
+    """Coinciding points, distances of thousands, and anchors without a partner."""
+    pids = torch.tensor([0, 0, 1, 1, 2])
+    points = torch.zeros(5, 3, requires_grad=True)
+    loss = weighted_triplet_loss(points, pids)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert torch.equal(points.grad, torch.zeros(5, 3))
+    far = torch.tensor([[0.0], [4000.0], [1.0], [4001.0]], requires_grad=True)
+    loss = weighted_triplet_loss(far, pids[:4])
+    # Only the furthest positive and the nearest negative weigh: 4000 - 1.
+    assert loss.item() == pytest.approx(3999.0)
+    loss.backward()
+    assert bool(torch.isfinite(far.grad).all())
+    for alone in ([0, 1, 2], [0, 0, 0]):
+        with pytest.raises(InputError, match="P identities × K images"):
+            weighted_triplet_loss(torch.randn(3, 2), torch.tensor(alone))
+    with pytest.raises(InputError, match="weighted_triplet_loss needs"):
+        weighted_triplet_loss(torch.randn(3, 2, 1), torch.tensor([0, 0, 1]))
+
+
+def test_centre_loss_and_its_gradient_in_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    loss = CentreLoss(4, 3, seed=5).eval()
+    assert not torch.equal(loss.centres, CentreLoss(4, 3, seed=6).centres)
+    pids = torch.tensor([1, 1, 3, 0, 1])
+    points = torch.randn(5, 3, generator=generator, requires_grad=True)
+    before = loss.centres.clone()
+    value = loss(points, pids)
+    rows = zip(points.tolist(), pids.tolist(), strict=True)
+    expected = sum(math.dist(x, before[y].tolist()) ** 2 for x, y in rows) / 5
+    assert float(value) == pytest.approx(expected)
+    value.backward()
+    torch.testing.assert_close(points.grad, 2 / 5 * (points.detach() - before[pids]))
+    assert torch.equal(loss.centres, before)  # which learn in train mode only
+
+
+def test_centres_learn_as_by_sgd_on_the_loss():
+    """The published code has them as parameters with an optimiser of their own."""
+    generator = torch.Generator().manual_seed(1)
+    loss = CentreLoss(4, 3, rate=0.5, seed=2)
+    parameter = loss.centres.clone().requires_grad_()
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    for _ in range(5):
+        points = torch.randn(6, 3, generator=generator)
+        pids = torch.randint(0, 4, (6,), generator=generator)
+        optimizer.zero_grad()
+        wanted = (points - parameter[pids]).square().sum(1).mean()
+        wanted.backward()
+        optimizer.step()
+        torch.testing.assert_close(loss(points, pids), wanted)
+        torch.testing.assert_close(loss.centres, parameter.detach())
+
+
+def test_centres_settle_on_the_means():
+    pids = torch.tensor([0, 0, 1, 1])
+    points = torch.tensor([[0.0, 2.0], [2.0, 2.0], [5.0, 5.0], [5.0, 7.0]])
+    loss = CentreLoss(2, 2)
+    for _ in range(60):
+        loss(points, pids)
+    torch.testing.assert_close(loss.centres, torch.tensor([[1.0, 2.0], [5.0, 6.0]]))
+    assert float(loss.eval()(points, pids)) == pytest.approx(1.0)  # the spread that is left
+    with pytest.raises(InputError, match="2 numbers each, not 3"):
+        loss(torch.randn(4, 3), pids)
+
+
+def test_agw_objective_is_the_sum_of_its_three_losses():
+    generator = torch.Generator().manual_seed(3)
+    points, logits = torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)
+    centres = CentreLoss(2, 3)
+    before = centres.centres.clone()
+    pids = BATCH.pids
+    found = AGWObjective(centres, smoothing=0.1)(model_with(points, logits), BATCH)
+    wanted = (
+        weighted_triplet_loss(points, pids)
+        + identity_loss(logits, pids, 0.1)
+        + 5e-4 * (points - before[pids]).square().sum(1).mean()
+    )
+    torch.testing.assert_close(found, wanted)
+    for wrong in (model_with(points, None), model_with([points, points], [logits, logits])):
+        with pytest.raises(InputError, match="one embedding"):
+            AGWObjective(centres)(wrong, BATCH)

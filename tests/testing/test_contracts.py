@@ -21,6 +21,7 @@ from reidguard.testing import (
     DEFENSE_CHECKS,
     LEARNER_CHECKS,
     MODEL_CHECKS,
+    TRAINING_SET_CHECKS,
     check_missing_folder,
     small_dataset,
     small_model,
@@ -371,6 +372,15 @@ def test_dataset_violators_are_found(people, tmp_path):
     assert "check_repeatable" in broken(
         DATASET_CHECKS[3:4], lambda: changed(people, train=next(turn))
     )
+
+
+def test_training_sets_keep_their_own_contract(people):
+    def fails(**splits):
+        return broken(TRAINING_SET_CHECKS, lambda: changed(people, **splits))
+
+    assert fails(query=(), gallery=()) == set()
+    assert fails(query=()) == fails(gallery=()) == {"check_training_split"}
+    assert "check_training_split" in fails(query=(), gallery=(), train=people.train[:4])
 
 
 @pytest.mark.parametrize("error", [None, FileNotFoundError("nowhere"), DataError("not here")])

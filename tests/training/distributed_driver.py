@@ -242,7 +242,7 @@ def fits(root, work):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.Tanh(), nn.Flatten())
     model = wrap_model(network, input_spec=InputSpec(size=(32, 16)), metric="euclidean")
-    data = load_dataset("synthetic", root)
+    data = load_dataset("virtual", root)
     told = []
 
     def fit(checkpoint=None, dies_after=None):

@@ -43,7 +43,7 @@ def learn(folder, root, dying_write=None):
     attack = CombinatorialAttack(None, 6, SIZE)
     attack.fit(
         model,
-        load_dataset("synthetic", root),
+        load_dataset("virtual", root),
         epochs=4,
         identities=4,
         images_per_identity=3,

@@ -30,13 +30,13 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(work, synthetic_root):
+def found(work, studio_root):
     """What two processes of torchrun found: figures, and a fit."""
     (work / "run").mkdir()
     driver = str(Path(__file__).with_name("distributed_driver.py"))
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*call, driver, str(work / "out.json"), str(synthetic_root), str(work / "run")],
+        [*call, driver, str(work / "out.json"), str(studio_root), str(work / "run")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_all_cases_were_looked_at(found):
     assert sorted(found["differences"]) == sorted(CASES)
 
 
-def test_a_fit_learns_the_same_in_all_processes(found, synthetic_root):
+def test_a_fit_learns_the_same_in_all_processes(found, studio_root):
     fit = found["fit"]
     assert fit["bits"]
     assert fit["moved"] > 0
@@ -81,7 +81,7 @@ def test_a_fit_learns_the_same_in_all_processes(found, synthetic_root):
         torch.nn.Conv2d(3, 8, 5, stride=2), torch.nn.Tanh(), torch.nn.Flatten()
     )
     model = wrap_model(network, input_spec=InputSpec(size=(32, 16)), metric="euclidean")
-    data = load_dataset("synthetic", synthetic_root)
+    data = load_dataset("virtual", studio_root)
     alone = DeltaAttack(size=(32, 16))
     alone.fit(
         model,
@@ -113,9 +113,9 @@ def test_processes_at_different_things_are_refused(found):
     )
 
 
-def test_loaders_share_the_joint_batch(synthetic_dataset):
+def test_loaders_share_the_joint_batch(studio):
     options = {"image_size": (32, 16), "identities": 3, "images_per_identity": 2, "seed": 5}
-    train, labels = synthetic_dataset.train, synthetic_dataset.train_labels
+    train, labels = studio.train, studio.train_labels
 
     def first(processes=None):
         loader = BatchLoader(train, labels, augment=Augment(), processes=processes, **options)
@@ -133,8 +133,8 @@ def test_loaders_share_the_joint_batch(synthetic_dataset):
     assert replace(shares[0]).to("cpu").share.total == 6
 
 
-def test_more_processes_than_identities_are_refused(synthetic_dataset):
-    data = synthetic_dataset
+def test_more_processes_than_identities_are_refused(studio):
+    data = studio
     with pytest.raises(InputError, match="3 identities cannot be shared by 4 processes"):
         BatchLoader(data.train, data.train_labels, identities=3, processes=Processes(0, 4))
 

@@ -11,12 +11,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(40, marks=pytest.mark.slow)])
-def test_killed_fits_end_with_the_same_bits(kills, synthetic_root, tmp_path):
+def test_killed_fits_end_with_the_same_bits(kills, studio_root, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
             str(Path(__file__).with_name("kill_driver.py")),
-            str(synthetic_root),
+            str(studio_root),
             str(tmp_path),
             str(kills),
             "seed 1",

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel, create_model, frozen, load_model
+from reidguard.objectives.reid import CentreLoss
 from reidguard.ranking import RankingResult, rank
 from reidguard.training import Progress, train_model
 
@@ -35,7 +39,10 @@ def figures(model: ReIDModel, dataset: ReIDDataset) -> RankingResult:
 
 
 def assert_same_weights(one: nn.Module, two: nn.Module) -> None:
-    ours, theirs = one.state_dict(), two.state_dict()
+    assert_same_tensors(one.state_dict(), two.state_dict())
+
+
+def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
@@ -53,19 +60,19 @@ def kill_at(step: int):
     return progress
 
 
-def test_a_small_model_learns_people_it_has_not_seen(synthetic_dataset):
+def test_a_small_model_learns_people_it_has_not_seen(studio):
     """The test identities are other people than the training ones."""
     model = small_model()
-    before = figures(model, synthetic_dataset)
+    before = figures(model, studio)
     losses = []
     result = train_model(
         model,
-        synthetic_dataset,
+        studio,
         steps=24,
         **SHORT,
         progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
     )
-    after = figures(model, synthetic_dataset)
+    after = figures(model, studio)
     assert result is model
     assert len(losses) == 24
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
@@ -74,33 +81,33 @@ def test_a_small_model_learns_people_it_has_not_seen(synthetic_dataset):
 
 
 @pytest.mark.parametrize(("step", "resumed_from"), [(1, 0), (5, 3), (6, 3)])
-def test_killed_and_resumed_equals_never_killed(synthetic_dataset, tmp_path, step, resumed_from):
+def test_killed_and_resumed_equals_never_killed(studio, tmp_path, step, resumed_from):
     """Killed before any checkpoint, between two, and just before one; all random parts on."""
-    whole = train_model(small_model(), synthetic_dataset, steps=8, **SHORT)
+    whole = train_model(small_model(), studio, steps=8, **SHORT)
     run = {**SHORT, "steps": 8, "checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 3}
     with pytest.raises(Killed):
-        train_model(small_model(), synthetic_dataset, **run, progress=kill_at(step))
+        train_model(small_model(), studio, **run, progress=kill_at(step))
     told: list[Progress] = []
     # A checkpoint brings its own weights, so those given do not matter - if there is one.
     other = small_model(seed=7 if resumed_from else 0)
-    resumed = train_model(other, synthetic_dataset, **run, progress=told.append)
+    resumed = train_model(other, studio, **run, progress=told.append)
     assert told[0].done == resumed_from
     assert_same_weights(resumed, whole)
 
 
-def test_same_seed_same_bytes_and_another_seed_others(synthetic_dataset, tmp_path):
+def test_same_seed_same_bytes_and_another_seed_others(studio, tmp_path):
     files = []
     for run, seed in enumerate((3, 3, 4)):
         model = small_model()
         torch.manual_seed(run)  # the caller's generator plays no part
-        train_model(model, synthetic_dataset, steps=2, **SHORT, seed=seed)
+        train_model(model, studio, steps=2, **SHORT, seed=seed)
         model.save(tmp_path / f"{run}.safetensors")
         files.append((tmp_path / f"{run}.safetensors").read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
 
 
-def test_epochs_follow_the_stretched_schedule(synthetic_dataset, tmp_path):
+def test_epochs_follow_the_stretched_schedule(studio, tmp_path):
     """Two batches an epoch. With 85 epochs the schedule would be the paper's own."""
     model, rates = small_model(), []
     original = torch.optim.Adam.step
@@ -111,9 +118,7 @@ def test_epochs_follow_the_stretched_schedule(synthetic_dataset, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", spy)
-        train_model(
-            model, synthetic_dataset, epochs=4, image_size=SIZE, images_per_identity=8, lr=1e-3
-        )
+        train_model(model, studio, epochs=4, image_size=SIZE, images_per_identity=8, lr=1e-3)
     flat = 40 / 85 * 4
     expected = [1e-3 * min(1.0, 0.1 ** ((epoch - flat) / flat)) for epoch in range(4)]
     assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
@@ -121,15 +126,86 @@ def test_epochs_follow_the_stretched_schedule(synthetic_dataset, tmp_path):
     assert model.training_facts["steps"] == 8
 
 
-def test_modes_flags_and_facts(synthetic_dataset, tmp_path):
-    model = small_model(num_classes={"other": 3, "synthetic": 16})
+def small_agw(seed: int = 0) -> ReIDModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create_model(
+            "agw", backbone="test_resnet", non_local=(0, 0, 0, 1), size=SIZE, num_classes=16
+        )
+
+
+def test_agw_learns_by_its_own_recipe(studio):
+    model = small_agw()
+    before = figures(model, studio)
+    losses = []
+    train_model(
+        model,
+        studio,
+        recipe="agw",
+        steps=36,
+        **{**SHORT, "lr": 5e-3},
+        progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
+    )
+    after = figures(model, studio)
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert after.mAP > before.mAP + 0.15
+    assert model.training_facts["smoothing"] == 0.1
+    assert model.training_facts["augment"]["crop"] == "pad"
+    assert "margin" not in model.training_facts
+
+
+def test_agw_killed_and_resumed_with_its_centres(studio, tmp_path):
+    short = {**SHORT, "recipe": "agw"}
+    whole = tmp_path / "whole.safetensors"
+    train_model(small_agw(), studio, steps=6, **short, checkpoint=whole)
+    broken = tmp_path / "broken.safetensors"
+    run = {**short, "steps": 6, "checkpoint": broken, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        train_model(small_agw(), studio, **run, progress=kill_at(5))
+    train_model(small_agw(seed=7), studio, **run)
+    one, two = load_file(whole), load_file(broken)
+    assert_same_tensors(one, two)
+    centres = one["objective.centres.centres"]
+    assert not torch.equal(centres, CentreLoss(*centres.shape, seed=0).centres)
+
+
+def test_agw_defaults_are_the_published_ones(studio):
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reidguard.training.recipe.learn", lambda model, **rest: given.update(rest))
+        train_model(small_agw(), studio, recipe="agw", image_size=SIZE)
+    batches = given["meta_train"]
+    assert given["steps"] == 120 * len(batches)
+    pids = next(iter(batches.epoch(0))).pids
+    assert torch.unique(pids, return_counts=True)[1].tolist() == [4] * 16
+    assert given["optimizer"].defaults["lr"] == 3.5e-4
+    assert given["optimizer"].defaults["weight_decay"] == 5e-4
+    factors = [given["schedule"](epoch) for epoch in range(120)]
+    assert factors[:10] == pytest.approx([0.01 + 0.099 * n for n in range(1, 11)])
+    assert factors[9:] == pytest.approx([1.0] * 30 + [0.1] * 30 + [0.01] * 51)
+
+
+def test_mistakes_with_recipes(studio):
+    with pytest.raises(InputError, match=r"unknown recipe 'agv': did you mean 'agw'\?"):
+        train_model(small_agw(), studio, recipe="agv")
+    with pytest.raises(InputError, match="no margin"):
+        train_model(small_agw(), studio, recipe="agw", margin=0.3)
+    parts = create_model(
+        "pcb", backbone="test_resnet", parts=2, size=SIZE, last_stride=2, num_classes=16
+    )
+    with pytest.raises(InputError, match="PCB gives 2 parts: take the recipe 'paper'"):
+        train_model(parts, studio, recipe="agw", **SHORT)
+
+
+def test_modes_flags_and_facts(studio, tmp_path):
+    model = small_model(num_classes={"other": 3, "virtual:studio": 16})
     model.eval()
     model.classifier.train()
     model.backbone.conv1.requires_grad_(False)
     stem = [p.clone() for p in model.backbone.conv1.parameters()]
     other = model.classifier["other"].weight.clone()
     modes = [module.training for module in model.modules()]
-    train_model(model, synthetic_dataset, steps=1, **SHORT, augment=None)
+    train_model(model, studio, steps=1, **SHORT, augment=None)
     assert [module.training for module in model.modules()] == modes
     for now, before in zip(model.backbone.conv1.parameters(), stem, strict=True):
         assert torch.equal(now, before)
@@ -137,37 +213,37 @@ def test_modes_flags_and_facts(synthetic_dataset, tmp_path):
     assert torch.equal(model.classifier["other"].weight, other)  # another domain's
 
     facts = model.training_facts
-    assert facts["domain"] == "synthetic"
+    assert facts["domain"] == "virtual:studio"
     assert facts["augment"] is None
-    assert facts["train"]["fingerprint"] == synthetic_dataset.fingerprint("train")
+    assert facts["train"]["fingerprint"] == studio.fingerprint("train")
     model.save(tmp_path / "m.safetensors")
     assert load_model(tmp_path / "m.safetensors").training_facts == facts
 
 
-def test_modes_come_back_after_a_failure(synthetic_dataset):
+def test_modes_come_back_after_a_failure(studio):
     model = small_model().eval()
     with pytest.raises(Killed):
-        train_model(model, synthetic_dataset, steps=2, **SHORT, progress=kill_at(1))
+        train_model(model, studio, steps=2, **SHORT, progress=kill_at(1))
     assert not any(module.training for module in model.modules())
 
 
-def test_mistakes_name_the_cure(synthetic_dataset, tmp_path):
-    cure = r"num_classes=\{'synthetic': 16\}"
-    with pytest.raises(InputError, match=f"no classifier for synthetic.*{cure}"):
-        train_model(small_model(num_classes=None), synthetic_dataset)
+def test_mistakes_name_the_cure(studio, tmp_path):
+    cure = r"num_classes=\{'virtual:studio': 16\}"
+    with pytest.raises(InputError, match=f"no classifier for virtual:studio.*{cure}"):
+        train_model(small_model(num_classes=None), studio)
     with pytest.raises(InputError, match=f"has: a, b.*{cure}"):
-        train_model(small_model(num_classes={"a": 16, "b": 16}), synthetic_dataset)
+        train_model(small_model(num_classes={"a": 16, "b": 16}), studio)
     with pytest.raises(InputError, match=f"'default' knows 4 identities.*show 16; .*{cure}"):
-        train_model(small_model(num_classes=4), synthetic_dataset)
+        train_model(small_model(num_classes=4), studio)
     with pytest.raises(InputError, match="at least one step"):
-        train_model(small_model(), synthetic_dataset, epochs=0)
+        train_model(small_model(), studio, epochs=0)
     with pytest.raises(InputError, match="lr must be above 0"):
-        train_model(small_model(), synthetic_dataset, lr=0)
+        train_model(small_model(), studio, lr=0)
 
     run = {**SHORT, "steps": 1, "checkpoint": tmp_path / "c.safetensors"}
-    train_model(small_model(), synthetic_dataset, **run)
+    train_model(small_model(), studio, **run)
     with pytest.raises(CheckpointError, match=r"augment.*another folder"):
-        train_model(small_model(), synthetic_dataset, **run, augment=Augment(erase=0))
+        train_model(small_model(), studio, **run, augment=Augment(erase=0))
     stranger = create_model("osnet_x0_25", num_classes=16)
     with pytest.raises(CheckpointError, match="network"):
-        train_model(stranger, synthetic_dataset, **run)
+        train_model(stranger, studio, **run)

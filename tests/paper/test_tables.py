@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reidguard.evaluation import ssim
-from reidguard.evaluation.paper import contradictions, paper_tables
+from reidguard.paper import contradictions, paper_pictures, paper_tables
 
 
 def figure(number: int, metric: str = "mAP", **conditions: object) -> float:
@@ -157,3 +157,14 @@ def test_columns_are_named():
     assert paper_tables()[6].column_label(4) == "Market→Duke, color+delta"
     assert paper_tables()[13].column_label(1) == "M(color)"
     assert paper_tables()[9].column_label(0) == "meta, color"
+
+
+def test_figures_are_described_whole():
+    assert list(paper_pictures()) == [4, 5, 6, 7, 8]
+    for drawn in paper_pictures().values():
+        assert drawn.pictures in ("people", "changes", "lists")
+        assert len({row["data"] for row in drawn.rows}) == 1
+        for kind, count in drawn.queries:
+            assert len(kind) == len(drawn.rows)
+            assert set(kind) <= set("+-.")
+            assert count > 0

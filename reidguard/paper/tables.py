@@ -1,4 +1,4 @@
-"""The figures of Tables 1-19 of the paper, and where they contradict each other.
+"""The figures of Tables 1-19 of the paper, where they contradict each other, and Figures 4-8.
 
 Yang et al., *Towards Robust Person Re-identification by Defending Against Universal Attackers*,
 TPAMI 2022. ``paper.toml`` beside this module holds them; each figure knows its conditions, so that
@@ -19,7 +19,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Contradiction", "Figure", "PaperTable", "contradictions", "paper_tables"]
+__all__ = [
+    "Contradiction",
+    "Figure",
+    "PaperPicture",
+    "PaperTable",
+    "contradictions",
+    "paper_pictures",
+    "paper_tables",
+]
 
 PAPER = Path(__file__).with_name("paper.toml")
 
@@ -90,6 +98,29 @@ class PaperTable:
 
 
 @dataclass(frozen=True, eq=False)
+class PaperPicture:
+    """One of the paper's Figures 4-8.
+
+    Attributes:
+        number: 4 to 8.
+        caption: What it shows.
+        pictures: "people" (queries, and what each row's attack makes of them), "changes" (what was
+            learnt, then people) or "lists" (of each query one rank list for each row).
+        rows: Conditions of each, as those of a :class:`Figure`.
+        queries: How many of which kind are shown: a sign for each row, "+" where the first image is
+            right, "-" where it is wrong, "." for either.
+        notes: What the paper leaves open.
+    """
+
+    number: int
+    caption: str
+    pictures: str
+    rows: tuple[Mapping[str, Any], ...]
+    queries: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Contradiction:
     """Figures of one experiment that differ.
 
@@ -117,6 +148,29 @@ def paper_tables() -> Mapping[int, PaperTable]:
     """
     content = tomllib.loads(PAPER.read_text("utf-8"))
     return {entry["number"]: _table(entry) for entry in content["table"]}
+
+
+@cache
+def paper_pictures() -> Mapping[int, PaperPicture]:
+    """Return Figures 4-8 by their numbers.
+
+    Example:
+        >>> figure = paper_pictures()[7]
+        >>> [row["defense"] for row in figure.rows], figure.queries
+        (['none', 'none', 'M(color+delta)'], (('+-+', 2),))
+    """
+    content = tomllib.loads(PAPER.read_text("utf-8"))
+    return {
+        entry["number"]: PaperPicture(
+            entry["number"],
+            entry["caption"],
+            entry["pictures"],
+            tuple(_complete({**entry["fixed"], **row}) for row in entry["rows"]),
+            tuple((kind, count) for kind, count in entry["queries"]),
+            tuple(entry["notes"]),
+        )
+        for entry in content["figure"]
+    }
 
 
 def _table(entry: dict[str, Any]) -> PaperTable:

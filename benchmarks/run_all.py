@@ -18,7 +18,7 @@ OTHERS = (
     "--target market_regnetx=runs/market_regnetx/model.safetensors "
     "--target campus_resnet18=runs/campus_resnet18/model.safetensors@virtual:campus"
 )
-SURROGATE = "--surrogate runs/plaza_resnet18/model.safetensors"
+SURROGATE = "--surrogate runs/campus_resnet18/model.safetensors"
 SCRIPTS = (
     "speed.py",
     "learners.py",

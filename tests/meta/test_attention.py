@@ -15,7 +15,8 @@ from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.types import Budget, ReIDBatch
 
-SIZE = (32, 16)
+# Square: older timm resamples other position embeddings in every pass, and in float32.
+SIZE = (32, 32)
 LR = 0.01
 
 

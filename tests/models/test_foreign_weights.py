@@ -27,7 +27,6 @@ from reidguard.models import create_model, load_model, load_weights, wrap_model
 SIZE = (96, 32)
 PEOPLE = 4
 TINY = "test_resnet"
-OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
 
 
 def filled(network: nn.Module, seed: int = 1) -> nn.Module:
@@ -327,7 +326,6 @@ def test_a_torchreid_resnet_gives_its_backbone_only(tmp_path):
     assert all(n.startswith(("neck.", "classifier.")) for n in model.load_report.missing)
 
 
-@pytest.mark.skipif(OLD_TORCH, reason="torch before 2.6 reads no numbers of numpy")
 @pytest.mark.parametrize("old_numpy", [False, True])
 @pytest.mark.parametrize("value", [np.float64(0.91), np.float32(0.91), np.int64(3)])
 def test_numpy_numbers_beside_the_weights(tmp_path, value, old_numpy):
@@ -402,8 +400,7 @@ def test_the_published_osnet_is_the_same_through_every_adapter(tmp_path):
     wanted = straight.features(x)
 
     prefixed = {f"module.{name}": tensor for name, tensor in raw.items()}
-    rank1 = 0.9 if OLD_TORCH else np.float64(0.9)
-    torch.save({"state_dict": prefixed, "rank1": rank1}, tmp_path / "train.pth.tar")
+    torch.save({"state_dict": prefixed, "rank1": np.float64(0.9)}, tmp_path / "train.pth.tar")
     save_file(dict(raw), tmp_path / "plain.safetensors")
     straight.save(tmp_path / "ours.safetensors")
     ways = {

@@ -24,8 +24,8 @@ class HessianFreeLearner(TemporaryLearner):
 
     For an inner step ``w' = w - lr·d(g(w))`` and meta-test gradient v, the second-order term is
     ``-lr·H r`` with ``r = (∂d/∂g)ᵀ v`` (exact, and cheap) and ``H r ≈ (g(w + h·r) - g(w)) / h``.
-    Three passes with gradients, one after the other in memory. On smooth networks the term is that of
-    ``maml``; where ReLUs switch within the difference it is little more than noise, and more of
+    Three passes with gradients, one after the other in memory. On smooth networks the term is that
+    of ``maml``; where ReLUs switch within the difference it is little more than noise, and more of
     it the smaller the difference (see ``docs/learners.rst``).
 
     Args:

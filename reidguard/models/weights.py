@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,8 +253,6 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def _numpy_numbers() -> AbstractContextManager[None]:
     """Let numpy's numbers be read, such as an accuracy in torchreid's files: they are data only."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        return nullcontext()  # older ones cannot be told under which names numpy files them
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

@@ -122,12 +122,12 @@ def instance(data) -> list[str]:
         )
     head = ["attack", "queries", "mAP / rank-1", "8-bit", "L∞ ·255 / 8-bit", "SSIM"]
     clean = "; ".join(
-        f"every {every}th query ({c['queries']}), clean {c['mAP']:.1f} / {c['rank1']:.1f}"
+        f"one in {every} ({c['queries']}; clean {c['mAP']:.1f} / {c['rank1']:.1f})"
         for every, c in sorted(data["clean"].items(), key=lambda item: int(item[0]))
     )
     parts = [
         title("Instance attacks"),
-        prose(f"""{data["setting"]}. {clean}. Guides are the gallery; *told*: the
+        prose(f"""{data["setting"]}. Of the queries {clean}. Guides are the gallery; *told*: the
 attack knows whom each query shows. Passes are forward / backward for each query, beside two that
 measure; seconds are wall time for each query, on one CPU thread of a busy machine.
 """),

@@ -69,8 +69,8 @@ class Plan:
 
     # The attack is learnt on the first. Learnt on the ResNet, it leaves the other unharmed.
     networks: tuple[Network, Network] = (
-        Network("EfficientNet", "ide", {"backbone": "test_efficientnet_gn"}, 520, 1e-3),
-        Network("ResNet", "ide", {"backbone": "test_resnet"}, 440, 1e-3),
+        Network("EfficientNet", "ide", {"backbone": "test_efficientnet_gn"}, 440, 1e-3),
+        Network("ResNet", "ide", {"backbone": "test_resnet"}, 280, 2e-3),
     )
     domains: tuple[str, str] = ("plaza", "campus")
     meta_domain: str = "station"

@@ -10,7 +10,6 @@ leaves the others' figures as they are.
 
 import argparse
 import copy
-import inspect
 import json
 import subprocess
 import sys
@@ -62,9 +61,9 @@ def defense_steps(model) -> dict:
 
     def make(name):
         own = copy.deepcopy(model).train()
-        factory = LEARNERS.get(name)
-        inner = {"inner": "sgd"} if "inner" in inspect.signature(factory).parameters else {}
-        learner, optimizer = factory(**inner), torch.optim.Adam(own.parameters(), lr=3e-4)
+        inner = {} if name in ("plain", "joint") else {"inner": "sgd"}
+        learner = LEARNERS.create(name, **inner)
+        optimizer = torch.optim.Adam(own.parameters(), lr=3e-4)
 
         def step():
             learner.step(own, objective, train, test, optimizer=optimizer)

@@ -4,8 +4,8 @@ Run: python benchmarks/universal.py [--steps 100] [--query-every 8] [--seeds 0] 
 Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder in which clean features
 are kept for the next run. Every attack learns from batches of 8 people × 4 images, with its own
 optimiser and rate. MisRank's networks work at half the size of the images with half their usual
-width: in full, a step takes most of a minute on one processor. Rows that results/universal.json has already are not run again, so a run that
-was stopped goes on; --fresh starts anew.
+width: in full, a step takes most of a minute on one processor. Rows that results/universal.json has
+already are not run again, so a run that was stopped goes on; --fresh starts anew.
 """
 
 import json

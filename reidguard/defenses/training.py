@@ -22,6 +22,7 @@ from reidguard.defenses.heads import domains_of, with_classifiers
 from reidguard.distributed import gather, joint_layers, processes
 from reidguard.errors import InputError, RegistryError, TrainingError
 from reidguard.meta import LEARNERS, MetaLearner
+from reidguard.meta.temporary import TemporaryLearner
 from reidguard.models import ReIDModel, weights_fingerprint
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective, fixed_statistics
 from reidguard.objectives.reid import Loss, Reduction
@@ -332,7 +333,9 @@ class AdversarialTraining(Defense):
         if not isinstance(self.learner, str):
             return self.learner
         factory = LEARNERS.get(self.learner)
-        if "inner" in inspect.signature(factory).parameters:
+        # A subclass of TemporaryLearner may hand ``inner`` on without naming it.
+        temporary = isinstance(factory, type) and issubclass(factory, TemporaryLearner)
+        if temporary or "inner" in inspect.signature(factory).parameters:
             return factory(inner=self.inner, inner_lr=self.inner_lr)
         if self.inner_lr is not None:
             raise InputError(f"the learner {self.learner!r} has no inner step: leave inner_lr out")

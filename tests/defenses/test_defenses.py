@@ -497,6 +497,10 @@ def test_presets():
         "mixed": "joint",
     }
     assert made["meta"].config()["learner_options"]["inner"] == "sgd"
+    for learner in ("first_order", "hessian_free", "maml"):
+        told = MetaDefense(sma, learner=learner, inner="adam", inner_lr=0.1).config()
+        assert told["learner_options"]["inner"] == "adam"
+        assert told["learner_options"]["inner_lr"] == 0.1
     assert made["meta_released"].losses == ("triplet",)
     assert (made["meta"].default_lr, made["meta_released"].default_lr) == (3e-4, 2e-4)
     goat = DEFENSES.create("goat").config()

@@ -23,36 +23,18 @@ from meta import attacked
 from torch import Tensor
 
 from reidguard.attacks import DeltaAttack
-from reidguard.attacks.pgd import _diverse
 from reidguard.data import join_datasets, load_dataset
 from reidguard.evaluation import FeatureStore
 from reidguard.models import EnsembleModel, ReIDModel, load_model
 from reidguard.objectives import (
-    ATTACK_LOSSES,
     AttackLoss,
     MisrankingTriplet,
     SelfMetricLoss,
-    comparable_features,
 )
 from reidguard.types import InputSpec
 
 ONE, MIX = ("plaza",), ("plaza", "station", "mall")
 SHRUNK = 0.7  # share of images that the network sees smaller and elsewhere
-
-
-@ATTACK_LOSSES.register("diverse_misranking")
-class DiverseTriplet(MisrankingTriplet):
-    """Eq. 5, where the network sees adversarial images under input diversity."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def vectors(self, model, images: Tensor) -> Tensor:
-        if torch.is_grad_enabled():  # clean images have none
-            draws = torch.rand(len(images), 4, generator=self.generator)
-            images = _diverse(images, draws, SHRUNK)
-        return comparable_features(model, images)
 
 
 class Layers(ReIDModel):
@@ -83,7 +65,8 @@ class Variant:
     """What differs from a plain delta attack."""
 
     model: Callable[[ReIDModel, ReIDModel], ReIDModel] = lambda source, second: source
-    loss: Callable[[int], AttackLoss] = lambda seed: MisrankingTriplet()
+    loss: Callable[[], AttackLoss] = MisrankingTriplet
+    diversity: float = 0.0
     learner: str = "plain"
     domains: tuple[str, ...] = ()
 
@@ -94,11 +77,11 @@ def both(source, second) -> EnsembleModel:
 
 VARIANTS = {
     "plain": Variant(),
-    "self-supervised loss": Variant(loss=lambda seed: SelfMetricLoss()),
-    "input diversity": Variant(loss=DiverseTriplet),
+    "self-supervised loss": Variant(loss=SelfMetricLoss),
+    "input diversity": Variant(diversity=SHRUNK),
     "intermediate features": Variant(model=lambda *_: Layers(osnet(), ("conv3", "conv4"))),
     "two surrogates": Variant(model=both),
-    "two surrogates, input diversity": Variant(model=both, loss=DiverseTriplet),
+    "two surrogates, input diversity": Variant(model=both, diversity=SHRUNK),
     "one virtual domain": Variant(learner="joint", domains=ONE),
     "three virtual domains": Variant(learner="joint", domains=MIX),
     "three virtual domains, meta": Variant(learner="first_order", domains=MIX),
@@ -138,7 +121,8 @@ def main() -> None:
                 dataset,
                 join_datasets(other, splits=("train",)) if other else None,
                 learner=how.learner,
-                objective=how.loss(seed),
+                objective=how.loss(),
+                diversity=how.diversity,
                 steps=STEPS,
                 seed=seed,
                 **BATCH,

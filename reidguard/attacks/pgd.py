@@ -14,6 +14,7 @@ from torch import Tensor
 from reidguard.attacks.instance import Goal, InstanceAttack, Victim
 from reidguard.errors import InputError
 from reidguard.objectives import comparable_features
+from reidguard.objectives.diversity import diverse
 from reidguard.types import Budget
 
 __all__ = ["GradientAttack"]
@@ -140,7 +141,7 @@ class GradientAttack(InstanceAttack):
             """Return (N,) goals and their gradient, which is not needed after the last step."""
             draw, last = draws[step], step == self.steps
             image = image.detach().requires_grad_(not last)
-            seen = image if draw is None else _diverse(image, draw, self.diversity)
+            seen = image if draw is None else diverse(image, draw, self.diversity)
             value = goal(comparable_features(victim.model, seen))
             if last:
                 return value.detach(), torch.zeros_like(image)
@@ -205,19 +206,6 @@ def _checkpoints(steps: int) -> set[int]:
         gap = max(gap - 0.03, 0.06)
         shares.append(shares[-1] + gap)
     return {math.ceil(share * steps - 1e-9) for share in shares}
-
-
-def _diverse(x: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """Shrink some images to 0.9 to 1 of their size and put them somewhere on black."""
-    coin, size, right, down = draws.unbind(1)
-    share = torch.where(coin < probability, 0.9 + 0.1 * size, 1.0)
-    room = (1 - share) / share
-    theta = x.new_zeros(len(x), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 / share
-    theta[:, 0, 2] = (2 * right - 1) * room
-    theta[:, 1, 2] = (2 * down - 1) * room
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _smoothed(gradient: Tensor, width: int) -> Tensor:

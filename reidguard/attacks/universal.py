@@ -99,6 +99,7 @@ class UniversalAttack(Attack):
         lr: float | None = None,
         momentum: float | None = None,
         clip: bool | None = None,
+        diversity: float = 0.0,
         image_size: tuple[int, int] = (256, 128),
         seed: int = 0,
         checkpoint: Path | str | None = None,
@@ -131,8 +132,11 @@ class UniversalAttack(Attack):
                 of it (1.0): see ``docs/departures.rst``.
             clip: Bring the parameters back into their bounds after each step, as Algorithm 1's
                 reference does; True by default. The budget holds without it, too.
+            diversity: Input diversity: probability with which the model sees an adversarial image
+                shrunk to at least 0.9 of its size and shifted. What is learnt so is weaker on the
+                surrogate and stronger on other networks. Not for MisRank.
             image_size: Height and width the images are resized to.
-            seed: Fixes the batches.
+            seed: Fixes the batches, and what diversity draws.
             checkpoint: File from which an interrupted run resumes, bit for bit.
             checkpoint_every: Steps between two writes of that file.
             progress: Called with a :class:`~reidguard.training.Progress` after every step.
@@ -150,6 +154,8 @@ class UniversalAttack(Attack):
                 f"{type(self).__name__} takes the learners {' and '.join(defaults.learners)}, not "
                 f"{name!r}: choose one of them"
             )
+        if not 0 <= diversity <= 1:
+            raise InputError(f"diversity is a probability in [0, 1], not {diversity}")
         momentum = defaults.momentum if momentum is None else momentum
         clip = defaults.clip if clip is None else clip
         if images_per_identity is None:
@@ -161,6 +167,10 @@ class UniversalAttack(Attack):
         elif objective not in (None, defaults.objective):
             raise InputError(
                 f"{type(self).__name__} learns for an objective of its own: leave objective out"
+            )
+        elif diversity:
+            raise InputError(
+                f"{type(self).__name__} learns for an objective of its own: leave diversity out"
             )
         device = next(self.parameters()).device
         model_device = next(model.parameters(), torch.empty(0, device=device)).device
@@ -198,6 +208,7 @@ class UniversalAttack(Attack):
             "lr": lr,
             "momentum": momentum,
             "clip": clip,
+            **({"diversity": diversity} if diversity else {}),
             "image_size": list(image_size),
             "seed": seed,
             "model": weights_fingerprint(model),
@@ -213,7 +224,7 @@ class UniversalAttack(Attack):
                     loss = loss.prepared(sources[0].vectors)
                 if loss.flat_at_clean:
                     self._leave_the_start(lr, seed)
-                own = FeatureObjective(model, loss)
+                own = FeatureObjective(model, loss, diversity)
             assert own is not None
             learn(
                 self,

@@ -20,7 +20,7 @@ from reidguard.attacks import (
     load_attack,
 )
 from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, pathname
+from reidguard.cli.options import Options, Parser, pathname, probability
 from reidguard.cli.runs import RunFolder, default_folder
 from reidguard.cli.show import Display
 from reidguard.data import ReIDDataset, load_dataset
@@ -50,6 +50,10 @@ EXAMPLES = """\
     reidguard attack --data market1501:/data/market1501 --meta-data virtual:plaza \\
         --model osnet_x0_25:osnet.pth --attack delta --learner first_order \\
         --learner-set inner_steps=2
+
+  an additive attack that is to harm other networks, too (input diversity):
+    reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
+        --attack delta --diversity 0.7
 
   UAP-Retrieval with its label-wise loss, which asks the model's classifier:
     reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
@@ -81,6 +85,7 @@ had been none.
 ATTACK = ("attack", "set", "eps")
 LEARNING = (
     "objective",
+    "diversity",
     "learner",
     "learner_set",
     "meta_data",
@@ -118,6 +123,14 @@ def parser(summary: str) -> Parser:
         "--objective",
         "reidguard list objectives (default: the attack's own: pairwise for uap, else misranking)",
         metavar="NAME",
+    )
+    made.option(
+        "--diversity",
+        "with this probability, let the model see an adversarial image shrunk and shifted: weaker "
+        "on this model, stronger on others",
+        probability,
+        metavar="P",
+        default=0.0,
     )
     made.option(
         "--learner",
@@ -205,6 +218,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     model, surrogate = common.make_model(options), common.make_surrogate(options)
     recipe: dict[str, Any] = {
         "objective": options.objective or attack.fit_defaults.objective,
+        "diversity": options.diversity,
         "identities": options.identities,
         "images_per_identity": options.images_per_identity
         if "images_per_identity" in options.given

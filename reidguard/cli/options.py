@@ -30,6 +30,7 @@ __all__ = [
     "not_negative",
     "pathname",
     "positive",
+    "probability",
     "rate",
 ]
 
@@ -84,6 +85,14 @@ def amount(text: str) -> float:
     value = _number(text)
     if not 0 <= value < float("inf"):
         raise InputError(f"{text!r} is not a number from 0, such as 5e-4")
+    return value
+
+
+def probability(text: str) -> float:
+    """Read a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise InputError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reidguard.distributed import gather, joint_layers
+from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
 from reidguard.types import Embedder, Metric, ReIDBatch
 
@@ -90,11 +91,14 @@ class FeatureObjective:
     Args:
         model: The surrogate under attack.
         loss: What to minimise.
+        diversity: Probability with which the model sees an adversarial image smaller and elsewhere
+            (input diversity); drawn anew in each call, by the global generator.
     """
 
-    def __init__(self, model: Embedder, loss: AttackLoss) -> None:
+    def __init__(self, model: Embedder, loss: AttackLoss, diversity: float = 0.0) -> None:
         self.model = model
         self.loss = loss
+        self.diversity = diversity
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one where this is a share."""
@@ -104,7 +108,14 @@ class FeatureObjective:
             if clean is None:
                 with torch.no_grad():
                     clean = self.loss.vectors(self.model, batch.images)
-            adversarial = self.loss.vectors(self.model, attack(batch.images))
+            seen = attack(batch.images)
+            if self.diversity > 0:
+                # Every process makes the draws of the joint batch, and uses those of its rows.
+                total = len(seen) if share is None else share.total
+                draws = torch.rand(total, 4, device=seen.device)
+                draws = draws if share is None else draws[share.rows.to(seen.device)]
+                seen = diverse(seen, draws, self.diversity)
+            adversarial = self.loss.vectors(self.model, seen)
         return self.loss(
             gather(adversarial, share), gather(clean, share), gather(batch.pids, share)
         )

@@ -297,20 +297,6 @@ def test_translation_smooths_the_gradient_with_a_gaussian():
     torch.testing.assert_close(attack(x)[0] - x[0], EPS.eps * smooth.sign())
 
 
-def test_diversity_shrinks_and_moves_but_keeps_the_picture():
-    from reidguard.attacks.pgd import _diverse
-
-    x = torch.ones(3, 3, 40, 20, dtype=torch.float64)
-    # coin, size, right, down: not chosen; smallest at the top left; smallest at the bottom right
-    draws = torch.tensor([[0.9, 0, 0, 0], [0.1, 0, 1.0, 1.0], [0.1, 0, 0.0, 0.0]]).double()
-    y = _diverse(x, draws, 0.5)
-    torch.testing.assert_close(y[0], x[0])
-    expected = torch.zeros(40, 20, dtype=torch.float64)
-    expected[:36, :18] = 1
-    torch.testing.assert_close(y[1, 0], expected)
-    torch.testing.assert_close(y[2, 0], expected.flip(0, 1))
-
-
 def test_square_climbs_a_one_dimensional_feature_close_to_its_optimum():
     # equal weights: a square's best signs are all alike, and so is the optimum
     model, x = linear(1), images()

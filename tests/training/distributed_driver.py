@@ -179,6 +179,9 @@ def attacks():
             options = {"inner_steps": 2} if learner in ("hessian_free", "maml") else {}
             made = LEARNERS.create(learner, **options)
             yield f"{name} {learner}", difference(*steps(made, attack, objective, pairs, optimizer))
+    attack = makes["delta"]().double()
+    objective = FeatureObjective(model, MisrankingTriplet(), diversity=0.7)
+    yield "delta, diverse", difference(*steps(LEARNERS.create("joint"), attack, objective, pairs))
 
 
 def defenses():

@@ -58,6 +58,7 @@ CASES = [
     "gather second",
     "average transpose",
     "average second",
+    "delta, diverse",
 ]
 
 

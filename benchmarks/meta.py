@@ -104,6 +104,49 @@ def attacked(model, source, given: list[str], query_every: int) -> dict[str, Tar
     return targets
 
 
+def variant_parser(doc: str, variants) -> argparse.ArgumentParser:
+    """The options of a benchmark that compares variants of one attack."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--target", action="append", default=[], metavar="NAME=FILE[@DATA]")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--query-every", type=int, default=8)
+    made.add_argument("--only", nargs="+", choices=variants, default=list(variants))
+    made.add_argument("--threads", type=int, default=2)
+    return made
+
+
+def compare_variants(name: str, options, model, source, learn) -> None:
+    """Measure ``learn(variant, seed)`` on the source and every --target, saving after each."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": [], "clean": {}}
+    rows, done = known["rows"], {(row["variant"], row["seed"]) for row in known["rows"]}
+    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
+    targets = attacked(model, source, options.target, options.query_every)
+    clean = known["clean"] | {name: target.clean(store) for name, target in targets.items()}
+    print("clean", clean, flush=True)
+    setting = f"delta on OSNet x0.25, Market-1501, {STEPS} steps of {BATCH} each, ε = 8/255"
+    for seed in options.seeds:
+        for variant in options.only:
+            if (variant, seed) in done:
+                continue
+            began = time.process_time()
+            attack = learn(variant, seed)
+            seconds = (time.process_time() - began) / STEPS
+            row = {
+                "variant": variant,
+                "seed": seed,
+                "commit": commit(),
+                "processor_seconds_per_step": round(seconds, 3),
+                "measured": {n: target.under(attack, store) for n, target in targets.items()},
+            }
+            rows.append(row)
+            told = {n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()}
+            print(variant, seed, told, flush=True)
+            save(name, {"setting": setting, "clean": clean, "rows": rows}, source)
+
+
 def learn(options, model, source, other, family, learner, seed) -> tuple[Path, dict]:
     path = options.keep / f"{family}-{learner}-{seed}.safetensors"
     attack = FAMILIES[family](EIGHT)

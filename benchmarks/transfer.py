@@ -8,23 +8,18 @@ as in meta.py). --surrogate is one more model, which only the ensemble learns on
 results/transfer.json has already are not run again.
 """
 
-import argparse
-import json
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from attacks import BATCH, EIGHT, STEPS
-from common import RESULTS, commit, market, osnet, save
-from meta import attacked
+from common import market, osnet
+from meta import compare_variants, variant_parser
 from torch import Tensor
 
 from reidguard.attacks import DeltaAttack
 from reidguard.data import join_datasets, load_dataset
-from reidguard.evaluation import FeatureStore
 from reidguard.models import EnsembleModel, ReIDModel, load_model
 from reidguard.objectives import (
     AttackLoss,
@@ -89,56 +84,29 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = variant_parser(__doc__, VARIANTS)
     parser.add_argument("--surrogate", required=True, help="a second model, for the ensemble")
-    parser.add_argument("--target", action="append", default=[], metavar="NAME=FILE[@DATA]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--query-every", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path = RESULTS / "transfer.json"
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
-    model, dataset = osnet(), market()
-    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
-    targets = attacked(model, dataset, options.target, options.query_every)
-    clean = {name: target.clean(store) for name, target in targets.items()}
-    print("clean", clean, flush=True)
-    setting = f"delta on OSNet x0.25, Market-1501, {STEPS} steps of {BATCH}, ε = 8/255"
-    second = load_model(options.surrogate)
+    model, source, second = osnet(), market(), load_model(options.surrogate)
     sets = {name: load_dataset(f"virtual:{name}") for name in MIX}
-    for seed in options.seeds:
-        for name in options.only:
-            if any((r["variant"], r["seed"]) == (name, seed) for r in rows):
-                continue
-            how, attack, began = VARIANTS[name], DeltaAttack(EIGHT), time.process_time()
-            other = {domain: sets[domain] for domain in how.domains}
-            attack.fit(
-                how.model(model, second),
-                dataset,
-                join_datasets(other, splits=("train",)) if other else None,
-                learner=how.learner,
-                objective=how.loss(),
-                diversity=how.diversity,
-                steps=STEPS,
-                seed=seed,
-                **BATCH,
-            )
-            seconds = (time.process_time() - began) / STEPS
-            row = {
-                "variant": name,
-                "seed": seed,
-                "commit": commit(),
-                "processor_seconds_per_step": round(seconds, 3),
-                "measured": {n: target.under(attack, store) for n, target in targets.items()},
-            }
-            rows.append(row)
-            told = {n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()}
-            print(name, seed, told, flush=True)
-            save("transfer", {"setting": setting, "clean": clean, "rows": rows}, dataset)
+
+    def learn(name: str, seed: int) -> DeltaAttack:
+        how = VARIANTS[name]
+        other = {domain: sets[domain] for domain in how.domains}
+        return DeltaAttack(EIGHT).fit(
+            how.model(model, second),
+            source,
+            join_datasets(other, splits=("train",)) if other else None,
+            learner=how.learner,
+            objective=how.loss(),
+            diversity=how.diversity,
+            steps=STEPS,
+            seed=seed,
+            **BATCH,
+        )
+
+    compare_variants("transfer", options, model, source, learn)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,14 @@ paper), nearest to the adversarial feature in the batch, or furthest in the whol
 that results/variations.json has already are not run again.
 """
 
-import argparse
-import json
-import os
-import time
-
 import torch
 from attacks import BATCH, EIGHT, STEPS
-from common import RESULTS, commit, market, osnet, save
-from meta import attacked
+from common import market, osnet
+from meta import compare_variants, variant_parser
 from torch import Tensor
 
 from reidguard.attacks import DeltaAttack
 from reidguard.data import join_datasets, load_dataset
-from reidguard.evaluation import FeatureStore
 from reidguard.meta import LEARNERS
 from reidguard.objectives import ATTACK_LOSSES, MisrankingTriplet
 from reidguard.objectives.misranking import row_distance
@@ -84,19 +78,8 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--query-every", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--target", action="append", default=[], metavar="NAME=FILE[@DATA]")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = variant_parser(__doc__, VARIANTS).parse_args()
     torch.set_num_threads(options.threads)
-    path = RESULTS / "variations.json"
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": [], "clean": {}}
-    rows = known["rows"]
     model, source = osnet(), market()
     others = {
         domains: join_datasets(
@@ -104,40 +87,22 @@ def main() -> None:
         )
         for domains in (ONE, MIX)
     }
-    store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
-    targets = attacked(model, source, options.target, options.query_every)
-    clean = known["clean"] | {name: target.clean(store) for name, target in targets.items()}
-    print("clean", clean, flush=True)
-    for seed in options.seeds:
-        for name in options.only:
-            if any((row["variant"], row["seed"]) == (name, seed) for row in rows):
-                continue
-            learner, given, domains, *loss = VARIANTS[name]
-            attack, began = DeltaAttack(EIGHT), time.process_time()
-            made = LEARNERS.create(learner, **given)
-            attack.fit(
-                model,
-                source,
-                others[domains] if made.needs_meta_test else None,
-                learner=made,
-                objective=loss[0]() if loss else None,
-                steps=STEPS,
-                seed=seed,
-                **BATCH,
-            )
-            seconds = (time.process_time() - began) / STEPS
-            row = {
-                "variant": name,
-                "seed": seed,
-                "commit": commit(),
-                "processor_seconds_per_step": round(seconds, 3),
-                "measured": {n: target.under(attack, store) for n, target in targets.items()},
-            }
-            rows.append(row)
-            told = {n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()}
-            print(name, seed, told, flush=True)
-            setting = f"delta on OSNet x0.25, Market-1501, {STEPS} steps of {BATCH} each, ε = 8/255"
-            save("variations", {"setting": setting, "clean": clean, "rows": rows}, source)
+
+    def learn(name: str, seed: int) -> DeltaAttack:
+        learner, given, domains, *loss = VARIANTS[name]
+        made = LEARNERS.create(learner, **given)
+        return DeltaAttack(EIGHT).fit(
+            model,
+            source,
+            others[domains] if made.needs_meta_test else None,
+            learner=made,
+            objective=loss[0]() if loss else None,
+            steps=STEPS,
+            seed=seed,
+            **BATCH,
+        )
+
+    compare_variants("variations", options, model, source, learn)
 
 
 if __name__ == "__main__":

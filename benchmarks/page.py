@@ -347,7 +347,8 @@ def universal(data) -> list[str]:
         title("Universal attacks"),
         prose(f"""{data["setting"]}, every {data["query_every"]}th query (clean
 {data["clean"]["mAP"]:.1f} / {data["clean"]["rank1"]:.1f}); learnt on the source itself, all else by
-default or as its name says. MisRank's own recipe is 40 epochs at width 32. Afterwards an attack costs no pass of any network, but MisRank's one of its generator.
+default or as its name says. MisRank's own recipe is 40 epochs at width 32. Afterwards an attack
+costs no pass of any network, but MisRank's one of its generator.
 Seconds are a processor's for all of the learning.
 """),
         listing(

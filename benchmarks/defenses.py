@@ -5,7 +5,9 @@ Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. FILE is the attack of the training i
 normal model. Each model is measured clean and, every 8th query, against Color, Delta and
 Combinatorial: *transfer*, learnt on the normal model (another seed than any in training), and
 *adaptive*, learnt on the model itself with the same learner and steps; and against SMA on itself.
-Each model and figure is kept in DIR as soon as it is there, so that a run that was stopped goes on
+And how far the gradients of the two domains agree in the model as it is: the mean cosine, over 5
+batches, of that of the Market-1501 loss to that of the virtual people's. Each model and figure is
+kept in DIR as soon as it is there, so that a run that was stopped goes on
 and two runs with different --only or --seeds can work side by side in one DIR.
 """
 
@@ -24,6 +26,7 @@ from reidguard.attacks import SMA, ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.data import load_dataset
 from reidguard.defenses import AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.evaluation import FeatureStore, evaluate
+from reidguard.meta import LEARNERS, JointLearner
 from reidguard.models import load_model
 from reidguard.storage import write_json
 
@@ -44,6 +47,37 @@ ROWS = {
     "longer": "MetaDefense (first_order), inner step 10 times as long",
 }
 UNSEEN = 11  # seed of the attacks of the tests
+
+
+@LEARNERS.register("agreement")
+class Agreement(JointLearner):
+    """Mixed training that notes the cosine of the two domains' gradients at each step."""
+
+    def __init__(self) -> None:
+        self.cosines = []
+
+    def step(self, module, objective, meta_train_batch, meta_test_batch=None, *, optimizer=None):
+        start = {name: value.clone() for name, value in module.state_dict().items()}
+        found = []
+        for batch in (meta_train_batch, meta_test_batch):
+            module.load_state_dict(start)
+            module.zero_grad(set_to_none=True)
+            objective(module, batch).backward()
+            shared = [p for n, p in module.named_parameters() if "classifier" not in n]
+            found.append(torch.cat([p.grad.flatten() for p in shared if p.grad is not None]))
+        self.cosines.append(float(torch.nn.functional.cosine_similarity(*found, dim=0)))
+        module.load_state_dict(start)
+        return super().step(
+            module, objective, meta_train_batch, meta_test_batch, optimizer=optimizer
+        )
+
+
+def agreement(options, model, source, other) -> float:
+    """The mean cosine over the first batches of a seed that no training took."""
+    probe = Agreement()
+    attack = load_attack(options.attack)
+    MetaDefense(attack, learner=probe).fit(model, source, other, steps=5, seed=UNSEEN, **BATCH)
+    return round(statistics.mean(probe.cosines), 3)
 
 
 def harden(options, name: str, seed: int, normal, source, other):
@@ -103,6 +137,11 @@ def row(options, name: str, seed: int, normal, source, other, store) -> dict:
     if facts.exists():
         known |= json.loads(facts.read_text("utf-8"))
 
+    if "domain_cosine" not in known:
+        known["domain_cosine"] = agreement(options, model, source, other)
+        write_json(path, known)
+        print(name, seed, "cosine of the domains", known["domain_cosine"], flush=True)
+
     def attacks():
         yield "clean", lambda: None
         for family in FAMILIES:
@@ -142,6 +181,7 @@ def summary(rows) -> list[dict]:
     for name in dict.fromkeys(r["model"] for r in rows):
         mine = [r for r in rows if r["model"] == name]
         line = {"model": ROWS.get(name, name), "seeds": [r["seed"] for r in mine]}
+        line["domain_cosine"] = round(statistics.mean(r["domain_cosine"] for r in mine), 3)
         costs = [r["processor_seconds_per_step"] for r in mine if "commit" in r]
         if costs:
             line["processor_seconds_per_step"] = round(statistics.median(costs), 2)

@@ -386,15 +386,17 @@ def defenses(data) -> list[str]:
             known = f"{key} mAP" in line
             pair = (spread(line[f"{key} mAP"]), spread(line[f"{key} rank1"])) if known else ("–",)
             cells.append(" / ".join(pair))
-        rows.append(cells)
+        rows.append([*cells, f"{line['domain_cosine']:.2f}"])
     return [
         title("Defenses on real data"),
         prose(f"""{data["setting"]}. Every {data["query_every"]}th query, mAP / rank-1, mean ±
 sample standard deviation over seeds (± 0.0 with one). *transfer*: learnt on the normal model, with
 another seed than the attack of the training images. *adaptive*: learnt on the model itself, with
 the same learner and steps; for the normal model both are the same. SMA works on the model itself.
+The last column is the cosine of the gradients of the two domains' losses, all but the classifiers,
+in the model as it is.
 """),
-        listing(["model", "seeds", *keys], rows),
+        listing(["model", "seeds", *keys, "cosine"], rows),
     ]
 
 

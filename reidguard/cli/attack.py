@@ -218,7 +218,7 @@ def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> i
     model, surrogate = common.make_model(options), common.make_surrogate(options)
     recipe: dict[str, Any] = {
         "objective": options.objective or attack.fit_defaults.objective,
-        "diversity": options.diversity,
+        **({"diversity": options.diversity} if options.diversity else {}),
         "identities": options.identities,
         "images_per_identity": options.images_per_identity
         if "images_per_identity" in options.given

@@ -32,6 +32,16 @@ def test_uap_takes_its_own_loss_or_the_one_asked_for(victim: list[str], tmp_path
     assert (delta["objective"], delta["momentum"]) == ("misranking", 0.5)
 
 
+def test_input_diversity_reaches_the_learning(victim: list[str], tmp_path: Path) -> None:
+    facts = learn(victim, tmp_path / "diverse", "--attack", "delta", "--diversity", "0.7")
+    assert facts["diversity"] == 0.7
+    plain = learn(victim, tmp_path / "plain", "--attack", "delta")
+    assert "diversity" not in plain
+    manifest = json.loads((tmp_path / "plain" / "manifest.json").read_text("utf-8"))
+    recipe = manifest["settings"]["recipe"]
+    assert "diversity" not in recipe  # a run begun before there was the option goes on
+
+
 def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None:
     options = ["--attack", "misrank", "--set", "width=1", "--set", "pixels=100"]
     facts = learn(victim, tmp_path / "misrank", *options)
@@ -44,6 +54,7 @@ def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None
     [
         (["--learner", "maml"], "not 'maml'"),
         (["--objective", "pairwise"], "leave objective out"),
+        (["--diversity", "0.5"], "leave diversity out"),
     ],
 )
 def test_misrank_refuses_other_recipes(

@@ -199,7 +199,11 @@ def device_name(options: Options) -> str:
 
 @contextmanager
 def running(
-    path: Path, options: Options, settings: Mapping[str, Any], products: tuple[str, ...]
+    path: Path,
+    options: Options,
+    settings: Mapping[str, Any],
+    products: tuple[str, ...],
+    brought: tuple[str, ...] = (),
 ) -> Iterator[tuple[RunFolder, Display]]:
     """Open a run folder and show progress; say so if the run is finished already.
 
@@ -208,9 +212,10 @@ def running(
         options: Of the command.
         settings: What the result depends on, as JSON values.
         products: Files without which a run is not finished.
+        brought: Names in the folder that may be there before the run is.
     """
     with (
-        open_run(path, options, settings=settings, products=products) as folder,
+        open_run(path, options, settings=settings, products=products, brought=brought) as folder,
         Display() as display,
     ):
         if folder.finished:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from reidguard.cli import common
@@ -35,6 +35,9 @@ from reidguard.report import save_page
 from reidguard.report.markdown import markdown_table
 from reidguard.storage import atomic_write, write_json
 
+# In a run folder: networks of the user's own, or what another table's run has made.
+KEPT = ("models", "attacks", "people", "features")
+
 EXAMPLES = """\
   reidguard paper list
   the paper's figures of a table, what is odd about them, and what measuring them takes:
@@ -44,6 +47,8 @@ EXAMPLES = """\
   what it looks like, without data: virtual people and small networks stand in
     reidguard paper table1 --stand-in
     reidguard paper figure7 --stand-in
+  with some of the data: virtual people stand in for the rest
+    reidguard paper table1 --data market1501:/data/market1501 --stand-in
 
 Networks are trained as the paper says where OUT/models/ does not hold them yet: a file of your own,
 such as OUT/models/Market-IDE.safetensors, is used as it is. The same command goes on after an
@@ -65,7 +70,10 @@ def parser(summary: str) -> Parser:
         help=f"a dataset at hand, once for each: {', '.join(READERS)}",
     )
     made.defaults["data"] = []
-    made.flag("--stand-in", "virtual people and small networks in place of the paper's")
+    made.flag(
+        "--stand-in",
+        "virtual people for datasets that are not given, and small networks for the paper's",
+    )
     made.option("--steps", "of each attack (default: the paper's 10 epochs)", positive, metavar="N")
     made.option(
         "--model-steps", "of each network and defense (default: 85 epochs)", positive, metavar="N"
@@ -86,14 +94,12 @@ def run(options: Options) -> int:
         _list()
         return 0
     wanted = _wanted(options.what)
-    if options.stand_in and options.data:
-        raise InputError("--data and --stand-in exclude each other: give one of them")
     if not (options.stand_in or options.data):
         print(shown_table(wanted) if isinstance(wanted, PaperTable) else shown_picture(wanted))
         return 0
     device = common.set_up_machine(options)
-    plan = _plan(options)
-    given = {} if options.stand_in else _datasets(options.data)
+    given = _datasets(options.data)
+    plan = _plan(options, given)
     _say_what_lacks(options, wanted, plan, set(plan.domains) | set(given))
     settings = {
         "command": "paper",
@@ -110,7 +116,7 @@ def run(options: Options) -> int:
         settings["blur"] = True
     out = options.out or default_folder("paper", options.what, settings)
     made = ("result.json", "result.md" if isinstance(wanted, PaperTable) else "figure.html")
-    with common.running(out, options, settings, made) as (folder, display):
+    with common.running(out, options, settings, made, KEPT) as (folder, display):
         if not folder.finished:
             workshop = Workshop(
                 plan, folder.path, given, seed=options.seed, device=device, progress=display
@@ -142,8 +148,12 @@ def _wanted(what: str) -> PaperTable | PaperPicture:
     return named[what]
 
 
-def _plan(options: Options) -> Plan:
-    plan = STAND_IN if options.stand_in else PAPER
+def _plan(options: Options, given: Mapping[str, ReIDDataset]) -> Plan:
+    plan = PAPER
+    if options.stand_in:
+        absent = {name: domain for name, domain in STAND_IN.domains.items() if name not in given}
+        # Photographs keep the paper's size: their detail is what networks of one's own know.
+        plan = replace(STAND_IN, domains=absent, size=PAPER.size if given else STAND_IN.size)
     if options.model_steps:
         longer = {k: replace(n, steps=options.model_steps) for k, n in plan.networks.items()}
         plan = replace(plan, networks=longer, defense_steps=options.model_steps)
@@ -177,7 +187,7 @@ def _say_what_lacks(
     else:
         every = [lacking(c, plan, datasets) for c in wanted.rows]
         impossible = any(every)
-        if not (options.stand_in or options.blur or options.images):
+        if options.data and not (options.blur or options.images):
             raise InputError(
                 "a figure shows real people: --blur draws them as blocks of colour, --images as "
                 "they are"

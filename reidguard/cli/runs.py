@@ -80,6 +80,7 @@ def open_run(
     *,
     settings: Mapping[str, Any],
     products: tuple[str, ...],
+    brought: tuple[str, ...] = (),
 ) -> Iterator[RunFolder]:
     """Begin a run in a folder, or go on with the one that is there.
 
@@ -88,6 +89,7 @@ def open_run(
         options: Of the command; they go into the manifest.
         settings: What the result depends on, as JSON values; a folder of others is refused.
         products: Files without which a run is not finished.
+        brought: Names in the folder that may be there before the run is.
 
     Raises:
         InputError: If the folder holds something else, or another process works in it.
@@ -107,7 +109,7 @@ def open_run(
     with _locked(path):
         manifest = _read_manifest(path)
         if manifest is None:
-            manifest = _begin(path, options, settings)
+            manifest = _begin(path, options, settings, brought)
         else:
             _compare(path, manifest["settings"], settings)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
@@ -204,9 +206,12 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-def _begin(path: Path, options: Options, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _begin(
+    path: Path, options: Options, settings: Mapping[str, Any], brought: tuple[str, ...]
+) -> dict[str, Any]:
+    own = (LOCK, *brought)
     foreign = sorted(
-        p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".tmp")
+        p.name for p in path.iterdir() if p.name not in own and not p.name.endswith(".tmp")
     )
     if foreign:
         raise InputError(

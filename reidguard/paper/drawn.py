@@ -12,7 +12,7 @@ from reidguard.attacks import InstanceAttack
 from reidguard.data import decode_image
 from reidguard.errors import InputError
 from reidguard.models import ReIDModel
-from reidguard.paper.measured import stand_ins
+from reidguard.paper.measured import own_networks, stand_ins
 from reidguard.paper.plan import PAPER, READERS, STAND_IN, data_option, lacking, needs, reasons
 from reidguard.paper.tables import PaperPicture
 from reidguard.paper.workshop import Workshop
@@ -61,7 +61,8 @@ def draw_picture(
         blur: Show people as a few blocks of colour.
 
     Returns:
-        JSON values: ``figure``, ``stand_in`` (the plan, if one was used), ``rows`` (conditions,
+        JSON values: ``figure``, ``stand_in`` (the plan, if one was used), ``own_networks``
+        (those that a file of the user's gave), ``rows`` (conditions,
         and how many of the queries looked at are right) and ``queries`` (names of the files
         shown, and for each row whether the first image is right). And a page.
 
@@ -92,7 +93,8 @@ def draw_picture(
             )
     content = {
         "figure": wanted.number,
-        "stand_in": asdict(plan) if plan.domains else None,
+        "stand_in": asdict(plan) if plan.stand_in else None,
+        "own_networks": dict(workshop.own),
         "examined": len(examined),
         "rows": [{"conditions": dict(r.conditions), "right": len(r.right)} for r in rows],
         "queries": [
@@ -101,9 +103,11 @@ def draw_picture(
         ],
     }
     parts = [paragraph(text) for text in (*wanted.notes, *unmet)]
-    if plan.domains:
+    if plan.stand_in:
         used = {name for c in wanted.rows for name in needs(c)[0]}
         parts.insert(0, paragraph(stand_ins(plan, used).replace("**", "")))
+    if workshop.own:
+        parts.append(paragraph(own_networks(workshop.own)))
     counts = "; ".join(f"{_label(r.conditions)}: {len(r.right)}" for r in rows)
     parts.append(
         paragraph(f"Queries whose first image is right, of {len(examined)} looked at: {counts}.")

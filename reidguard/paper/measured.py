@@ -21,7 +21,14 @@ from reidguard.paper.tables import PaperTable, contradictions
 from reidguard.paper.workshop import Workshop
 from reidguard.report.markdown import markdown_table
 
-__all__ = ["measurable", "measure_table", "shown_table", "stand_ins", "table_beside_paper"]
+__all__ = [
+    "measurable",
+    "measure_table",
+    "own_networks",
+    "shown_table",
+    "stand_ins",
+    "table_beside_paper",
+]
 
 Place = tuple[int, int]
 
@@ -66,9 +73,10 @@ def measure_table(
     """Measure what can be, and put it beside the paper's figures.
 
     Returns:
-        JSON values: ``table``, ``stand_in`` (the plan, if one was used), ``figures`` (each of the
-        paper's, with ``measured``, ``measured_8bit`` and ``difference``, None where it was left
-        out) and ``left_out``, the reasons. And the cells of attacks, if there is any.
+        JSON values: ``table``, ``stand_in`` (the plan, if one was used), ``own_networks`` (those
+        that a file of the user's gave), ``figures`` (each of the paper's, with ``measured``,
+        ``measured_8bit`` and ``difference``, None where it was left out) and ``left_out``, the
+        reasons. And the cells of attacks, if there is any.
     """
     plan = workshop.plan
     without = lacking_cells(wanted, plan, set(plan.domains) | set(workshop.given))
@@ -89,7 +97,8 @@ def measure_table(
             grid += [] if cell is None else [cell]
     content = {
         "table": wanted.number,
-        "stand_in": asdict(plan) if plan.domains else None,
+        "stand_in": asdict(plan) if plan.stand_in else None,
+        "own_networks": dict(workshop.own),
         "figures": list(_figures(wanted, measured)),
         "left_out": reasons([*without.values()]),
     }
@@ -117,9 +126,11 @@ def _figures(wanted: PaperTable, measured: Mapping[Place, Any]) -> Iterator[dict
 def table_beside_paper(wanted: PaperTable, content: Mapping[str, Any], plan: Plan) -> str:
     """Return what :func:`measure_table` gave, for people."""
     lines = [f"Table {wanted.number} of the paper: {wanted.caption}"]
-    if plan.domains:
+    if plan.stand_in:
         used = {name for f in wanted.figures for name in needs(f.conditions)[0]}
         lines.append(stand_ins(plan, used))
+    if content["own_networks"]:
+        lines.append(own_networks(content["own_networks"]))
     head = [*wanted.fields, "of"]
     for metric in wanted.metrics:
         head += [f"{metric} paper", "here", "8-bit", "difference"]
@@ -155,10 +166,20 @@ def stand_ins(plan: Plan, used: set[str]) -> str:
         f"{n} = {s.name} {s.options.get('backbone', '')}, {s.steps} steps"
         for n, s in plan.networks.items()
     ]
+    narrowed = [
+        f"{name} with {', '.join(f'{key} {value}' for key, value in options.items())}"
+        for name, options in plan.attack_options.items()
+    ]
     return (
-        f"**STAND-INS, not the paper's experiment:** {'; '.join([*domains, *nets])}. The "
+        "**STAND-INS, not the paper's experiment:** "
+        f"{'; '.join([*domains, *nets, *narrowed])}. The "
         "differences say nothing about the paper's figures."
     )
+
+
+def own_networks(own: Mapping[str, str]) -> str:
+    """Return what says which networks a file of the user's gave."""
+    return f"From files in models/: {', '.join(f'{name} ({kind})' for name, kind in own.items())}."
 
 
 def _remarks(wanted: PaperTable) -> Iterator[str]:

@@ -46,6 +46,10 @@ class Workshop:
         seed: Fixes every random draw.
         device: Where models and attacks are.
         progress: Told how far all is.
+
+    Attributes:
+        own: Networks that came from a file of the user's, by their names in ``models/``, with the
+            name of their class.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Workshop:
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
+        self.own: dict[str, str] = {}
         self.protocol = Protocol(image_size=plan.size)
         self.store = FeatureStore(folder / "features")
         self.learning: dict[str, Any] = {
@@ -110,7 +115,10 @@ class Workshop:
                 )
             model.save(target)
         target.with_suffix(".checkpoint").unlink(missing_ok=True)
-        return load_model(target).to(self.device)
+        model = load_model(target).to(self.device)
+        if not target.with_suffix(".jsonl").exists():  # no step of ours made it
+            self.own[target.stem] = type(model).__name__
+        return model
 
     def robust(self, network: str, data: str, defense: str) -> ReIDModel:
         """Return a network hardened by a defense of the paper, or the normal one."""
@@ -142,6 +150,7 @@ class Workshop:
         family, objective = FAMILIES[c["attack"]]
         budget = Budget(c["eps"] / 255)
         sized: dict[str, Any] = {} if family in ("color", "sma") else {"size": self.plan.size}
+        sized |= self.plan.attack_options.get(family, {})
         factory = ATTACKS.get(family)
         if isinstance(factory, type) and issubclass(factory, InstanceAttack):
             # On the normal model, as all attacks on hardened ones are in the paper: transfer.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import processes
@@ -19,7 +22,7 @@ from reidguard.errors import InputError
 from reidguard.meta import Objective, PlainLearner
 from reidguard.models import ReIDModel, frozen
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
-from reidguard.training.loop import ProgressCallback, learn
+from reidguard.training.loop import Progress, ProgressCallback, learn
 
 __all__ = ["RECIPES", "Recipe", "train_model"]
 
@@ -206,6 +209,14 @@ def train_model(
         "train": {"name": dataset.name, "fingerprint": dataset.fingerprint("train")},
     }
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    last: deque[float] = deque(maxlen=50)
+
+    def told(news: Progress) -> None:
+        if "loss" in news.metrics:
+            last.append(news.metrics["loss"])
+        if progress is not None:
+            progress(news)
+
     with _training(model):
         learn(
             model,
@@ -220,26 +231,57 @@ def train_model(
             checkpoint_every=checkpoint_every,
             # The printed network, not its weights: a resumed run has those from the checkpoint.
             settings={**facts, "network": hashlib.sha256(repr(model).encode()).hexdigest()},
-            progress=progress,
+            progress=told,
         )
     model.training_facts = facts
+    alike = math.log(2) if recipe == "agw" else losses["margin"]  # a triplet of equal embeddings
+    embeddings = _embeddings(model, domain, image_size)
+    parts = 1 if isinstance(embeddings, Tensor) else len(embeddings)
+    _warn_of_collapse(last, model.num_classes[domain], alike, parts, lr)
     return model
+
+
+def _warn_of_collapse(
+    last: Collection[float], people: int, alike: float, parts: int, lr: float
+) -> None:
+    """Warn where the loss ended at that of a network to which all people look alike.
+
+    Triplets of the hardest images pull everything together where the rate is too high; the loss
+    falls while they do, and nothing else shows it.
+    """
+    chance = parts * (math.log(people) + alike)
+    mean = sum(last) / max(1, len(last))
+    if abs(mean / chance - 1) < 0.01:
+        warnings.warn(
+            f"the training ended at a loss of {mean:.3f}, which is that of a network to which all "
+            f"people look alike (ln {people} + {alike:.2f}): it has collapsed. Try a rate below "
+            f'{lr:g}; recipe="agw" has softer triplets than the paper\'s',
+            stacklevel=3,
+        )
 
 
 def _agw_objective(
     model: ReIDModel, domain: str, image_size: tuple[int, int], seed: int
 ) -> AGWObjective:
     """Return the objective with fresh centres, as wide as the model's embeddings."""
-    weight = next(model.parameters())
-    with frozen(model), torch.no_grad():
-        embeddings = model(weight.new_zeros(2, 3, *image_size), domain=domain).embeddings
+    embeddings = _embeddings(model, domain, image_size)
     if not isinstance(embeddings, torch.Tensor):
         raise InputError(
             f"AGW's losses need one embedding of an image; {type(model).__name__} gives "
             f"{len(embeddings)} parts: take the recipe 'paper'"
         )
     centres = CentreLoss(model.num_classes[domain], embeddings.shape[1], seed=seed)
-    return AGWObjective(centres, domain=domain).to(weight.device)
+    return AGWObjective(centres, domain=domain).to(embeddings.device)
+
+
+def _embeddings(
+    model: ReIDModel, domain: str, image_size: tuple[int, int]
+) -> Tensor | Sequence[Tensor]:
+    """Return those of two black images: their shape, or the number of parts, is what matters."""
+    black = next(model.parameters()).new_zeros(2, 3, *image_size)
+    with frozen(model), torch.no_grad():
+        embeddings: Tensor | Sequence[Tensor] = model(black, domain=domain).embeddings
+    return embeddings
 
 
 def _domain_of(model: ReIDModel, dataset: ReIDDataset) -> str:

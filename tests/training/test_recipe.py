@@ -13,6 +13,7 @@ from reidguard.models import ReIDModel, create_model, frozen, load_model
 from reidguard.objectives.reid import CentreLoss
 from reidguard.ranking import RankingResult, rank
 from reidguard.training import Progress, train_model
+from reidguard.types import InputSpec
 
 SIZE = (64, 32)
 SHORT = {"image_size": SIZE, "identities": 8, "images_per_identity": 4, "lr": 1e-3}
@@ -195,6 +196,33 @@ def test_mistakes_with_recipes(studio):
     )
     with pytest.raises(InputError, match="PCB gives 2 parts: take the recipe 'paper'"):
         train_model(parts, studio, recipe="agw", **SHORT)
+
+
+class _Alike(ReIDModel):
+    """Gives all people the same embedding and the same logits, whatever it learns."""
+
+    def __init__(self, num_classes: int) -> None:
+        spec = InputSpec(size=SIZE)
+        super().__init__(input_spec=spec, metric="euclidean", num_classes=num_classes)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.build_classifiers(4)
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.scale * torch.zeros(len(inputs), 4)
+
+
+@pytest.mark.parametrize(("recipe", "alike"), [("paper", "0.50"), ("agw", "0.69")])
+def test_a_collapsed_network_is_told(studio, recipe, alike):
+    """The network's loss is known: it cannot tell anyone from anyone."""
+    with pytest.warns(UserWarning, match=rf"all people look alike \(ln 16 \+ {alike}\)"):
+        train_model(_Alike(16), studio, recipe=recipe, steps=3, **{**SHORT, "lr": 1e-9})
+
+
+def test_one_that_learns_is_told_nothing(studio, recwarn):
+    train_model(small_model(), studio, steps=30, **SHORT)
+    assert not [w for w in recwarn if "alike" in str(w.message)]
 
 
 def test_modes_flags_and_facts(studio, tmp_path):

@@ -5,6 +5,7 @@ REIDGUARD_WEIGHTS; each result lies in benchmarks/results/ with its command, com
 fingerprint.
 """
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,14 @@ OTHERS = (
     "--target campus_resnet18=runs/campus_resnet18/model.safetensors@virtual:campus"
 )
 SURROGATE = "--surrogate runs/campus_resnet18/model.safetensors"
+NETWORKS = " ".join(
+    f"--model '{name}' runs/market_{short}/model.safetensors runs/campus_{short}/model.safetensors"
+    for name, short in (
+        ("OSNet x0.25", "osnet025"),
+        ("OSNet x0.5", "osnet05"),
+        ("RegNetX-200MF", "regnetx"),
+    )
+)
 SCRIPTS = (
     "speed.py",
     "learners.py",
@@ -34,8 +43,12 @@ SCRIPTS = (
     "backbones.py",
     "adapters.py",
     f"meta.py --keep runs/meta --cosines --seeds 0 1 2 {TARGETS}",
+    f"settings.py --keep runs/settings {NETWORKS}",
     f"variations.py {TARGETS}",
     "defenses.py --keep runs/defenses --attack runs/meta/combinatorial-maml-0.safetensors",
+    "paper.py stand_in --keep runs/paper_stand_in",
+    "paper.py market --keep runs/paper_market --query-every 8 "
+    "--model Market-IDE=runs/market_osnet025/model.safetensors",
     "page.py",
 )
 
@@ -44,7 +57,7 @@ if __name__ == "__main__":
     failed = []
     for script in SCRIPTS:
         print(f"== {script}", flush=True)
-        name, *rest = script.split()
+        name, *rest = shlex.split(script)
         if subprocess.run([sys.executable, str(here / name), *rest], check=False).returncode:
             failed.append(script)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -3,10 +3,10 @@
 Run: python benchmarks/paper.py stand_in --keep DIR [--only table1 figure4 ...]
      python benchmarks/paper.py market --keep DIR --model Market-IDE=FILE [--model ...] [--only ...]
 "stand_in" takes virtual people and small networks for everything, as `reidguard paper table1
---stand-in` does. "market" takes Market-1501 below REIDGUARD_DATA, virtual people for the other
-datasets, images of 256x128 and networks of one's own. All tables share one folder, so that what
-several need is made once. A table that results/paper_*.json has already is not measured again; a
-figure's page is written to DIR.
+--stand-in` does. "market" takes Market-1501 below REIDGUARD_DATA with images of 256x128, virtual
+people for PersonX and for datasets whose networks are given, and no other networks. All tables
+share one folder, so that what several need is made once. A table that results/paper_*.json has
+already is not measured again; a figure's page is written to DIR.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from reidguard.cli.show import Display
 from reidguard.paper import (
     PAPER,
     STAND_IN,
+    Plan,
     Workshop,
     draw_picture,
     measure_table,
@@ -48,6 +49,24 @@ def measured(content: dict) -> dict:
     return {**content, "stand_in": None, "figures": figures}
 
 
+def with_market(plan: Plan, models: list[str], query_every: int) -> Plan:
+    """Real people of the paper's size, and only networks from files: none is trained for minutes.
+
+    Args:
+        plan: With stand-ins for all.
+        models: Names of the files, such as "Market-IDE".
+        query_every: Of Market-1501.
+    """
+    trained = {data for data, _ in (name.split("-") for name in models)} - {"Market"}
+    return replace(
+        plan,
+        networks={name.split("-")[1]: plan.networks[name.split("-")[1]] for name in models},
+        domains={name: plan.domains[name] for name in (*sorted(trained), "PersonX")},
+        size=PAPER.size,
+        query_every=query_every,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,12 +81,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    files = [one.split("=", 1) for one in options.model]
     plan, given = replace(STAND_IN, attack_steps=options.steps), {}
     if options.kind == "market":
         given = {"Market": market()}
-        absent = {name: domain for name, domain in plan.domains.items() if name not in given}
-        plan = replace(plan, domains=absent, size=PAPER.size, query_every=options.query_every)
-    for name, file in (one.split("=", 1) for one in options.model):
+        plan = with_market(plan, [name for name, _ in files], options.query_every)
+    for name, file in files:
         (options.keep / "models").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, options.keep / "models" / f"{name}.safetensors")
     name = f"paper_{options.kind}"

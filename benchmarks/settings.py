@@ -46,7 +46,6 @@ def learn(options, model, source, other, row) -> Path:
         attack.fit(model, source, extra, **given)
         # The processor's time, unlike the wall's, does not count what other programs took.
         row["processor_seconds_per_step"] = round((time.process_time() - work) / STEPS, 3)
-        row["commit"] = commit()
         attack.save(path)
     return path
 
@@ -94,7 +93,7 @@ def main() -> None:
                     key = {"source": name, "attack": family, "learner": learner, "seed": seed}
                     row = next((r for r in rows if key.items() <= r.items()), None)
                     if row is None:
-                        row = {**key, "measured": []}
+                        row = {**key, "commit": commit(), "measured": []}
                         rows.append(row)
                     file = learn(options, targets[name, MARKET].model, source, other, row)
                     have = {(m["model"], m["dataset"]) for m in row["measured"]}

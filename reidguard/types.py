@@ -162,7 +162,13 @@ class Budget:
         """
         if x_adv.shape != x.shape:
             raise InputError(f"shapes differ: {tuple(x_adv.shape)} and {tuple(x.shape)}")
-        pixels = 255 * x.detach().to(torch.float64)
+        # A few images at a time, in double precision, fit a CPU's cache.
+        step = 4 if x.device.type == "cpu" else max(1, len(x))
+        pairs = zip(torch.split(x_adv.detach(), step), torch.split(x.detach(), step), strict=True)
+        return torch.cat([self._quantize(*pair) for pair in pairs])
+
+    def _quantize(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        pixels = 255 * x.to(torch.float64)
         original = pixels.round()
         # Half precision stores k/255 with an error below half a grey level, so k comes back.
         slack = 255 * torch.finfo(x.dtype).eps
@@ -171,7 +177,7 @@ class Budget:
                 "quantize needs originals that are 8-bit pixels divided by 255; "
                 "round them first: x = (x * 255).round() / 255"
             )
-        wanted = torch.where(torch.isfinite(x_adv), x_adv, x).detach().to(torch.float64)
+        wanted = torch.where(torch.isfinite(x_adv), x_adv, x).to(torch.float64)
         low = (original - self.levels).clamp(min=0)
         high = (original + self.levels).clamp(max=255)
         return (255 * wanted).round().clamp(low, high).to(torch.uint8)

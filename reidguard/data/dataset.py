@@ -79,6 +79,7 @@ class ReIDDataset:
         self.junk = junk
         self.notes = tuple(notes)
         self._fingerprints: dict[str, str] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:
             lowest = 1 if split == "query" else 0
             wrong = [str(s.path) for s in self.split(split) if s.pid < lowest]
@@ -136,10 +137,16 @@ class ReIDDataset:
         counts["notes"] = list(self.notes)
         return counts
 
-    def _relative_name(self, path: Path) -> str:
-        if self.root is not None and path.is_relative_to(self.root):
-            return path.relative_to(self.root).as_posix()
-        return path.name
+    def names(self, split: str) -> tuple[str, ...]:
+        """Return a split's files, relative to the root where they lie below it, else the names."""
+        if split not in self._names:
+            self._names[split] = tuple(
+                s.path.relative_to(self.root).as_posix()
+                if self.root is not None and s.path.is_relative_to(self.root)
+                else s.path.name
+                for s in self.split(split)
+            )
+        return self._names[split]
 
     def fingerprint(self, split: str) -> str:
         """Hash a split: names, identities, cameras and every byte of the images.
@@ -155,8 +162,8 @@ class ReIDDataset:
         if split not in self._fingerprints:
             digests = _in_threads(_file_digest, [s.path for s in samples])
             rows = sorted(
-                (self._relative_name(s.path), s.pid, s.camid, digest)
-                for s, digest in zip(samples, digests, strict=True)
+                (name, s.pid, s.camid, digest)
+                for name, s, digest in zip(self.names(split), samples, digests, strict=True)
             )
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             self._fingerprints[split] = hashlib.sha256(lines.encode()).hexdigest()

@@ -164,12 +164,11 @@ class FeatureStore:
         every: int = 1,
     ) -> dict[str, Any]:
         """Return what determines the features of every ``every``-th sample of a split."""
-        names = [_name(sample.path, dataset.root) for sample in dataset.split(split)]
         return {
             "weights": weights_fingerprint(model),
             "input_spec": model.input_spec.to_dict(),
             "split": dataset.fingerprint(split),
-            "order": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+            "order": hashlib.sha256("\n".join(dataset.names(split)).encode()).hexdigest(),
             "every": every,
             "image_size": list(image_size),
             "dtype": str(dtype).removeprefix("torch."),
@@ -238,9 +237,3 @@ class FeatureStore:
 
 def _hash(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _name(path: Path, root: Path | None) -> str:
-    if root is not None and path.is_relative_to(root):
-        return path.relative_to(root).as_posix()
-    return path.name

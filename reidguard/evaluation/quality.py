@@ -101,5 +101,5 @@ def ssim_and_ms_ssim(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parts(x_adv: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     x_adv, x = pair_of(x_adv, x)
-    step = 4 if x.device.type == "cpu" else max(1, len(x))  # a few images fit a CPU's cache
+    step = 2 if x.device.type == "cpu" else max(1, len(x))  # two images fit a CPU's cache
     yield from zip(torch.split(x_adv, step), torch.split(x, step), strict=True)

@@ -138,7 +138,13 @@ class ReIDDataset:
         return counts
 
     def names(self, split: str) -> tuple[str, ...]:
-        """Return a split's files, relative to the root where they lie below it, else the names."""
+        """Return a split's files in its order, relative to the root where they lie below it.
+
+        Of others the bare name. With "/" on every system. Computed once, when first asked for.
+
+        Raises:
+            InputError: If there is no split of that name.
+        """
         if split not in self._names:
             self._names[split] = tuple(
                 s.path.relative_to(self.root).as_posix()

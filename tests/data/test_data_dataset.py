@@ -34,6 +34,16 @@ def tiny(root: Path, contents: dict[str, bytes]) -> ReIDDataset:
 CONTENTS = {"a/1_2.bin": b"one", "a/3_1.bin": b"two", "b/1_2.bin": b"one"}
 
 
+def test_names_are_relative_where_they_can_be(tmp_path):
+    inside = tiny(tmp_path / "set", CONTENTS)
+    elsewhere = ReIDDataset("tiny", [], [], inside.gallery, root=tmp_path / "other")
+    assert inside.names("gallery") == tuple(CONTENTS)
+    assert elsewhere.names("gallery") == ("1_2.bin", "3_1.bin", "1_2.bin")
+    assert inside.names("train") == ()
+    with pytest.raises(InputError, match="unknown split 'test'"):
+        inside.names("test")
+
+
 def test_fingerprint_is_the_documented_hash(tmp_path):
     lines = ""
     for name, pid, camid in [("a/1_2.bin", 1, 2), ("a/3_1.bin", 3, 1), ("b/1_2.bin", 1, 2)]:

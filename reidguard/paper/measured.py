@@ -163,7 +163,7 @@ def stand_ins(plan: Plan, used: set[str]) -> str:
     """
     domains = [f"{n} = virtual:{d}" for n, d in plan.domains.items() if n in used]
     nets = [
-        f"{n} = {s.name} {s.options.get('backbone', '')}, {s.steps} steps"
+        f"{n} = {s.name} {s.options.get('backbone', '')}, {s.steps} steps, unless from a file"
         for n, s in plan.networks.items()
     ]
     narrowed = [

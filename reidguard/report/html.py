@@ -48,7 +48,8 @@ th { font-weight: 600; }
 tbody.part > tr:first-child > * { border-top: 2px solid var(--soft); }
 figure { margin: 0; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; }
-figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top: .2rem; }
+figcaption { font-size: .8rem; line-height: 1.3; color: var(--soft); margin-top: .2rem;
+  overflow-wrap: anywhere; }
 .gallery { display: inline-flex; vertical-align: top; gap: .6rem; margin: .6rem 1.6rem .6rem 0;
   max-width: 100%; break-inside: avoid; }
 .gallery figure { min-width: 0; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ def osnet(num_classes: int | None = None):
         sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {CHECKPOINT}")
     weights = Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT
     return create_model("osnet_x0_25", num_classes=num_classes, weights=weights)
+
+
+def mean_and_spread(values: list[float]) -> list[float] | None:
+    """Mean and sample standard deviation, which is 0 of one value; None of nothing."""
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return [round(statistics.mean(values), 2), round(spread, 2)]
 
 
 def commit() -> str:

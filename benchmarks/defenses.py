@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from attacks import BATCH, EIGHT, STEPS, shares
-from common import commit, market, osnet, save
+from common import commit, market, mean_and_spread, osnet, save
 
 from reidguard.attacks import SMA, ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
 from reidguard.data import load_dataset
@@ -188,8 +188,7 @@ def summary(rows) -> list[dict]:
         for label in dict.fromkeys(k for r in mine for k, v in r.items() if isinstance(v, dict)):
             for key in ("mAP", "rank1"):
                 values = [r[label][key] for r in mine if label in r]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                line[f"{label} {key}"] = [round(statistics.mean(values), 2), round(spread, 2)]
+                line[f"{label} {key}"] = mean_and_spread(values)
         out.append(line)
     return out
 

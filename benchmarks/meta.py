@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from attacks import BATCH, EIGHT, STEPS, shares
-from common import RESULTS, commit, market, osnet, save
+from common import RESULTS, commit, market, mean_and_spread, osnet, save
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
 from reidguard.data import BatchLoader, ReIDDataset, load_dataset
@@ -236,8 +236,7 @@ def summary(rows) -> list[dict]:
         for name in dict.fromkeys(n for r in mine for n in r["measured"]):
             for key in ("mAP", "rank1"):
                 values = [r["measured"][name]["float"][key] for r in mine if name in r["measured"]]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                line[f"{name} {key}"] = [round(statistics.mean(values), 2), round(spread, 2)]
+                line[f"{name} {key}"] = mean_and_spread(values)
         out.append(line)
     return out
 

@@ -630,7 +630,8 @@ def paper_picture(what: str, content: dict) -> list[str]:
         told.append(f"{c['attack']}{victim} {row['right']}")
     parts.append(
         prose(f"""Queries whose first image is right, of {content["examined"]} looked at, line by
-line: {"; ".join(told)}.""")
+line: {"; ".join(told)}. The picture is the beginning of the page that ``benchmarks/paper.py``
+draws.""")
     )
     return parts
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from attacks import BATCH, EIGHT, STEPS
-from common import RESULTS, commit, market, save
+from common import RESULTS, commit, market, mean_and_spread, save
 from meta import FAMILIES, Target
 
 from reidguard.attacks import load_attack
@@ -132,14 +132,6 @@ def summary(rows) -> list[dict]:
                 line[f"maml - {base}"] = mean_and_spread([v["maml"] - v[base] for v in pairs])
             out.append(line)
     return out
-
-
-def mean_and_spread(values) -> list[float] | None:
-    """Mean and sample standard deviation; None of nothing."""
-    if not values:
-        return None
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return [round(statistics.mean(values), 2), round(spread, 2)]
 
 
 if __name__ == "__main__":

@@ -90,6 +90,16 @@ def test_gradient_is_the_true_one_of_the_clip():
     assert y.grad[..., 1].eq(0).all()
 
 
+def test_a_batch_is_quantised_as_its_images_are():
+    """Batches are taken apart; the odd rest of nine images is not lost, nor is an empty batch."""
+    x = torch.randint(0, 256, (9, 3, 5, 4)) / 255
+    wild = x + torch.rand(9, 3, 5, 4) - 0.5
+    together = Budget().quantize(wild, x)
+    alone = [Budget().quantize(wild[i : i + 1], x[i : i + 1]) for i in range(9)]
+    assert torch.equal(together, torch.cat(alone))
+    assert Budget().quantize(wild[:0], x[:0]).shape == (0, 3, 5, 4)
+
+
 def test_quantize_refuses_originals_that_are_not_eight_bit():
     x = torch.full((1, 3, 1, 1), 0.5)
     with pytest.raises(InputError, match="divided by 255"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import ReIDModel, create_model, frozen, load_model
+from reidguard.models import ReIDModel, ReIDOutput, create_model, frozen, load_model
 from reidguard.objectives.reid import CentreLoss
 from reidguard.ranking import RankingResult, rank
 from reidguard.training import Progress, train_model
@@ -218,6 +218,19 @@ def test_a_collapsed_network_is_told(studio, recipe, alike):
     """The network's loss is known: it cannot tell anyone from anyone."""
     with pytest.warns(UserWarning, match=rf"all people look alike \(ln 16 \+ {alike}\)"):
         train_model(_Alike(16), studio, recipe=recipe, steps=3, **{**SHORT, "lr": 1e-9})
+
+
+class _AlikeInParts(_Alike):
+    """Three parts, whose losses are added."""
+
+    def forward(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
+        one = super().forward(x, domain)
+        return ReIDOutput(one.features, 3 * [one.embeddings], 3 * [one.logits])
+
+
+def test_a_collapsed_network_of_parts_is_told(studio):
+    with pytest.warns(UserWarning, match="all people look alike"):
+        train_model(_AlikeInParts(16), studio, steps=3, **{**SHORT, "lr": 1e-9})
 
 
 def test_one_that_learns_is_told_nothing(studio, recwarn):

@@ -15,6 +15,40 @@ WHERE_DRAWN = (
 )
 DOCS, RESULTS = HERE.parent / "docs", HERE / "results"
 
+# What the paper claims: its words, the tables that show it, and the conditions that it compares.
+PLAIN = {"meta": False, "extra": "none"}
+META = {"meta": True, "extra": "PersonX"}
+HARD = {"defense": "M(color+delta)"}
+CLAIMS = (
+    ("meta-learning an attack, on its source", (1,), META, PLAIN),
+    ("on another network", (2,), META, PLAIN),
+    ("on another dataset", (3,), META, PLAIN),
+    ("on another network and dataset", (4,), META, PLAIN),
+    (
+        "color + delta in place of delta",
+        (1, 2, 3, 4),
+        {"attack": "color+delta"},
+        {"attack": "delta"},
+    ),
+    (
+        "M(color+delta) in place of the normal network, clean",
+        (13,),
+        HARD | {"attack": "none"},
+        {"defense": "none"},
+    ),
+    ("under a color, delta or color+delta attack", (13,), HARD | META, {"defense": "none"}),
+    ("under MisRank, SMA or UAP", (13,), HARD | PLAIN, {"defense": "none"}),
+    ("M(color+delta) in place of adversarial training", (17,), HARD, {"defense": "adversarial"}),
+    ("in place of mixed training", (17,), HARD, {"defense": "mixed"}),
+    (
+        "both losses in place of the triplet loss",
+        (18,),
+        HARD,
+        {"defense": "M(color+delta), triplet only"},
+    ),
+    ("in place of the identity loss", (18,), HARD, {"defense": "M(color+delta), identity only"}),
+)
+
 
 def load(name):
     path = RESULTS / f"{name}.json"
@@ -556,7 +590,9 @@ figures; ``reidguard paper tableN`` does the same for one table (:doc:`paper`).
 """),
         prose("""Each part begins with how its tables compare with the paper's as a whole: of all
 pairs of cells whose mAP differs by 1 or more in the paper (SSIM: 0.01), clean ones among them, how
-many come in the same order here. By chance, half of them would."""),
+many come in the same order here; by chance, half of them would. Then what each step of the
+paper's method changes, as a mean over all pairs of cells that differ in nothing else: an attack is
+better the lower mAP is, a defense the higher."""),
     ]
     parts = (
         (
@@ -571,6 +607,7 @@ many come in the same order here. By chance, half of them would."""),
             continue
         page += [title(name), prose(f"{text} {stand_ins_of(data['plan'])}")]
         page += overview(data["tables"])
+        page += claims(data["tables"])
         for what, content in sorted(data["tables"].items(), key=lambda item: order(item[0])):
             if what.startswith("table"):
                 page += paper_table(content)
@@ -597,6 +634,30 @@ def overview(tables: dict) -> list[str]:
     return [
         listing(["table", "", "cells measured", "pairs in the paper's order"], rows),
     ]
+
+
+def claims(tables: dict) -> list[str]:
+    """What each step of the paper's method changes, there and here."""
+    rows = []
+    for name, numbers, with_it, without in CLAIMS:
+        changes = []
+        for number in numbers:
+            figures = [f for f in paper_tables()[number].figures if f.metric == "mAP"]
+            found = tables.get(f"table{number}", {"figures": []})["figures"]
+            ours = {(f["row"], f["column"]): f["measured"] for f in found if f["metric"] == "mAP"}
+            by_conditions = {frozenset(f.conditions.items()): f for f in figures}
+            for f in figures:
+                twin = by_conditions.get(frozenset({**f.conditions, **without}.items()))
+                if twin is None or not with_it.items() <= f.conditions.items():
+                    continue
+                here, there = ours.get((f.row, f.column)), ours.get((twin.row, twin.column))
+                if here is not None and there is not None:
+                    changes.append((f.value - twin.value, here - there))
+        if changes:
+            paper, here = (sum(values) / len(changes) for values in zip(*changes, strict=True))
+            same = sum(a * b > 0 for a, b in changes)
+            rows.append([name, f"{paper:+.1f}", f"{here:+.1f}", f"{same} of {len(changes)}"])
+    return [listing(["mAP changes by", "paper", "here", "the same way in"], rows)]
 
 
 def order(name: str) -> tuple[bool, int]:

@@ -598,14 +598,15 @@ better the lower mAP is, a defense the higher."""),
         (
             "market",
             "Market-1501 and virtual people",
-            "On real photographs where Market-1501 suffices.",
+            "On real photographs where Market-1501 suffices, with OSNet x0.25 and its published "
+            "weights for the paper's IDE (``--model Market-IDE=FILE``).",
         ),
         ("stand_in", "Virtual people only", "Everything virtual."),
     )
     for kind, name, text in parts:
         if not (data := load(f"paper_{kind}")):
             continue
-        page += [title(name), prose(f"{text} {stand_ins_of(data['plan'])}")]
+        page += [title(name), prose(f"{text} {stand_ins_of(data)}")]
         page += overview(data["tables"])
         page += claims(data["tables"])
         for what, content in sorted(data["tables"].items(), key=lambda item: order(item[0])):
@@ -664,16 +665,18 @@ def order(name: str) -> tuple[bool, int]:
     return name.startswith("figure"), int(re.sub(r"\D", "", name))
 
 
-def stand_ins_of(plan: dict) -> str:
+def stand_ins_of(data: dict) -> str:
+    plan, tables = data["plan"], data["tables"].values()
     domains = "; ".join(f"{n} = ``virtual:{d}``" for n, d in plan["domains"].items())
     nets = "; ".join(
         f"{n} = {s['options'].get('backbone', s['name'])}, {s['steps']} steps"
         for n, s in plan["networks"].items()
     )
+    trained = "" if all(t.get("own_networks") for t in tables) else f"Networks: {nets}. "
     size = "×".join(map(str, plan["size"]))
     every = plan["query_every"]
     return (
-        f"{domains}. Networks unless said otherwise: {nets}. Images of {size}, attacks of "
+        f"{domains}. {trained}Images of {size}, attacks of "
         f"{plan['attack_steps']} steps, defenses of {plan['defense_steps']}"
         + (f", every {every}th query" if every > 1 else "")
         + "; MisRank's generator has width 8 in place of 32."

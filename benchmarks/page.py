@@ -672,7 +672,7 @@ def stand_ins_of(data: dict) -> str:
         f"{n} = {s['options'].get('backbone', s['name'])}, {s['steps']} steps"
         for n, s in plan["networks"].items()
     )
-    trained = "" if all(t.get("own_networks") for t in tables) else f"Networks: {nets}. "
+    trained = "" if all(t.get("own_networks", True) for t in tables) else f"Networks: {nets}. "
     size = "×".join(map(str, plan["size"]))
     every = plan["query_every"]
     return (
@@ -721,10 +721,12 @@ def paper_picture(what: str, content: dict, drawn: bool) -> list[str]:
     for row in content["rows"]:
         c = row["conditions"]
         victim = "" if c["defense"] == "none" else f" on {c['defense']}"
-        told.append(f"{c['attack']}{victim} {row['right']}")
+        what = "clean" if c["attack"] == "none" else f"{c['attack']} ε = {c['eps']}"
+        told.append(f"{what}{victim}: {row['right']}")
+    where = WHERE_DRAWN if drawn else "The page shows real people, so it is not here."
     parts.append(
-        prose(f"""Queries whose first image is right, of {content["examined"]} looked at, line by
-line: {"; ".join(told)}. {WHERE_DRAWN if drawn else ""}""")
+        prose(f"""Queries whose first image is right, of {content["examined"]} looked at:
+{"; ".join(told)}. {where}""")
     )
     return parts
 

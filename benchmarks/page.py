@@ -1,5 +1,7 @@
 """Write the docs' pages of results from results/*.json: python benchmarks/page.py."""
 
+import csv
+import io
 import itertools
 import json
 import re
@@ -56,10 +58,9 @@ def load(name):
 
 
 def listing(head, rows) -> str:
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in [head, *rows]:
-        lines += [("   * - " if i == 0 else "     - ") + str(cell) for i, cell in enumerate(row)]
-    return "\n".join(lines) + "\n"
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([head, *rows])
+    return ".. csv-table::\n   :header-rows: 1\n\n" + textwrap.indent(lines.getvalue(), "   ")
 
 
 def title(text, line="-") -> str:
@@ -592,7 +593,8 @@ figures; ``reidguard paper tableN`` does the same for one table (:doc:`paper`).
 pairs of cells whose mAP differs by 1 or more in the paper (SSIM: 0.01), clean ones among them, how
 many come in the same order here; by chance, half of them would. Then what each step of the
 paper's method changes, as a mean over all pairs of cells that differ in nothing else: an attack is
-better the lower mAP is, a defense the higher."""),
+better the lower mAP is, a defense the higher. As in the paper, hardened networks meet attacks that
+were learnt on the normal one; :doc:`results` has attacks learnt on them, too."""),
     ]
     parts = (
         (
@@ -672,7 +674,7 @@ def stand_ins_of(data: dict) -> str:
         f"{n} = {s['options'].get('backbone', s['name'])}, {s['steps']} steps"
         for n, s in plan["networks"].items()
     )
-    trained = "" if all(t.get("own_networks", True) for t in tables) else f"Networks: {nets}. "
+    trained = "" if any(t.get("own_networks") for t in tables) else f"Networks: {nets}. "
     size = "×".join(map(str, plan["size"]))
     every = plan["query_every"]
     return (

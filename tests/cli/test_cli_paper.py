@@ -153,7 +153,7 @@ def test_defenses(number, tiny, tmp_path):
     assert all(figure["measured"] is not None for figure in content["figures"])
     facts = {
         p.stem.removeprefix("Duke-IDE-"): load_model(p).training_facts["defense"]
-        for p in (out / "models").glob("Duke-IDE-*")
+        for p in (out / "models").glob("Duke-IDE-*.safetensors")
     }
     if number == 17:
         learnt = {name: made["learner"] for name, made in facts.items()}
@@ -186,7 +186,7 @@ def test_other_images(tiny, tmp_path):
     """Table 6 learns from them jointly or as the meta-test set."""
     out = tmp_path / "run"
     assert main(["paper", "table6", "--stand-in", "--out", str(out)]) == 0
-    facts = {p.stem: load_attack(p).training_facts for p in (out / "attacks").iterdir()}
+    facts = {p.stem: load_attack(p).training_facts for p in (out / "attacks").glob("*.safetensors")}
     assert len(facts) == 3 * 5
     for name, fact in facts.items():
         family, kind, extra = name.split("-")[:3]

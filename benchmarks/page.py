@@ -615,7 +615,7 @@ were learnt on the normal one; :doc:`results` has attacks learnt on them, too.""
             if what.startswith("table"):
                 page += paper_table(content)
             else:
-                page += paper_picture(what, content, drawn=kind == "stand_in")
+                page += paper_picture(what, content, real=kind == "market")
     return page
 
 
@@ -634,9 +634,7 @@ def overview(tables: dict) -> list[str]:
         ]
         share = f"{sum(kept)} of {len(kept)}" if kept else "–"
         rows.append([wanted.number, wanted.caption, f"{len(found)} of {len(every)}", share])
-    return [
-        listing(["table", "", "cells measured", "pairs in the paper's order"], rows),
-    ]
+    return [listing(["table", "", "cells measured", "pairs in the paper's order"], rows)]
 
 
 def claims(tables: dict) -> list[str]:
@@ -713,19 +711,20 @@ def paper_table(content: dict) -> list[str]:
     return parts
 
 
-def paper_picture(what: str, content: dict, drawn: bool) -> list[str]:
-    """A picture's counts, and itself where it shows nobody real."""
+def paper_picture(what: str, content: dict, real: bool) -> list[str]:
+    """A picture's counts, and itself where it is kept and shows nobody real."""
     wanted = paper_pictures()[content["figure"]]
     parts = [title(f"Figure {wanted.number}: {wanted.caption}", "~")]
-    if drawn:
+    where = "The page shows real people, so it is not here." if real else ""
+    if not real and (DOCS / "images" / f"paper-{what}.png").exists():
         parts.append(f".. image:: images/paper-{what}.png\n   :alt: {wanted.caption}\n")
+        where = WHERE_DRAWN
     told = []
     for row in content["rows"]:
         c = row["conditions"]
+        attack = "clean" if c["attack"] == "none" else f"{c['attack']} ε = {c['eps']}"
         victim = "" if c["defense"] == "none" else f" on {c['defense']}"
-        what = "clean" if c["attack"] == "none" else f"{c['attack']} ε = {c['eps']}"
-        told.append(f"{what}{victim}: {row['right']}")
-    where = WHERE_DRAWN if drawn else "The page shows real people, so it is not here."
+        told.append(f"{attack}{victim}: {row['right']}")
     parts.append(
         prose(f"""Queries whose first image is right, of {content["examined"]} looked at:
 {"; ".join(told)}. {where}""")

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/paper_results.rst: the beginnings of pages of benchmarks/paper.py.
 
 Run: python docs/images/draw_paper_figures.py runs/paper_stand_in
-Takes the figure4.html ... figure8.html that `python benchmarks/paper.py stand_in --keep DIR` wrote
+Takes the pages figure4.html, ... that `python benchmarks/paper.py stand_in --keep DIR` wrote
 to DIR, and Chromium.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 WIDTH = 900
-# As much of each page as shows a whole query, or two.
-HEIGHTS = {4: 1200, 5: 2290, 6: 1425, 7: 1860, 8: 1405}
+# As much of each page as shows what it is about. Figure 6 found no query of its kind.
+HEIGHTS = {4: 765, 5: 1450, 7: 1100, 8: 890}
 COLOURS = 192  # with 64, clothes change colour
 
 

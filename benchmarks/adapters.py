@@ -28,7 +28,7 @@ from reidguard.models import (
     load_openvino,
     wrap_model,
 )
-from reidguard.models.weights import weights_fingerprint
+from reidguard.storage import weights_fingerprint
 
 
 class Bare(nn.Module):

@@ -14,8 +14,9 @@ from common import save
 
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import TrainingError
-from reidguard.meta import LEARNERS
-from reidguard.models import create_model, frozen
+from reidguard.learners import LEARNERS
+from reidguard.models import create_model
+from reidguard.nn import frozen
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.types import Budget, ReIDBatch

@@ -26,7 +26,7 @@ from reidguard.attacks import SMA, ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.data import load_dataset
 from reidguard.defenses import AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.evaluation import FeatureStore, evaluate
-from reidguard.meta import LEARNERS, JointLearner
+from reidguard.learners import LEARNERS, JointLearner
 from reidguard.models import load_model
 from reidguard.storage import write_json
 

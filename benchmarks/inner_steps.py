@@ -20,9 +20,9 @@ from common import market, osnet, save
 from reidguard.attacks import ColorAttack, DeltaAttack
 from reidguard.data import BatchLoader, load_dataset
 from reidguard.defenses import MetaDefense
-from reidguard.meta import LEARNERS, FirstOrderLearner, JointLearner, MAMLLearner, PlainLearner
-from reidguard.meta.inner import INNER_STEPS, scaled
-from reidguard.models import frozen
+from reidguard.learners import LEARNERS, FirstOrderLearner, JointLearner, MAMLLearner, PlainLearner
+from reidguard.learners.inner import INNER_STEPS, scaled
+from reidguard.nn import frozen
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 

@@ -90,7 +90,7 @@ def row(name: str, model, dataset, store, guides, passes: Passes, query_every: i
     attack = recipe.bind(model, None if blind else guides)
     passes.forward = passes.backward = 0
     result = evaluate(
-        model, dataset, attack, store=store, query_every=query_every, tell_labels=tell
+        model, dataset, attack, store=store, query_every=query_every, with_labels=tell
     )
     queries = result.counts["query"]
     kinds = {"float": result.attacked, "8bit": result.attacked_8bit}

@@ -21,9 +21,10 @@ from common import RESULTS, commit, osnet, save
 from speed import alternate
 
 from reidguard.attacks import CombinatorialAttack
-from reidguard.meta import LEARNERS
-from reidguard.models import create_model, frozen
-from reidguard.objectives import FeatureObjective, MisrankingTriplet, comparable_features
+from reidguard.learners import LEARNERS
+from reidguard.models import create_model
+from reidguard.nn import frozen
+from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.training import MISGD
 from reidguard.types import ReIDBatch
@@ -43,7 +44,7 @@ def batch(model, seed: int) -> ReIDBatch:
     images = torch.randint(0, 256, (32, 3, 256, 128), generator=generator) / 255
     index = torch.arange(32)
     with torch.no_grad():
-        clean = comparable_features(model, images)
+        clean = normalized_features(model, images)
     return ReIDBatch(images, index // 4, index, index, clean)
 
 
@@ -112,8 +113,8 @@ def prepared(case: str):
 
 def memory(case: str, learner: str) -> None:
     """Print the growth of this process's peak over one step, in MiB."""
-    with prepared(case) as made:
-        step = made[learner]
+    with prepared(case) as prepared_steps:
+        step = prepared_steps[learner]
         Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak so far is forgotten
         before = peak()
         step()
@@ -121,8 +122,8 @@ def memory(case: str, learner: str) -> None:
 
 
 def measure(case: str, repeats: int) -> dict:
-    with prepared(case) as made:
-        seconds = alternate(made, repeats)
+    with prepared(case) as prepared_steps:
+        seconds = alternate(prepared_steps, repeats)
     rows = {}
     for name in NAMES:
         call = [sys.executable, __file__, "--memory", case, name]

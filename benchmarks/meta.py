@@ -24,8 +24,9 @@ from common import RESULTS, commit, market, mean_and_spread, osnet, save
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
 from reidguard.data import BatchLoader, ReIDDataset, load_dataset
 from reidguard.evaluation import FeatureStore, evaluate
-from reidguard.meta import LEARNERS, PlainLearner
-from reidguard.models import ReIDModel, frozen, load_model
+from reidguard.learners import LEARNERS, PlainLearner
+from reidguard.models import ReIDModel, load_model
+from reidguard.nn import frozen
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 

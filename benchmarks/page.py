@@ -8,7 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from reidguard.paper import paper_pictures, paper_tables
+from benchmarks.paper import paper_pictures, paper_tables
 
 HERE = Path(__file__).parent
 WHERE_DRAWN = (
@@ -300,12 +300,12 @@ def backbones(data) -> list[str]:
         [row["model"], *(cell(row[side][name]) for side in sides for name in learners)]
         for row in data["rows"]
     ]
-    lacking = {
+    missing = {
         row["model"]: row["attack"]["exact"]["why"].rpartition("(")[2].partition(" ")[0]
         for row in data["rows"]
         if not row["attack"]["exact"]["works"]
     }
-    reasons = "; ".join(f"{name}: ``{reason}``" for name, reason in lacking.items())
+    reasons = "; ".join(f"{name}: ``{reason}``" for name, reason in missing.items())
     return [
         title("Learners on backbones"),
         prose(f"""One step of an attack and one of a defense with each learner, on networks with

@@ -8,7 +8,7 @@ import torch
 from attacks import EIGHT, parser, run
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
-from reidguard.attacks.color import interpolate_colors
+from reidguard.attacks.universal.color import interpolate_colors
 
 EPS = EIGHT.eps
 

@@ -17,7 +17,7 @@ import time
 import torch
 from common import save
 
-from reidguard.ranking import rank
+from reidguard.metrics import rank
 
 QUERIES, GALLERY, WIDTH, IDENTITIES, DISTRACTORS = 3368, 15913, 2048, 750, 2798
 

@@ -12,10 +12,11 @@ import torch
 from common import osnet, save
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
-from reidguard.attacks.color import interpolate_colors
-from reidguard.meta import PlainLearner
-from reidguard.models import create_model, frozen
-from reidguard.objectives import FeatureObjective, MisrankingTriplet, comparable_features
+from reidguard.attacks.universal.color import interpolate_colors
+from reidguard.learners import PlainLearner
+from reidguard.models import create_model
+from reidguard.nn import frozen
+from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
 from reidguard.training import MISGD
 from reidguard.types import ReIDBatch
 
@@ -40,7 +41,7 @@ def step_cost(name: str, model, repeats: int) -> dict:
     index = torch.arange(32)
     with frozen(model):
         with torch.no_grad():
-            clean = comparable_features(model, images)
+            clean = normalized_features(model, images)
         batch = ReIDBatch(images, pids, index, index, clean)
         learner, objective = PlainLearner(), FeatureObjective(model, MisrankingTriplet())
 

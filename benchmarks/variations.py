@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reidguard.attacks import DeltaAttack
 from reidguard.data import join_datasets, load_dataset
-from reidguard.meta import LEARNERS
+from reidguard.learners import LEARNERS
 from reidguard.objectives import ATTACK_LOSSES, MisrankingTriplet
 from reidguard.objectives.misranking import row_distance
 
@@ -44,10 +44,10 @@ class FromAdversarial(MisrankingTriplet):
 class InTrainingSet(MisrankingTriplet):
     """Pull to the furthest image of the training set, which is never one of the same person."""
 
-    needs_training_features = True
+    needs_training_statistics = True
     training: Tensor
 
-    def prepared(self, training: Tensor) -> MisrankingTriplet:
+    def with_statistics(self, training: Tensor) -> MisrankingTriplet:
         made = InTrainingSet(self.margin)
         made.training = training
         return made

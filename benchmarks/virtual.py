@@ -18,17 +18,12 @@ import numpy as np
 import torch
 from common import RESULTS, commit, save
 
-from reidguard.data import (
-    VIRTUAL_DOMAINS,
-    decode_image,
-    read_virtual,
-    render_person,
-    write_virtual,
-)
+from reidguard.data import decode_image
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import create_model
 from reidguard.storage import write_json
 from reidguard.training import train_model
+from reidguard.virtual import VIRTUAL_DOMAINS, read_virtual, render_person, write_virtual
 
 SIZE = (128, 64)
 TEST = 100
@@ -58,7 +53,7 @@ def histogram(image: np.ndarray, space: str, stripes: int, bins: int = 8) -> np.
 
 
 def rank1(queries, gallery, query, shelf, kind: str, *, strict: bool) -> float:
-    """Share of queries whose nearest gallery image shows them; strict removes a whole camera."""
+    """Rank-1 of the queries; strict also removes gallery images of the query's camera."""
     people = np.array([s.pid for s in shelf])
     cameras = np.array([s.camid for s in shelf])
     if kind == "hellinger":

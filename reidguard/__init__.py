@@ -74,7 +74,8 @@ if TYPE_CHECKING:
         verify,
     )
     from reidguard.hub import from_pretrained, push_to_hub, save_pretrained
-    from reidguard.meta import LEARNERS, MetaLearner, StepResult
+    from reidguard.learners import LEARNERS, MetaLearner, StepResult
+    from reidguard.metrics import RankingResult, rank
     from reidguard.models import (
         MODELS,
         EnsembleModel,
@@ -88,7 +89,6 @@ if TYPE_CHECKING:
         wrap_model,
     )
     from reidguard.objectives import ATTACK_LOSSES, AttackLoss
-    from reidguard.ranking import RankingResult, rank
     from reidguard.registry import Registry
     from reidguard.training import Progress, train_model
     from reidguard.types import Budget, InputSpec, ReIDBatch, ReIDSample
@@ -191,11 +191,11 @@ _NAMES = {
     "GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid "
     "save_adversarial verify",
     "hub": "from_pretrained push_to_hub save_pretrained",
-    "meta": "LEARNERS MetaLearner StepResult",
+    "learners": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel LoadReport ReIDModel ReIDOutput create_model load_model "
     "load_weights register_model wrap_model",
     "objectives": "ATTACK_LOSSES AttackLoss",
-    "ranking": "RankingResult rank",
+    "metrics": "RankingResult rank",
     "registry": "Registry",
     "training": "Progress train_model",
     "types": "Budget InputSpec ReIDBatch ReIDSample",

@@ -1,7 +1,7 @@
 """One step by several processes: each works on its share of a batch, all know the whole loss.
 
 `torchrun` starts the processes; :func:`join` connects them. A loader gives each its
-:class:`Share` of the same joint batch. The model sees the share; :func:`gather` brings the
+:class:`BatchShard` of the same joint batch. The model sees the share; :func:`gather` brings the
 features of all shares together, so that every process mines in, and averages over, the joint batch;
 :func:`average` makes one gradient of those of all processes. What comes out is what one process
 would find with the joint batch, up to rounding.
@@ -31,23 +31,23 @@ from torch.overrides import TorchFunctionMode
 from reidguard.errors import InputError, TrainingError
 
 __all__ = [
-    "Processes",
-    "Share",
+    "BatchShard",
+    "World",
+    "active_sync_layers",
     "agree",
     "average",
     "gather",
     "join",
-    "joint_layers",
-    "processes",
-    "same_layers",
-    "share_of",
+    "shard_of",
+    "sync_layers",
+    "world",
 ]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Processes:
+class World:
     """The processes that learn together.
 
     Args:
@@ -59,20 +59,20 @@ class Processes:
     size: int
 
 
-def processes() -> Processes | None:
+def world() -> World | None:
     """Return the processes that ``torch.distributed`` connects; None for a process on its own.
 
     Example:
-        >>> processes() is None
+        >>> world() is None
         True
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    return Processes(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 @contextmanager
-def join(device: torch.device | str = "cpu") -> Iterator[Processes | None]:
+def join(device: torch.device | str = "cpu") -> Iterator[World | None]:
     """Connect the processes that `torchrun` started, over gloo on CPUs and NCCL on GPUs.
 
     Does nothing in a process that `torchrun` did not start, or that is connected already.
@@ -86,20 +86,20 @@ def join(device: torch.device | str = "cpu") -> Iterator[Processes | None]:
         None
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield processes()
+        yield world()
         return
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield processes()
+        yield world()
     finally:
         dist.destroy_process_group()
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class BatchShard:
     """Which rows of a joint batch a process holds.
 
     Args:
@@ -107,7 +107,7 @@ class Share:
         total: Length of the joint batch.
 
     Example:
-        >>> share = Share(torch.tensor([0, 1, 4, 5]), 8)
+        >>> share = BatchShard(torch.tensor([0, 1, 4, 5]), 8)
         >>> here, chosen = share.choose(torch.tensor([1, 2, 5]))
         >>> here, chosen.rows, chosen.total  # rows 1 and 5 are here, first and last of three
         (tensor([1, 3]), tensor([0, 2]), 3)
@@ -116,7 +116,7 @@ class Share:
     rows: Tensor
     total: int
 
-    def choose(self, chosen: Tensor) -> tuple[Tensor, Share]:
+    def choose(self, chosen: Tensor) -> tuple[Tensor, BatchShard]:
         """Return where the chosen rows of the joint batch are in this share, and their share.
 
         Args:
@@ -124,32 +124,32 @@ class Share:
         """
         chosen = chosen.to(self.rows.device)
         here = torch.isin(self.rows, chosen).nonzero().flatten()
-        return here, Share(torch.searchsorted(chosen, self.rows[here]), len(chosen))
+        return here, BatchShard(torch.searchsorted(chosen, self.rows[here]), len(chosen))
 
-    def followed_by(self, other: Share) -> Share:
+    def followed_by(self, other: BatchShard) -> BatchShard:
         """Return the share of two joint batches in a row."""
         rows = torch.cat((self.rows, other.rows.to(self.rows.device) + self.total))
-        return Share(rows, self.total + other.total)
+        return BatchShard(rows, self.total + other.total)
 
-    def part(self, here: slice | Tensor) -> Share:
+    def part(self, here: slice | Tensor) -> BatchShard:
         """Return the share of the joint batch of what the processes pick of theirs; collective."""
         picked = torch.zeros(self.total, dtype=torch.int64, device=self.rows.device)
         picked[self.rows[here]] = 1
         dist.all_reduce(picked)
         places = picked.cumsum(0) - 1
-        return Share(places[self.rows[here]], int(picked.sum()))
+        return BatchShard(places[self.rows[here]], int(picked.sum()))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Share:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> BatchShard:
         """Return the share with its rows on ``device``."""
         return replace(self, rows=self.rows.to(device, non_blocking=non_blocking))
 
 
-def share_of(batch: Any) -> Share | None:
+def shard_of(batch: Any) -> BatchShard | None:
     """Return which share of a joint batch this is; None for a batch of its own."""
-    return getattr(batch, "share", None)
+    return getattr(batch, "shard", None)
 
 
-def gather(x: Tensor, share: Share | None) -> Tensor:
+def gather(x: Tensor, share: BatchShard | None) -> Tensor:
     """Return the rows of all processes, in the order of the joint batch.
 
     Differentiable as often as wished; a gradient is summed over the processes.
@@ -210,7 +210,7 @@ class _Spread(torch.autograd.Function):
         return _Gather.apply(grad, rows, ctx.total), None, None
 
 
-def average(tensors: Sequence[Tensor | None], share: Share | None) -> list[Tensor | None]:
+def average(tensors: Sequence[Tensor | None], share: BatchShard | None) -> list[Tensor | None]:
     """Return each tensor's mean over the processes: one gradient of those that each found.
 
     One message for all tensors of a kind. Differentiable as often as wished.
@@ -253,11 +253,11 @@ class _Average(torch.autograd.Function):
         return _Average.apply(grad)
 
 
-_LAYERS: ContextVar[_JointLayers | None] = ContextVar("_LAYERS", default=None)
+_LAYERS: ContextVar[_SyncLayers | None] = ContextVar("_LAYERS", default=None)
 
 
 @contextmanager
-def joint_layers(share: Share | None) -> Iterator[None]:
+def sync_layers(share: BatchShard | None) -> Iterator[None]:
     """Let layers that look beyond one image see the joint batch.
 
     Batch norms in train mode take their statistics from the rows of all processes, by one message
@@ -270,7 +270,7 @@ def joint_layers(share: Share | None) -> Iterator[None]:
     if share is None:
         yield
         return
-    layers = _JointLayers(share)
+    layers = _SyncLayers(share)
     token = _LAYERS.set(layers)
     try:
         with layers:
@@ -279,8 +279,8 @@ def joint_layers(share: Share | None) -> Iterator[None]:
         _LAYERS.reset(token)
 
 
-def same_layers() -> Callable[[], AbstractContextManager[Any]]:
-    """Return what brings the :func:`joint_layers` of now back, for a pass that is repeated."""
+def active_sync_layers() -> Callable[[], AbstractContextManager[Any]]:
+    """Return what brings the :func:`sync_layers` of now back, for a pass that is repeated."""
     layers = _LAYERS.get()
     return nullcontext if layers is None else lambda: layers
 
@@ -288,10 +288,10 @@ def same_layers() -> Callable[[], AbstractContextManager[Any]]:
 DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 
-class _JointLayers(TorchFunctionMode):
+class _SyncLayers(TorchFunctionMode):
     # All batch norms, other libraries' included, end in F.batch_norm; so nothing needs to be
     # replaced in a model, of which `higher` may have made a copy.
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: BatchShard) -> None:
         super().__init__()
         self.share = share
 
@@ -337,7 +337,7 @@ def _batch_norm(
     squares = (wide - mean.view(shape)).square().sum(own)
     here = torch.cat((mean, squares, mean.new_tensor([number])))
     slot = torch.tensor([dist.get_rank()], device=x.device)
-    all_of = gather(here[None], Share(slot, dist.get_world_size()))
+    all_of = gather(here[None], BatchShard(slot, dist.get_world_size()))
     means, all_squares, numbers = torch.split(all_of, [x.shape[1], x.shape[1], 1], dim=1)
     total = numbers.sum()
     mean = (numbers * means).sum(0) / total
@@ -365,7 +365,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: In every process, naming what differs.
     """
-    together = processes()
+    together = world()
     if together is None:
         return
     told: list[Any] = [None] * together.size

@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import warnings
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar
 
 from reidguard.errors import RegistryError
@@ -34,6 +34,8 @@ class Registry(Generic[T]):
     Args:
         kind: What is registered, in the singular, as error messages should call it.
         group: Entry-point group from which installed packages add their own names.
+        builtin: Names of this library's own that are imported when they are first looked up,
+            each as "module:attribute".
 
     Example:
         >>> ANIMALS: Registry[str] = Registry("animal", group="doctest.animals")
@@ -48,9 +50,10 @@ class Registry(Generic[T]):
         reidguard.errors.RegistryError: unknown animal 'cta': did you mean 'cat'? known: cat
     """
 
-    def __init__(self, kind: str, *, group: str) -> None:
+    def __init__(self, kind: str, *, group: str, builtin: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self._builtin = dict(builtin or {})
         self._factories: dict[str, Callable[..., T]] = {}
         self._plugins_loaded = False
 
@@ -76,10 +79,17 @@ class Registry(Generic[T]):
             )
         self._factories[name] = factory
 
+    def _load_builtin(self, name: str) -> None:
+        if name in self._builtin and name not in self._factories:
+            module, _, attribute = self._builtin[name].partition(":")
+            self._add(name, getattr(import_module(module), attribute))
+
     def _load_plugins(self) -> None:
         if self._plugins_loaded:
             return
         self._plugins_loaded = True
+        for name in self._builtin:
+            self._load_builtin(name)
         for entry in metadata.entry_points(group=self.group):
             try:
                 self._add(entry.name, entry.load())
@@ -97,6 +107,7 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: If nothing has that name; the message suggests the nearest ones.
         """
+        self._load_builtin(name)
         if name not in self._factories:
             self._load_plugins()
         try:

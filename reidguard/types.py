@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import Share
+from reidguard.distributed import BatchShard
 from reidguard.errors import InputError
 
 __all__ = [
@@ -275,7 +275,7 @@ class ReIDBatch:
         camids: (N,) int64.
         indices: (N,) int64 positions in the dataset's split.
         features: Clean features (N, D), where they were computed before; else None.
-        share: Which rows of a joint batch these are, where several processes learn together.
+        shard: Which rows of a joint batch these are, where several processes learn together.
     """
 
     images: Tensor
@@ -283,7 +283,7 @@ class ReIDBatch:
     camids: Tensor
     indices: Tensor
     features: Tensor | None = None
-    share: Share | None = None
+    shard: BatchShard | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reidguard.data import ReIDDataset, load_dataset, write_virtual
+from reidguard.data import ReIDDataset, load_dataset
+from reidguard.virtual import write_virtual
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,13 @@ from torch import nn
 
 from reidguard.attacks import ColorAttack, DeltaAttack
 from reidguard.data import ReIDDataset
-from reidguard.data.virtual import render_person
 from reidguard.defenses import MetaDefense
-from reidguard.meta import FirstOrderLearner, MAMLLearner
+from reidguard.learners import FirstOrderLearner, MAMLLearner
 from reidguard.models import ReIDModel, create_model
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 from reidguard.types import Budget, ReIDBatch, ReIDSample
+from reidguard.virtual import render_person
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "departures.rst").read_text("utf-8")

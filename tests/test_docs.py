@@ -12,7 +12,7 @@ import pytest
 
 from reidguard.attacks import ATTACKS
 from reidguard.cli.app import COMMANDS
-from reidguard.meta import LEARNERS
+from reidguard.learners import LEARNERS
 from reidguard.models import MODELS
 
 if sys.version_info >= (3, 11):

@@ -22,7 +22,7 @@ from reidguard.types import Budget
 def model() -> ReIDModel:
     torch.manual_seed(0)
     made = create_model("ide", backbone="test_resnet", size=(64, 32), num_classes={"a": 3})
-    made.training_facts = {"recipe": "none", "seed": 7}
+    made.provenance = {"recipe": "none", "seed": 7}
     return made.eval()
 
 
@@ -38,7 +38,7 @@ def test_a_model_through_a_folder(tmp_path, model):
     again = from_pretrained(folder)
     x = torch.rand(2, 3, 64, 32)
     assert torch.equal(again.features(x), model.features(x))
-    assert again.training_facts == model.training_facts
+    assert again.provenance == model.provenance
     page = (folder / "README.md").read_text("utf-8")
     assert page.startswith("---\nlibrary_name: reidguard\n")
     for fact in ('"backbone": "test_resnet"', '"a": 3', '"seed": 7', '"euclidean"', "torch"):

@@ -11,9 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import reidguard as rg
-from reidguard.data import decode_image, read_virtual
+from reidguard.data import decode_image
 from reidguard.evaluation import extract_features
-from reidguard.ranking import top_k
+from reidguard.metrics import top_k
+from reidguard.virtual import read_virtual
 
 SIZE = (128, 64)
 GAIN = 8  # changes are shown that many times larger than they are

@@ -1,18 +1,18 @@
 """Attacks: what perturbs images within a budget."""
 
 from reidguard.attacks.base import ATTACKS, Attack, create_attack, load_attack, register_attack
-from reidguard.attacks.color import ColorAttack
-from reidguard.attacks.combinatorial import CombinatorialAttack
-from reidguard.attacks.delta import DeltaAttack
-from reidguard.attacks.guided import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
-from reidguard.attacks.instance import Guides, InstanceAttack
-from reidguard.attacks.meta import MetaAttack
-from reidguard.attacks.misrank import MisRank
-from reidguard.attacks.pgd import GradientAttack
-from reidguard.attacks.selfmetric import ODFA, SMA
-from reidguard.attacks.square import SquareAttack
-from reidguard.attacks.uap import UAPRetrieval
-from reidguard.attacks.universal import FitDefaults, UniversalAttack
+from reidguard.attacks.instance.base import Guides, InstanceAttack
+from reidguard.attacks.instance.metric import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
+from reidguard.attacks.instance.pgd import GradientAttack
+from reidguard.attacks.instance.self_metric import ODFA, SMA
+from reidguard.attacks.instance.square import SquareAttack
+from reidguard.attacks.misrank.attack import MisRank
+from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.attacks.universal.color import ColorAttack
+from reidguard.attacks.universal.combinatorial import CombinatorialAttack
+from reidguard.attacks.universal.delta import DeltaAttack
+from reidguard.attacks.universal.meta import MetaAttack
+from reidguard.attacks.universal.uap import UAPRetrieval
 
 __all__ = [
     "ATTACKS",

@@ -31,7 +31,7 @@ class Attack(ABC, nn.Module):
         budget: The L∞ ball around every image.
     """
 
-    training_facts: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
     """How the parameters were learnt, if they were; saved in the card."""
 
     def __init__(self, budget: Budget | None = None) -> None:
@@ -93,7 +93,7 @@ class Attack(ABC, nn.Module):
             "kind": "attack",
             "name": ATTACKS.name_of(type(self)),
             "config": self.config(),
-            "training": self.training_facts,
+            "training": self.provenance,
             "versions": library_versions(),
         }
 
@@ -150,5 +150,5 @@ def load_attack(path: Path | str) -> Attack:
         raise CheckpointError(f"{path} does not fit attack {card['name']!r}: {error}") from error
     if any(not torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
         raise CheckpointError(f"{path} holds values that are not finite")
-    attack.training_facts = card.get("training")
+    attack.provenance = card.get("training")
     return attack

@@ -123,7 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"unknown {what} {command!r}: {did_you_mean(command, known)}"
             f"commands are {', '.join(COMMANDS)}"
         )
-    module: Any = importlib.import_module(f"reidguard.cli.{command}")
+    module: Any = importlib.import_module(f"reidguard.cli.commands.{command}")
     parser = module.parser(COMMANDS[command])
     options = parser.read(arguments[1:])
     code: int

@@ -24,13 +24,13 @@ from reidguard.cli.options import (
     positive,
     rate,
 )
-from reidguard.cli.runs import RunFolder, open_run
-from reidguard.cli.show import Display, note
+from reidguard.cli.progress import Display, note
+from reidguard.cli.run_dir import RunFolder, open_run
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import CheckpointError, DataError, InputError
 from reidguard.evaluation import LPIPS, EvaluationResult, FeatureStore, Protocol, evaluate
-from reidguard.models import MODELS, ReIDModel, create_model, load_model, weights_fingerprint
-from reidguard.storage import atomic_write, write_json
+from reidguard.models import MODELS, ReIDModel, create_model, load_model
+from reidguard.storage import atomic_write, weights_fingerprint, write_json
 from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
 __all__ = [
@@ -353,7 +353,7 @@ def measure(
     attack: Attack | None,
     display: Display,
     *,
-    tell_labels: bool = False,
+    with_labels: bool = False,
     lpips: LPIPS | None = None,
 ) -> EvaluationResult | None:
     """Evaluate as the options say; None where the dataset has nothing to search for or in."""
@@ -367,7 +367,7 @@ def measure(
         Protocol(image_size=options.image_size),
         store=feature_store(options.cache),
         query_every=options.query_every,
-        tell_labels=tell_labels,
+        with_labels=with_labels,
         lpips=lpips,
         progress=display.phase("evaluating"),
     )

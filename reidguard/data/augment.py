@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import Share
+from reidguard.distributed import BatchShard
 from reidguard.errors import InputError
 from reidguard.types import check_images
 
@@ -75,7 +75,7 @@ class Augment:
             raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, share: Share | None = None
+        self, images: Tensor, generator: torch.Generator, share: BatchShard | None = None
     ) -> Tensor:
         """Return augmented copies.
 

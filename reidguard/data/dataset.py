@@ -313,7 +313,9 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-DATASETS: Registry[ReIDDataset] = Registry("dataset", group="reidguard.datasets")
+DATASETS: Registry[ReIDDataset] = Registry(
+    "dataset", group="reidguard.datasets", builtin={"virtual": "reidguard.virtual:read_virtual"}
+)
 
 
 def register_dataset(name: str) -> Callable[[Any], Any]:

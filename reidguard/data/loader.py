@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reidguard.data.augment import Augment
 from reidguard.data.images import ImageCache, prefetch
 from reidguard.data.sampler import PKSampler
-from reidguard.distributed import Processes, Share
+from reidguard.distributed import BatchShard, World
 from reidguard.errors import DataError, InputError
 from reidguard.types import ReIDBatch, ReIDSample
 
@@ -31,7 +31,7 @@ class BatchLoader:
         augment: What to do to each batch; None leaves the images as they are.
         device: Where batches end up. Pixels travel as 8 bits and become floats there.
         memory_limit: See :class:`ImageCache`.
-        processes: Where several learn together: each gets its share of the same batches, whole
+        world: Of several processes, each gets its shard of the same batches, whole
             identities, augmented as in the joint batch; what is not its own it need not read.
 
     Raises:
@@ -58,7 +58,7 @@ class BatchLoader:
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
         memory_limit: int = 2**30,
-        processes: Processes | None = None,
+        world: World | None = None,
     ) -> None:
         pids = [sample.pid for sample in samples]
         if unknown := sorted(set(pids) - set(labels)):
@@ -68,10 +68,10 @@ class BatchLoader:
             )
         self.samples = tuple(samples)
         self.sampler = PKSampler(pids, identities, images_per_identity, seed)
-        self.share: Share | None = None
-        if processes is not None:
-            rows = self.sampler.rows_of(processes.rank, processes.size)
-            self.share = Share(torch.from_numpy(rows), identities * images_per_identity)
+        self.shard: BatchShard | None = None
+        if world is not None:
+            rows = self.sampler.rows_of(world.rank, world.size)
+            self.shard = BatchShard(torch.from_numpy(rows), identities * images_per_identity)
         self.cache = ImageCache(self.samples, image_size, memory_limit=memory_limit)
         self.seed = seed
         self.augment = augment
@@ -105,18 +105,18 @@ class BatchLoader:
 
     def _prepare(self, job: tuple[int, int, NDArray[np.int64]]) -> ReIDBatch:
         number, position, positions = job
-        if self.share is not None:
-            positions = positions[self.share.rows.numpy()]
+        if self.shard is not None:
+            positions = positions[self.shard.rows.numpy()]
         indices = torch.from_numpy(positions)
         images = self.cache.batch(positions).to(self.device).to(torch.float32) / 255
         if self.augment is not None:
-            images = self.augment(images, self._generator(number, position), self.share)
+            images = self.augment(images, self._generator(number, position), self.shard)
         batch = ReIDBatch(
             images,
             self._labels[indices],
             self._camids[indices],
             indices,
-            share=self.share,
+            shard=self.shard,
         )
         return batch.to(self.device)
 

@@ -13,7 +13,7 @@ __all__ = ["PKSampler"]
 
 
 class PKSampler:
-    """Draws batches of P identities × K images. Stateless: an epoch is a function of its number.
+    """RNGState batches of P identities × K images. Stateless: an epoch is a function of its number.
 
     In each epoch an identity's images are shuffled and cut into groups of K. What holds exactly:
 

@@ -92,7 +92,7 @@ class AdversarialBatches:
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
         generator = torch.Generator().manual_seed(draw(self.seed, self.role, step))
-        whole = batch.share
+        whole = batch.shard
         number = len(batch) if whole is None else whole.total
         order = torch.randperm(number, generator=generator)
         attacked = order[: round(self.share * number)].sort().values.to(batch.images.device)
@@ -117,5 +117,5 @@ class AdversarialBatches:
             batch.indices[rows],
             domain=self.domain,
             adversarial=len(chosen),
-            share=made_share,
+            shard=made_share,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import GradientAttack
-from reidguard.attacks.instance import Goal, Victim, squared_distance
+from reidguard.attacks.instance.base import Goal, Target, squared_distance
 from reidguard.errors import InputError
 from reidguard.types import Budget
 
@@ -47,15 +47,15 @@ class GuideSampling(GradientAttack):
             raise InputError(f"push must be at least 1 guide, not {push}")
         self.push = push
 
-    def search(self, x: Tensor, clean: Tensor, victim: Victim) -> Tensor:
+    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
         """Draw the guides of each image, and climb."""
-        landmarks = victim.landmarks
-        assert landmarks is not None
-        landmarks.need_two("GuideSampling")
+        prototypes = victim.prototypes
+        assert prototypes is not None
+        prototypes.need_two("GuideSampling")
         draws = self.uniform(x, "guides", (self.push + 1,)).to(clean.dtype)
-        same = landmarks.index == victim.identities(clean)[:, None]
-        other = (landmarks.index >= 0) & ~same
-        features = landmarks.features.to(clean.dtype)
+        same = prototypes.index == victim.identities(clean)[:, None]
+        other = (prototypes.index >= 0) & ~same
+        features = prototypes.features.to(clean.dtype)
         # An identity that no guide shows: the clean feature stands for it.
         own = features[_choose(same, draws[:, :-1])].mean(1)
         self._push = torch.where(same.any(1)[:, None], own, clean)
@@ -65,7 +65,7 @@ class GuideSampling(GradientAttack):
         finally:
             del self._push, self._pull
 
-    def goal(self, clean: Tensor, victim: Victim) -> Goal:
+    def goal(self, clean: Tensor, victim: Target) -> Goal:
         """Return squared distance to the pushing guides, less that to the pulling one."""
         push, pull = self._push, self._pull
         return lambda features: squared_distance(features, push) - squared_distance(features, pull)

@@ -102,7 +102,7 @@ def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:
 
 def _learnt(model: ReIDModel) -> dict[str, dict[str, str]]:
     """What each classifier learnt from, as far as the model's facts tell."""
-    facts = model.training_facts or {}
+    facts = model.provenance or {}
     learnt = dict(facts.get("domains", {}))
     if "domain" in facts and "train" in facts:  # as train_model writes them
         learnt[facts["domain"]] = facts["train"]

@@ -19,13 +19,14 @@ from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
 from reidguard.defenses.goat import GuideSampling
 from reidguard.defenses.heads import domains_of, with_classifiers
-from reidguard.distributed import gather, joint_layers, processes
+from reidguard.distributed import gather, sync_layers, world
 from reidguard.errors import InputError, RegistryError, TrainingError
-from reidguard.meta import LEARNERS, MetaLearner
-from reidguard.meta.temporary import TemporaryLearner
-from reidguard.models import ReIDModel, weights_fingerprint
+from reidguard.learners import LEARNERS, MetaLearner
+from reidguard.learners.bilevel import BilevelLearner
+from reidguard.models import ReIDModel
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective, fixed_statistics
 from reidguard.objectives.reid import Loss, Reduction
+from reidguard.storage import weights_fingerprint
 from reidguard.training import ProgressCallback, learn
 from reidguard.training.recipe import EPOCHS, FLAT
 from reidguard.training.recompute import recomputing
@@ -195,7 +196,7 @@ class AdversarialTraining(Defense):
             progress: Called with a :class:`~reidguard.training.Progress` after every step.
 
         Returns:
-            A new model in eval mode, on the device of ``model``; its ``training_facts`` say how it
+            A new model in eval mode, on the device of ``model``; its ``provenance`` say how it
             was learnt.
 
         Raises:
@@ -230,7 +231,7 @@ class AdversarialTraining(Defense):
                 seed=seed,
                 augment=geometry(augment),
                 device=device,
-                processes=processes(),
+                world=world(),
             )
             for dataset in datasets
         ]
@@ -323,7 +324,7 @@ class AdversarialTraining(Defense):
                 "learning rate"
             )
         robust.zero_grad(set_to_none=True)
-        robust.training_facts = facts
+        robust.provenance = facts
         return robust.eval()
 
     def _objective(self) -> DefenseObjective:
@@ -333,8 +334,8 @@ class AdversarialTraining(Defense):
         if not isinstance(self.learner, str):
             return self.learner
         factory = LEARNERS.get(self.learner)
-        # A subclass of TemporaryLearner may hand ``inner`` on without naming it.
-        temporary = isinstance(factory, type) and issubclass(factory, TemporaryLearner)
+        # A subclass of BilevelLearner may hand ``inner`` on without naming it.
+        temporary = isinstance(factory, type) and issubclass(factory, BilevelLearner)
         if temporary or "inner" in inspect.signature(factory).parameters:
             return factory(inner=self.inner, inner_lr=self.inner_lr)
         if self.inner_lr is not None:
@@ -372,16 +373,18 @@ class AdversarialTraining(Defense):
             if attack.needs_guides:
                 with (
                     torch.no_grad(),
-                    joint_layers(batch.share),
+                    sync_layers(batch.shard),
                     nullcontext() if in_train else _evaluating(model),
                 ):
-                    features = gather(victim.features(batch.images), batch.share)
-                pids = gather(batch.pids, batch.share)
+                    features = gather(victim.features(batch.images), batch.shard)
+                pids = gather(batch.pids, batch.shard)
                 guides = Guides(features, pids + 1)  # 0 would mark distractors
             bound = attack.bind(victim, guides)
-            share = None if batch.share is None else batch.share.part(chosen)
-            with joint_layers(share):
-                adversarial = (bound.labelled(batch.pids[chosen] + 1) if guides else bound)(images)
+            share = None if batch.shard is None else batch.shard.part(chosen)
+            with sync_layers(share):
+                adversarial = (bound.with_labels(batch.pids[chosen] + 1) if guides else bound)(
+                    images
+                )
         return adversarial
 
 

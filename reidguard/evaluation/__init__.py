@@ -6,11 +6,11 @@ from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResul
 from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.grid import SETTINGS, GridCell, GridResult, evaluate_grid
-from reidguard.evaluation.lpips import LPIPS
 from reidguard.evaluation.protocol import Protocol
-from reidguard.evaluation.quality import achieved_linf, ms_ssim, psnr, ssim
 from reidguard.evaluation.save import save_adversarial
 from reidguard.evaluation.verify import VerifyReport, verify
+from reidguard.metrics.lpips import LPIPS
+from reidguard.metrics.quality import achieved_linf, ms_ssim, psnr, ssim
 
 __all__ = [
     "LPIPS",

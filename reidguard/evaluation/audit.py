@@ -22,9 +22,10 @@ from reidguard.errors import InputError, TrainingError
 from reidguard.evaluation.evaluate import EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, module_device, to_device, to_float
 from reidguard.evaluation.protocol import Protocol
-from reidguard.models import ReIDModel, frozen, weights_fingerprint
-from reidguard.objectives import comparable_features
-from reidguard.storage import library_versions
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
+from reidguard.objectives import normalized_features
+from reidguard.storage import library_versions, weights_fingerprint
 from reidguard.types import Budget
 
 __all__ = ["AuditReport", "Finding", "audit"]
@@ -218,7 +219,7 @@ def audit(
 
     Example:
         >>> import tempfile
-        >>> from reidguard.data import read_virtual
+        >>> from reidguard.virtual import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((8, 4)), torch.nn.Flatten())
@@ -367,10 +368,10 @@ def _probe(model: ReIDModel, x: Tensor, eps: float, seed: int) -> _Gradients:
     found = []
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
-            clean = comparable_features(model, x)
+            clean = normalized_features(model, x)
 
         def goal(images: Tensor) -> Tensor:
-            return ((comparable_features(model, images) - clean) ** 2).sum(1)
+            return ((normalized_features(model, images) - clean) ** 2).sum(1)
 
         for _ in range(STARTS):
             noise = 2 * torch.rand(x.shape, generator=generator).to(x) - 1
@@ -378,7 +379,7 @@ def _probe(model: ReIDModel, x: Tensor, eps: float, seed: int) -> _Gradients:
             start = (x + eps * noise).clamp(PROBE, 1 - PROBE)
             first, again = (_gradient(goal, start) for _ in range(2))
             with torch.no_grad():
-                pair = [comparable_features(model, start) for _ in range(2)]
+                pair = [normalized_features(model, start) for _ in range(2)]
                 step = PROBE * first.gradient.sign().nan_to_num()
                 predicted = 2 * (first.gradient * step).flatten(1).sum(1)
                 measured = goal(start + step) - goal(start - step)

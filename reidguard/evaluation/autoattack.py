@@ -32,11 +32,12 @@ from reidguard.evaluation.features import (
     told,
 )
 from reidguard.evaluation.protocol import Protocol
-from reidguard.evaluation.quality import achieved_linf
 from reidguard.evaluation.save import attack_fingerprint, claim_folder, write_png
-from reidguard.models import ReIDModel, frozen, weights_fingerprint
-from reidguard.ranking import RankingResult, rank
-from reidguard.storage import load_tensors, save_tensors, write_json
+from reidguard.metrics import RankingResult, rank
+from reidguard.metrics.quality import achieved_linf
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
+from reidguard.storage import load_tensors, save_tensors, weights_fingerprint, write_json
 from reidguard.training import Progress, ProgressCallback
 from reidguard.types import Budget, ReIDSample
 
@@ -99,7 +100,7 @@ class RetrievalAutoAttack:
 
     Example:
         >>> import tempfile
-        >>> from reidguard.data import read_virtual
+        >>> from reidguard.virtual import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((8, 4)), torch.nn.Flatten())

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from reidguard.evaluation.audit import Finding
-from reidguard.ranking import RankingResult
+from reidguard.metrics import RankingResult
 from reidguard.storage import atomic_write, library_versions, write_json
 
 __all__ = ["AutoAttackResult", "MemberResult", "WorstCase"]
@@ -72,7 +72,7 @@ class WorstCase:
 
     @property
     def broken_share(self) -> float:
-        """Share of broken queries among those that have a match."""
+        """Fraction of broken queries among those that have a match."""
         return float(self.broken.sum() / (self.first_match > 0).sum())
 
     def rank_k(self, k: int) -> float:

@@ -25,9 +25,10 @@ from reidguard.evaluation.features import (
     told,
 )
 from reidguard.evaluation.protocol import Protocol
-from reidguard.evaluation.quality import achieved_linf, psnr, ssim_and_ms_ssim
-from reidguard.models import ReIDModel, frozen
-from reidguard.ranking import RankingResult, rank
+from reidguard.metrics import RankingResult, rank
+from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
 from reidguard.storage import atomic_write, library_versions, write_json
 from reidguard.types import ReIDSample
 
@@ -181,7 +182,7 @@ def evaluate(
     store: FeatureStore | None = None,
     batch_size: int = 64,
     query_every: int = 1,
-    tell_labels: bool = False,
+    with_labels: bool = False,
     side: str = "query",
     lpips: Measure | None = None,
     progress: Progress | None = None,
@@ -203,7 +204,7 @@ def evaluate(
             any number of attacks; None keeps them for this call.
         batch_size: Images per forward pass. Changes figures by float noise at most.
         query_every: Use every n-th query, for a quick look.
-        tell_labels: Tell an instance attack the true identities of the images, as the strongest
+        with_labels: Tell an instance attack the true identities of the images, as the strongest
             attacker would know them. Otherwise it guesses where it needs them.
         side: What is perturbed: ``"query"``, as in all tables of the field, or ``"gallery"``, every
             image of it, while the queries stay clean. Guides then are best the queries.
@@ -220,7 +221,7 @@ def evaluate(
     Example:
         >>> import tempfile
         >>> from reidguard.attacks import DeltaAttack
-        >>> from reidguard.data import read_virtual
+        >>> from reidguard.virtual import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
@@ -241,8 +242,8 @@ def evaluate(
         raise InputError("side says what an attack perturbs: give an attack, or leave side out")
     device = module_device(model)
     by_image = isinstance(attack, InstanceAttack)
-    if tell_labels and not by_image:
-        raise InputError("tell_labels is for instance attacks, which may use the identities")
+    if with_labels and not by_image:
+        raise InputError("with_labels is for instance attacks, which may use the identities")
     if attack is not None and (its := attack_device(attack, device)) != device:
         cure = "bind it to a model there" if by_image else f"call attack.to({str(device)!r})"
         raise InputError(f"the model is on {device}, the attack on {its}; {cure}")
@@ -284,7 +285,7 @@ def evaluate(
             for place, pixels in iterate_images(samples, size, batch_size):
                 one = its_attack
                 if one is not None:
-                    one = told(one, samples[place], tell_labels)
+                    one = told(one, samples[place], with_labels)
                 seen.add(model, one, to_device(pixels, device), dtype, want_clean)
                 if progress is not None:
                     progress(ahead + place.stop, total)
@@ -332,7 +333,7 @@ def evaluate(
         else {
             "name": type(attack).__name__,
             "eps": attack.budget.eps,
-            **({"labels": "told"} if tell_labels else {}),
+            **({"labels": "told"} if with_labels else {}),
             **({"side": side} if side != "query" else {}),
         },
         dataset={

@@ -14,8 +14,9 @@ from torch import Tensor
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import ReIDModel, frozen, weights_fingerprint
-from reidguard.storage import load_tensors, save_tensors
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
+from reidguard.storage import load_tensors, save_tensors, weights_fingerprint
 from reidguard.types import ReIDSample
 
 __all__ = ["FeatureStore", "extract_features"]
@@ -54,10 +55,10 @@ def attack_device(attack: Attack, default: torch.device | None = None) -> torch.
     return module_device(attack, default)
 
 
-def told(attack: Attack, samples: Sequence[ReIDSample], tell_labels: bool) -> Attack:
+def told(attack: Attack, samples: Sequence[ReIDSample], with_labels: bool) -> Attack:
     """Return the attack for one batch; an instance attack knows whom it shows if it is told."""
-    if tell_labels and isinstance(attack, InstanceAttack):
-        return attack.labelled([sample.pid for sample in samples])
+    if with_labels and isinstance(attack, InstanceAttack):
+        return attack.with_labels([sample.pid for sample in samples])
     return attack
 
 

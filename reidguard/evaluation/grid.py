@@ -19,8 +19,8 @@ from reidguard.errors import InputError
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import FeatureStore
 from reidguard.evaluation.protocol import Protocol
-from reidguard.models import ReIDModel, weights_fingerprint
-from reidguard.storage import atomic_write, library_versions, write_json
+from reidguard.models import ReIDModel
+from reidguard.storage import atomic_write, library_versions, weights_fingerprint, write_json
 
 __all__ = ["SETTINGS", "GridCell", "GridResult", "evaluate_grid"]
 
@@ -304,7 +304,7 @@ def evaluate_grid(
             {"market": market, "duke": duke},
         )
 
-    What an attack was learnt on is read from its ``training_facts``: the network of the model with
+    What an attack was learnt on is read from its ``provenance``: the network of the model with
     those weights, the dataset with those training images. An instance attack's source is the model
     it is bound to; one that is not bound is bound to the model of each cell, with the gallery for
     guides where it needs them, and all its cells are "source". Anything else, ``sources`` tells.
@@ -336,7 +336,7 @@ def evaluate_grid(
     Example:
         >>> import tempfile
         >>> from reidguard.attacks import SMA
-        >>> from reidguard.data import read_virtual
+        >>> from reidguard.virtual import read_virtual
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grey = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
@@ -413,14 +413,14 @@ def _by_dataset(
             f"({', '.join(datasets)})"
         )
     for place, model in given.items():
-        trained = ((model.training_facts or {}).get("train") or {}).get("fingerprint")
+        trained = ((model.provenance or {}).get("train") or {}).get("fingerprint")
         if trained is None or trained == datasets[place].fingerprint("train"):
             continue
         for other, dataset in datasets.items():
             if other != place and dataset.train and dataset.fingerprint("train") == trained:
                 raise InputError(
                     f"the model of {name!r} for {place!r} was trained on {other!r}, as its "
-                    "training_facts say: give it for that one, or as a network of its own, which "
+                    "provenance say: give it for that one, or as a network of its own, which "
                     "is measured on all datasets"
                 )
     return {place: given[place] for place in datasets if place in given}
@@ -444,7 +444,7 @@ def _source(
                     alone = len({id(one) for one in by_dataset.values()}) == 1
                     return network, None if alone else place
         raise InputError(f"attack {name!r} is bound to a model that is none of the grid's; {cure}")
-    facts = attack.training_facts or {}
+    facts = attack.provenance or {}
     weights, trained = facts.get("model"), (facts.get("meta_train") or {})
     if weights is None or "train" not in trained:
         raise InputError(f"nothing says what attack {name!r} was learnt on; {cure}")
@@ -477,7 +477,7 @@ def _setting(source: tuple[str, str | None] | None, network: str, place: str) ->
 
 
 def _was_meta_test(attack: Attack, dataset: ReIDDataset) -> bool:
-    learnt = ((attack.training_facts or {}).get("meta_test") or {}).get("train")
+    learnt = ((attack.provenance or {}).get("meta_test") or {}).get("train")
     return learnt is not None and bool(dataset.train) and dataset.fingerprint("train") == learnt
 
 
@@ -567,7 +567,7 @@ def _attack_fingerprint(name: str, attack: Attack) -> str:
                 "cannot be told from those of another victim: leave folder out"
             )
         parts += [weights_fingerprint(victim.model), victim.model.metric]
-        marks = victim.landmarks
+        marks = victim.prototypes
         parts += [_digest(t) for t in (marks.features, marks.known, marks.index)] if marks else []
         parts.append(None if victim.pids is None else _digest(victim.pids))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reidguard.errors import InputError
-from reidguard.ranking import METRICS, SAME_CAMERA
+from reidguard.metrics import METRICS, SAME_CAMERA
 
 __all__ = ["Protocol"]
 

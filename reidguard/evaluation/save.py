@@ -17,8 +17,8 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation.features import attack_device, to_device, to_float, told
-from reidguard.models import frozen, weights_fingerprint
-from reidguard.storage import atomic_write, write_json
+from reidguard.nn import frozen
+from reidguard.storage import atomic_write, weights_fingerprint, write_json
 
 __all__ = ["save_adversarial"]
 
@@ -32,7 +32,7 @@ def save_adversarial(
     *,
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
-    tell_labels: bool = False,
+    with_labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the adversarial queries of a dataset as PNG, each under its query's own name.
@@ -50,7 +50,7 @@ def save_adversarial(
         directory: New, empty, or one that the same call has begun.
         image_size: (height, width) of the images.
         batch_size: Images at a time.
-        tell_labels: Tell an instance attack the true identities, as in ``evaluate``.
+        with_labels: Tell an instance attack the true identities, as in ``evaluate``.
         progress: Called with (images done, images in all).
 
     Returns:
@@ -63,8 +63,8 @@ def save_adversarial(
         CheckpointError: If a file cannot be written.
     """
     device = attack_device(attack)
-    if tell_labels and not isinstance(attack, InstanceAttack):
-        raise InputError("tell_labels is for instance attacks, which may use the identities")
+    if with_labels and not isinstance(attack, InstanceAttack):
+        raise InputError("with_labels is for instance attacks, which may use the identities")
     directory = Path(directory).expanduser()
     names = dataset.query_names
     card = {
@@ -75,7 +75,7 @@ def save_adversarial(
         "dataset": dataset.name,
         "query_fingerprint": dataset.fingerprint("query"),
         "image_size": list(image_size),
-        **({"labels": "told"} if tell_labels else {}),
+        **({"labels": "told"} if with_labels else {}),
     }
     targets = [directory / f"{name}.png" for name in names]
     claim_folder(directory, card, {*targets})
@@ -87,7 +87,7 @@ def save_adversarial(
     with torch.no_grad(), frozen(attack), ThreadPoolExecutor(2) as pool:
         for place, pixels in iterate_images(samples, image_size, batch_size):
             x = to_float(to_device(pixels, device))
-            perturb = told(attack, samples[place], tell_labels)
+            perturb = told(attack, samples[place], with_labels)
             saved = attack.budget.quantize(perturb(x), x).cpu()
             list(pool.map(write_png, [targets[i] for i in missing[place]], saved))
             if progress is not None:
@@ -115,8 +115,8 @@ def attack_fingerprint(attack: Attack) -> str:
             spec = getattr(victim.model, "input_spec", None)
             facts = f"{weights_fingerprint(victim.model)} {spec} {victim.model.metric}"
             digest.update(facts.encode())
-        if victim.landmarks is not None:
-            for tensor in (victim.landmarks.features, victim.landmarks.index):
+        if victim.prototypes is not None:
+            for tensor in (victim.prototypes.features, victim.prototypes.index):
                 digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -13,8 +13,8 @@ from reidguard.attacks import Attack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import attack_device, to_device, to_float
-from reidguard.evaluation.quality import achieved_linf
-from reidguard.models import frozen
+from reidguard.metrics.quality import achieved_linf
+from reidguard.nn import frozen
 from reidguard.types import TOLERANCE, check_images
 
 __all__ = ["VerifyReport", "verify"]
@@ -29,7 +29,7 @@ class VerifyReport:
         eps: The budget, in [0, 1] units.
         linf: Largest change of a float image, in [0, 1] units.
         levels: Largest change of an 8-bit image, in grey levels.
-        moved: Share of pixels of which any channel changed in the 8-bit images.
+        moved: Fraction of pixels of which any channel changed in the 8-bit images.
         in_range: Whether all values were finite and in [0, 1].
         passed: Whether float and 8-bit images stayed inside the budget and in range.
     """

@@ -5,11 +5,10 @@ from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
-from reidguard.models.frozen import frozen
 from reidguard.models.ide import IDE
 from reidguard.models.osnet import OSNet
 from reidguard.models.pcb import PCB
-from reidguard.models.weights import LoadReport, load_weights, weights_fingerprint
+from reidguard.models.weights import LoadReport, load_weights
 from reidguard.models.wrap import wrap_model
 
 __all__ = [
@@ -25,12 +24,10 @@ __all__ = [
     "ReIDModel",
     "ReIDOutput",
     "create_model",
-    "frozen",
     "load_model",
     "load_onnx",
     "load_openvino",
     "load_weights",
     "register_model",
-    "weights_fingerprint",
     "wrap_model",
 ]

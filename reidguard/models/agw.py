@@ -20,8 +20,8 @@ from reidguard.models.backbones import (
     map_channels,
 )
 from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
-from reidguard.models.layouts import head_rule, rename
 
 __all__ = ["AGW"]
 

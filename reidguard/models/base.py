@@ -79,7 +79,7 @@ class ReIDModel(ABC, nn.Module):
         #: Registry name and arguments, set by `create_model`: what a checkpoint is rebuilt from.
         self.recipe: tuple[str, dict[str, Any]] | None = None
         #: How the weights were learnt, if this library did; `save` writes it into the card.
-        self.training_facts: dict[str, Any] | None = None
+        self.provenance: dict[str, Any] | None = None
 
     def build_classifiers(self, width: int) -> None:
         """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""
@@ -175,7 +175,7 @@ class ReIDModel(ABC, nn.Module):
         Args:
             path: Target file, which :func:`load_model` reads.
             training: Facts about the training to keep in the card (JSON values); by default
-                :attr:`training_facts`.
+                :attr:`provenance`.
 
         Raises:
             InputError: If the model was not built by :func:`create_model`, so that no file could
@@ -189,7 +189,7 @@ class ReIDModel(ABC, nn.Module):
                 "and use create_model(name), or keep its state_dict() yourself"
             )
         name, kwargs = self.recipe
-        facts = self.training_facts if training is None else training
+        facts = self.provenance if training is None else training
         card = {
             "kind": "model",
             "name": name,

@@ -125,5 +125,5 @@ def load_model(path: Path | str) -> ReIDModel:
             f"{path} does not fit the model {name!r} of its card: {error}"
         ) from error
     model.input_spec, model.metric = input_spec, metric
-    model.training_facts = card.get("training")
+    model.provenance = card.get("training")
     return model.eval()

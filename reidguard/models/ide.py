@@ -19,8 +19,8 @@ from reidguard.models.backbones import (
     keep_resolution,
 )
 from reidguard.models.base import ReIDModel, image_size
+from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
-from reidguard.models.layouts import head_rule, rename
 
 __all__ = ["IDE"]
 

@@ -4,7 +4,7 @@ from reidguard.objectives.base import (
     ATTACK_LOSSES,
     AttackLoss,
     FeatureObjective,
-    comparable_features,
+    normalized_features,
 )
 from reidguard.objectives.misranking import MisrankingTriplet
 from reidguard.objectives.retrieval import LabelWiseLoss, ListWiseLoss, PairWiseLoss
@@ -19,5 +19,5 @@ __all__ = [
     "MisrankingTriplet",
     "PairWiseLoss",
     "SelfMetricLoss",
-    "comparable_features",
+    "normalized_features",
 ]

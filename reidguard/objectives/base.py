@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import gather, joint_layers
+from reidguard.distributed import gather, sync_layers
 from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
 from reidguard.types import Embedder, Metric, ReIDBatch
@@ -19,12 +19,12 @@ __all__ = [
     "ATTACK_LOSSES",
     "AttackLoss",
     "FeatureObjective",
-    "as_compared",
-    "comparable_features",
+    "normalize_for",
+    "normalized_features",
 ]
 
 
-def comparable_features(model: Embedder, images: Tensor) -> Tensor:
+def normalized_features(model: Embedder, images: Tensor) -> Tensor:
     """Return features in the space where the model's retrieval compares them.
 
     With the cosine metric that is the unit sphere, on which Euclidean distances rank alike.
@@ -36,10 +36,10 @@ def comparable_features(model: Embedder, images: Tensor) -> Tensor:
     Returns:
         (N, D), at least float32.
     """
-    return as_compared(model.features(images), model.metric)
+    return normalize_for(model.features(images), model.metric)
 
 
-def as_compared(features: Tensor, metric: Metric) -> Tensor:
+def normalize_for(features: Tensor, metric: Metric) -> Tensor:
     """Return features in the space where a metric compares them, at least float32."""
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
@@ -49,8 +49,8 @@ def as_compared(features: Tensor, metric: Metric) -> Tensor:
 class AttackLoss(ABC):
     """A scalar that an attack minimises: most compare features and know nothing else."""
 
-    needs_training_features: ClassVar[bool] = False
-    """Whether :meth:`prepared` must see the features of all training images first."""
+    needs_training_statistics: ClassVar[bool] = False
+    """Whether :meth:`with_statistics` must see the features of all training images first."""
 
     flat_at_clean: ClassVar[bool] = False
     """Whether the gradient is zero as long as nothing is changed, so that learning must start
@@ -61,20 +61,20 @@ class AttackLoss(ABC):
         """Return the loss.
 
         Args:
-            adversarial: (N, D) features of the adversarial images, or what :meth:`vectors` gives.
+            adversarial: (N, D) features of the adversarial images, or their :meth:`representation`.
             clean: (N, D) the same of these images before the attack, constant.
             pids: (N,) identities.
         """
 
-    def vectors(self, model: Embedder, images: Tensor) -> Tensor:
+    def representation(self, model: Embedder, images: Tensor) -> Tensor:
         """Return the (N, D) vectors that the loss compares: features, unless a loss says else."""
-        return comparable_features(model, images)
+        return normalized_features(model, images)
 
-    def prepared(self, training: Tensor) -> AttackLoss:
+    def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss for a surrogate whose clean training images have these vectors.
 
         Args:
-            training: (images, D), what :meth:`vectors` gives of all images to learn from.
+            training: (images, D), what :meth:`representation` gives of all images to learn from.
         """
         return self
 
@@ -102,12 +102,12 @@ class FeatureObjective:
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one where this is a share."""
-        share = batch.share
-        with joint_layers(share):
+        share = batch.shard
+        with sync_layers(share):
             clean = batch.features
             if clean is None:
                 with torch.no_grad():
-                    clean = self.loss.vectors(self.model, batch.images)
+                    clean = self.loss.representation(self.model, batch.images)
             seen = attack(batch.images)
             if self.diversity > 0:
                 # Every process makes the draws of the joint batch, and uses those of its rows.
@@ -115,7 +115,7 @@ class FeatureObjective:
                 draws = torch.rand(total, 4, device=seen.device)
                 draws = draws if share is None else draws[share.rows.to(seen.device)]
                 seen = diverse(seen, draws, self.diversity)
-            adversarial = self.loss.vectors(self.model, seen)
+            adversarial = self.loss.representation(self.model, seen)
         return self.loss(
             gather(adversarial, share), gather(clean, share), gather(batch.pids, share)
         )

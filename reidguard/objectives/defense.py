@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reidguard.distributed import Share, gather, joint_layers
+from reidguard.distributed import BatchShard, gather, sync_layers
 from reidguard.errors import InputError
 from reidguard.objectives.reid import Loss, Reduction, ReIDObjective
 from reidguard.types import ReIDBatch
@@ -87,17 +87,17 @@ class DefenseObjective:
             return objective(model, batch)
         first = len(batch) - batch.adversarial
         rows = slice(first), slice(first, None)
-        share = batch.share
-        shares: list[Share | None] = [None, None]
+        share = batch.shard
+        shares: list[BatchShard | None] = [None, None]
         numbers = [first, batch.adversarial]
         if share is not None:
             parts = [share.part(r) for r in rows]
             shares, numbers = [*parts], [part.total for part in parts]
         if 0 in numbers:
             return objective(model, batch)
-        with joint_layers(shares[0]):
+        with sync_layers(shares[0]):
             clean = model(batch.images[rows[0]], domain=batch.domain)
-        with joint_layers(shares[1]), fixed_statistics(model):
+        with sync_layers(shares[1]), fixed_statistics(model):
             other = model(batch.images[rows[1]], domain=batch.domain)
         logits = None if clean.logits is None else _joined(clean.logits, other.logits, shares)
         pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shares)
@@ -121,7 +121,9 @@ def fixed_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _joined(
-    one: Tensor | Sequence[Tensor], two: Tensor | Sequence[Tensor], shares: Sequence[Share | None]
+    one: Tensor | Sequence[Tensor],
+    two: Tensor | Sequence[Tensor],
+    shares: Sequence[BatchShard | None],
 ) -> Any:
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return torch.cat((gather(one, shares[0]), gather(two, shares[1])))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.distributed import Share, gather, joint_layers
+from reidguard.distributed import BatchShard, gather, sync_layers
 from reidguard.errors import InputError
 from reidguard.types import ReIDBatch
 
@@ -212,7 +212,7 @@ def identity_loss(
     Args:
         logits: (N, identities).
         pids: (N,) int64 training labels from 0.
-        smoothing: Share of the target spread evenly over all identities, in [0, 1].
+        smoothing: Fraction of the target spread evenly over all identities, in [0, 1].
         reduction: "mean" or "sum" over the images.
 
     Returns:
@@ -294,16 +294,16 @@ class ReIDObjective:
         Raises:
             InputError: If the model has no classifier, or the batch does not suit the losses.
         """
-        with joint_layers(batch.share):
+        with sync_layers(batch.shard):
             output = model(batch.images, domain=self.domain)
-        return self.loss(output.embeddings, output.logits, batch.pids, batch.share)
+        return self.loss(output.embeddings, output.logits, batch.pids, batch.shard)
 
     def loss(
         self,
         embeddings: Tensor | Sequence[Tensor],
         logits: Tensor | Sequence[Tensor] | None,
         pids: Tensor,
-        share: Share | None = None,
+        share: BatchShard | None = None,
     ) -> Tensor:
         """Return the loss of what a model gave.
 
@@ -369,8 +369,8 @@ class AGWObjective(nn.Module):
         Raises:
             InputError: If the model has no classifier or several embeddings of an image.
         """
-        share = batch.share
-        with joint_layers(share):
+        share = batch.shard
+        with sync_layers(share):
             output = model(batch.images, domain=self.domain)
         if not isinstance(output.embeddings, Tensor) or not isinstance(output.logits, Tensor):
             raise InputError(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reidguard.errors import InputError
-from reidguard.objectives.base import ATTACK_LOSSES, AttackLoss, as_compared
+from reidguard.objectives.base import ATTACK_LOSSES, AttackLoss, normalize_for
 from reidguard.objectives.clusters import k_means
 from reidguard.objectives.misranking import row_distance
 from reidguard.types import Embedder
@@ -21,7 +21,7 @@ __all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "class_scores"]
 class _CentroidLoss(AttackLoss):
     """What the losses have in common that look at the centroids of the training features."""
 
-    needs_training_features = True
+    needs_training_statistics = True
 
     def __init__(
         self, clusters: int = 512, *, centroids: Tensor | None = None, seed: int = 0
@@ -32,7 +32,7 @@ class _CentroidLoss(AttackLoss):
         self.centroids = centroids
         self.seed = seed
 
-    def prepared(self, training: Tensor) -> AttackLoss:
+    def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss with the centroids of these features, unless some were given."""
         if self.centroids is not None:
             return self
@@ -169,7 +169,7 @@ class LabelWiseLoss(AttackLoss):
         other = adversarial.masked_fill(said, -torch.inf).amax(1)
         return F.relu(adversarial[said] - other).mean()
 
-    def vectors(self, model: Embedder, images: Tensor) -> Tensor:
+    def representation(self, model: Embedder, images: Tensor) -> Tensor:
         """Return the logits of the surrogate's classifier, (N, classes).
 
         Raises:
@@ -182,7 +182,7 @@ class LabelWiseLoss(AttackLoss):
 def class_scores(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return features, (N, D), and logits, (N, classes) for each part of the model, in one pass.
 
-    Features are :func:`comparable_features`. A model with several classifiers is asked the first.
+    Features are :func:`normalized_features`. A model with several classifiers is asked the first.
 
     Args:
         model: A model with a classifier.
@@ -200,5 +200,5 @@ def class_scores(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         )
     output = model(images, domain=domains[0])
     logits = [output.logits] if isinstance(output.logits, Tensor) else list(output.logits)
-    features = as_compared(output.features, model.metric)
+    features = normalize_for(output.features, model.metric)
     return features, [part.to(torch.promote_types(part.dtype, torch.float32)) for part in logits]

@@ -12,8 +12,9 @@ from reidguard.attacks import Attack, ColorAttack, DeltaAttack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.evaluation import FeatureStore
 from reidguard.evaluation.features import module_device
-from reidguard.models import ReIDModel, frozen
-from reidguard.ranking import top_k
+from reidguard.metrics import top_k
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
 from reidguard.report.html import gallery, picture, ranked
 from reidguard.report.pictures import amplified, as_image, color_cube
 from reidguard.types import ReIDSample

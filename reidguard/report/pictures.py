@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from reidguard.attacks.color import interpolate_colors
+from reidguard.attacks.universal.color import interpolate_colors
 from reidguard.errors import InputError
 
 __all__ = ["amplified", "as_image", "color_cube"]

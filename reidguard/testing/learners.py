@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.meta import MetaLearner, StepResult
+from reidguard.learners import MetaLearner, StepResult
 
 __all__ = ["LEARNER_CHECKS", "LearnerFactory"]
 

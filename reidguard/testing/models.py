@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.meta import FirstOrderLearner
-from reidguard.models import ReIDModel, ReIDOutput, frozen, load_model
+from reidguard.learners import FirstOrderLearner
+from reidguard.models import ReIDModel, ReIDOutput, load_model
+from reidguard.nn import frozen
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.types import ReIDBatch
 

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reidguard.distributed import agree, processes
+from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError
-from reidguard.meta import MetaLearner, Objective, StepResult
-from reidguard.models import weights_fingerprint
-from reidguard.storage import load_tensors, remove_temporaries, save_tensors
+from reidguard.learners import MetaLearner, Objective, StepResult
+from reidguard.storage import load_tensors, remove_temporaries, save_tensors, weights_fingerprint
 from reidguard.types import ReIDBatch
 
 __all__ = ["Batches", "Progress", "ProgressCallback", "learn"]
@@ -119,7 +118,7 @@ def learn(
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
     step, kept = 0, ""
-    together = processes()
+    together = world()
     writes = together is None or together.rank == 0
     if not writes:
         progress = None

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.data import Augment, BatchLoader, ReIDDataset
-from reidguard.distributed import processes
+from reidguard.distributed import world
 from reidguard.errors import InputError
-from reidguard.meta import Objective, PlainLearner
-from reidguard.models import ReIDModel, frozen
+from reidguard.learners import Objective, PlainLearner
+from reidguard.models import ReIDModel
+from reidguard.nn import frozen
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.training.loop import Progress, ProgressCallback, learn
 
@@ -134,7 +135,7 @@ def train_model(
         progress: Called with a :class:`~reidguard.training.Progress` after every step.
 
     Returns:
-        The model itself, every submodule in the mode it was in; ``model.training_facts`` says how
+        The model itself, every submodule in the mode it was in; ``model.provenance`` says how
         it was trained, and :meth:`ReIDModel.save` writes that down.
 
     Raises:
@@ -175,7 +176,7 @@ def train_model(
         seed=seed,
         augment=augment,
         device=next(model.parameters()).device,
-        processes=processes(),
+        world=world(),
     )
     if steps is None:
         steps = (chosen.epochs if epochs is None else epochs) * len(loader)
@@ -233,7 +234,7 @@ def train_model(
             settings={**facts, "network": hashlib.sha256(repr(model).encode()).hexdigest()},
             progress=told,
         )
-    model.training_facts = facts
+    model.provenance = facts
     alike = math.log(2) if recipe == "agw" else losses["margin"]  # a triplet of equal embeddings
     embeddings = _embeddings(model, domain, image_size)
     parts = 1 if isinstance(embeddings, Tensor) else len(embeddings)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from reidguard.distributed import same_layers
+from reidguard.distributed import active_sync_layers
 from reidguard.errors import InputError
 
 __all__ = ["recomputing"]
@@ -75,7 +75,7 @@ class _Recomputed(nn.Module):
         run = super().forward
         if not torch.is_grad_enabled():
             return run(*args, **kwargs)
-        contexts = partial(_contexts, self, same_layers())
+        contexts = partial(_contexts, self, active_sync_layers())
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 

@@ -25,7 +25,7 @@ def test_the_golden_attack_keeps_loading(monkeypatch):
     assert loaded.budget == Budget(16 / 255)
     assert loaded.stacked
     assert loaded.size == (4, 2)
-    assert loaded.training_facts == {"learner": "plain", "steps": 100, "seed": 0}
+    assert loaded.provenance == {"learner": "plain", "steps": 100, "seed": 0}
     x = torch.linspace(0, 1, 24).view(1, 3, 4, 2)
     assert torch.equal(loaded(x), expected(x))
     # the first node is black: its offset (-8, …)/256 is clipped at 0 by the colour stage

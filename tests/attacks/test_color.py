@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from reidguard.attacks import ColorAttack
-from reidguard.attacks.color import interpolate_colors
+from reidguard.attacks.universal.color import interpolate_colors
 from reidguard.types import Budget
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack, load_attack
 from reidguard.errors import CheckpointError, InputError, TrainingError
-from reidguard.meta import LEARNERS, PlainLearner
+from reidguard.learners import LEARNERS, PlainLearner
 from reidguard.models import wrap_model
 from reidguard.objectives import (
     ATTACK_LOSSES,
@@ -237,8 +237,8 @@ def test_saved_attack_comes_back_with_its_facts(model, studio, tmp_path):
     x = torch.rand(2, 3, *SIZE)
     assert torch.equal(loaded(x), attack(x))
     assert loaded.budget == attack.budget == Budget(8 / 255)
-    assert loaded.training_facts == attack.training_facts
-    assert loaded.training_facts["meta_train"]["name"] == studio.name
+    assert loaded.provenance == attack.provenance
+    assert loaded.provenance["meta_train"]["name"] == studio.name
 
 
 def test_a_learner_without_its_meta_test_set_says_so(model, studio):

@@ -122,7 +122,7 @@ def test_fna_goes_to_the_corner_that_the_two_means_span():
     model, x = linear(5), images()
     guides = guides_for(model)
     pids = torch.tensor([3, 7, 9, 3])
-    found = FNA(EPS, steps=16).bind(model, guides).labelled(pids)(x)
+    found = FNA(EPS, steps=16).bind(model, guides).with_labels(pids)(x)
     for image, adversarial, pid in zip(x, found, pids, strict=True):
         clean = weight(model) @ image.flatten()
         means = {i: guides.features[guides.pids == i].mean(0) for i in (3, 7, 9)}
@@ -138,7 +138,7 @@ def test_fna_goes_to_the_corner_that_the_two_means_span():
 def test_metric_fgsm_is_one_signed_step(targeted):
     model, x = linear(5), images()
     guides = guides_for(model)
-    found = MetricFGSM(EPS, targeted=targeted).bind(model, guides).labelled([3, 7, 9, 3])(x)
+    found = MetricFGSM(EPS, targeted=targeted).bind(model, guides).with_labels([3, 7, 9, 3])(x)
     for image, adversarial, pid in zip(x, found, (3, 7, 9, 3), strict=True):
         clean = weight(model) @ image.flatten()
         means = {i: guides.features[guides.pids == i].mean(0) for i in (3, 7, 9)}
@@ -153,7 +153,7 @@ def test_metric_fgsm_is_one_signed_step(targeted):
 def test_metric_iterations_equal_a_loop_over_guides(momentum, metric):
     model, x = linear(5, metric), images()
     guides, pids = guides_for(model), [3, 7, 9, 9]
-    attack = MetricIFGSM(EPS, momentum=momentum).bind(model, guides).labelled(pids)
+    attack = MetricIFGSM(EPS, momentum=momentum).bind(model, guides).with_labels(pids)
     found = attack(x)
     assert attack.steps == 10
     for image, adversarial, pid in zip(x, found, pids, strict=True):
@@ -256,7 +256,7 @@ def test_adaptive_steps_never_end_below_their_start(cls):
     model, x = convolutional(), images(8)
     for steps in (1, 2, 6):
         attack = cls(Budget(0.5), steps=steps, step_size=None)
-        attack = attack.bind(model, guides_for(model)).labelled([3, 7, 9, 3] * 2)
+        attack = attack.bind(model, guides_for(model)).with_labels([3, 7, 9, 3] * 2)
         goal = attack.goal(normed(model, x), attack.victim)
         start = x
         if cls is SMA:
@@ -285,7 +285,7 @@ def test_diversity_is_fixed_by_seed_and_image(name):
 def test_translation_smooths_the_gradient_with_a_gaussian():
     model, x = linear(1), images(1)
     guides = Guides(model.features(images(2, 9)), [1, 2])
-    attack = MetricFGSM(EPS, translation=3).bind(model, guides).labelled([1])
+    attack = MetricFGSM(EPS, translation=3).bind(model, guides).with_labels([1])
     gradient = ((weight(model) @ x.flatten()) - guides.features[0]) * weight(model)[0]
     line = torch.tensor([math.exp(-4.5), 1, math.exp(-4.5)], dtype=torch.float64)  # 3 σ at ±1
     kernel = torch.outer(line, line) / line.sum() ** 2
@@ -316,7 +316,7 @@ def test_square_climbs_a_one_dimensional_feature_close_to_its_optimum():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_the_goal_rises(name, metric):
     model, x = convolutional(metric), images()
-    attack = bound(name, model).labelled([3, 7, 9, 3])
+    attack = bound(name, model).with_labels([3, 7, 9, 3])
     goal = attack.goal(normed(model, x), attack.victim)
     assert (goal(normed(model, attack(x))) > goal(normed(model, x)) + 1e-6).all()
 
@@ -331,7 +331,7 @@ def test_restarts_are_never_worse_for_any_image(name):
     model, x = convolutional(), images(8)
     values = []
     for restarts in (1, 2, 5):
-        attack = bound(name, model, steps=3, restarts=restarts).labelled([3, 7, 9, 3] * 2)
+        attack = bound(name, model, steps=3, restarts=restarts).with_labels([3, 7, 9, 3] * 2)
         values.append(attack.goal(normed(model, x), attack.victim)(normed(model, attack(x))))
     for fewer, more in pairwise(values):
         assert (more >= fewer - 1e-12).all()
@@ -355,18 +355,18 @@ def test_without_labels_the_nearest_guide_tells_the_identity():
     guides = guides_for(model)
     x = images(8, 5) + torch.randint(-2, 3, (8, *SHAPE), generator=generator(1)) / 255
     known = guides.pids != 0  # the distractor is nobody
-    told = MetricIFGSM(EPS).bind(model, guides).labelled(guides.pids)(x)
+    told = MetricIFGSM(EPS).bind(model, guides).with_labels(guides.pids)(x)
     guessed = MetricIFGSM(EPS).bind(model, guides)(x)
     assert torch.equal(told[known], guessed[known])
     assert not torch.equal(
-        guessed, MetricIFGSM(EPS).bind(model, guides).labelled(guides.pids.flip(0))(x)
+        guessed, MetricIFGSM(EPS).bind(model, guides).with_labels(guides.pids.flip(0))(x)
     )
 
 
 def test_an_identity_without_guides_is_pushed_from_its_own_clean_feature():
     model, x = linear(5), images(1)
     guides = guides_for(model)
-    found = FNA(EPS, steps=16).bind(model, guides).labelled([1234])(x)
+    found = FNA(EPS, steps=16).bind(model, guides).with_labels([1234])(x)
     clean = model.features(x)[0].detach()
     means = torch.stack([guides.features[guides.pids == i].mean(0) for i in (3, 7, 9)])
     pull = means[(means - clean).norm(dim=1).argmax()]
@@ -388,10 +388,12 @@ def test_square_with_guides_raises_the_margin_of_rank_one():
             nearest = mine.min() if len(mine) else (feature - own).square().sum()
             yield float(nearest - squared[guides.pids != pid].min())
 
-    attack = SquareAttack(EPS, steps=60).bind(model, guides).labelled(pids)
+    attack = SquareAttack(EPS, steps=60).bind(model, guides).with_labels(pids)
     before, found = list(margins(x)), list(margins(attack(x)))
     assert all(b > a for a, b in zip(before, found, strict=True))
-    few = list(margins(SquareAttack(EPS, steps=60, seed=0).bind(model, guides).labelled(pids)(x)))
+    few = list(
+        margins(SquareAttack(EPS, steps=60, seed=0).bind(model, guides).with_labels(pids)(x))
+    )
     assert few == found
 
 
@@ -597,15 +599,15 @@ def test_other_mistakes_name_the_cure():
     with pytest.raises(InputError, match="wrap_model"):
         SMA().bind(nn.Linear(2, 2))
     with pytest.raises(InputError, match="not bound"):
-        SMA().labelled([1])
-    with pytest.raises(InputError, match="labelled"):
-        FNA().bind(model, guides_for(model)).labelled([3])(x)
+        SMA().with_labels([1])
+    with pytest.raises(InputError, match="with_labels"):
+        FNA().bind(model, guides_for(model)).with_labels([3])(x)
     with pytest.raises(InputError, match="two identities"):
         FNA().bind(model, Guides(torch.zeros(2, 2), [4, 4]))(x)
     with pytest.raises(InputError, match="two identities"):
         SquareAttack().bind(model, Guides(torch.zeros(2, 2), [4, 4]))(x)
     with pytest.raises(InputError, match="whole numbers"):
-        FNA().bind(model, guides_for(model)).labelled([0.5, 1.0])
+        FNA().bind(model, guides_for(model)).with_labels([0.5, 1.0])
     for features, pids in ((torch.zeros(3), [1, 2, 3]), (torch.zeros(3, 2), [1, 2])):
         with pytest.raises(InputError, match=r"\(G, D\)"):
             Guides(features, pids)

@@ -11,8 +11,8 @@ from reidguard.attacks import FNA, SMA, Guides, MetricIFGSM, SquareAttack
 from reidguard.data import iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation import FeatureStore, Protocol, evaluate, extract_features
+from reidguard.metrics import rank
 from reidguard.models import create_model, wrap_model
-from reidguard.ranking import rank
 from reidguard.types import Budget, InputSpec
 
 SMALL = Protocol(image_size=(64, 32))
@@ -55,7 +55,7 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
     for place, pixels in iterate_images(gallery, (64, 32), 64):
         pids = [s.pid for s in gallery[place]]
         x = pixels.float() / 255
-        x_adv = attack.labelled(pids)(x)
+        x_adv = attack.with_labels(pids)(x)
         parts.append(model.features(x_adv))
         parts_8bit.append(model.features(attack.budget.quantize(x_adv, x).float() / 255))
 
@@ -79,7 +79,7 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
         studio,
         attack,
         SMALL,
-        tell_labels=True,
+        with_labels=True,
         side="gallery",
         progress=lambda done, total: told.append((done, total)),
     )

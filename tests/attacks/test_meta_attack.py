@@ -6,7 +6,7 @@ from torch import nn
 
 from reidguard.attacks import DeltaAttack, MetaAttack, load_attack
 from reidguard.errors import InputError, RegistryError
-from reidguard.meta import FirstOrderLearner, HessianFreeLearner, MAMLLearner
+from reidguard.learners import FirstOrderLearner, HessianFreeLearner, MAMLLearner
 from reidguard.models import wrap_model
 from reidguard.types import Budget, InputSpec
 
@@ -40,9 +40,9 @@ def test_it_is_the_perturbation_learnt_by_maml(model, studio, other_dataset):
     plain.fit(model, studio, other_dataset, learner=MAMLLearner(), steps=4, **SMALL)
     assert same(meta, plain)
     assert plain.delta.abs().max() > 0
-    assert meta.training_facts["learner"] == "maml"
-    assert meta.training_facts["learner_options"]["inner"] == "scaled"
-    assert meta.training_facts["meta_test"]["name"] == other_dataset.name
+    assert meta.provenance["learner"] == "maml"
+    assert meta.provenance["learner_options"]["inner"] == "scaled"
+    assert meta.provenance["meta_test"]["name"] == other_dataset.name
     plain = DeltaAttack(size=SIZE).fit(model, studio, steps=4, **SMALL)
     assert not same(meta, plain), "the second set changed nothing"
 

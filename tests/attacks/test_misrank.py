@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from reidguard.attacks import MetaAttack, MisRank, load_attack
-from reidguard.attacks.misrank import MisRankObjective, nearest_positive_triplet
-from reidguard.attacks.networks import Discriminator, MaskHead, top_k_mask
+from reidguard.attacks.misrank.attack import MisRankObjective, nearest_positive_triplet
+from reidguard.attacks.misrank.networks import Discriminator, MaskHead, top_k_mask
 from reidguard.data import iterate_images
 from reidguard.errors import InputError
-from reidguard.evaluation.quality import ssim
-from reidguard.meta import JointLearner, PlainLearner
+from reidguard.learners import JointLearner, PlainLearner
+from reidguard.metrics.quality import ssim
 from reidguard.models import ReIDModel, wrap_model
 from reidguard.types import Budget, InputSpec, ReIDBatch
 
@@ -270,7 +270,7 @@ def test_it_learns_to_mislead(model, studio):
     before = copy.deepcopy(attack)
     fit(attack, model, studio, steps=15, lr=5e-3)
     assert not attack.training
-    assert attack.training_facts["objective"] == "misrank"
+    assert attack.provenance["objective"] == "misrank"
     pixels = next(iterate_images(studio.train, SIZE, 48))[1].float() / 255
     model.eval()
 
@@ -310,8 +310,8 @@ def test_resumed_gives_the_same_bits(model, studio, tmp_path):
 
 def test_joint_learns_from_two_sets(model, studio):
     attack = fit(tiny(), model, studio, studio, learner="joint", steps=1)
-    assert attack.training_facts["learner"] == "joint"
-    assert "meta_test" in attack.training_facts
+    assert attack.provenance["learner"] == "joint"
+    assert "meta_test" in attack.provenance
 
 
 @pytest.mark.parametrize("learner", ["maml", "first_order", "hessian_free"])
@@ -344,7 +344,7 @@ def test_it_comes_back_from_its_file(model, studio, tmp_path):
     x = torch.rand(2, 3, 40, 20)
     assert isinstance(loaded, MisRank)
     assert torch.equal(loaded(x), attack(x))
-    assert loaded.training_facts == attack.training_facts
+    assert loaded.provenance == attack.provenance
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,14 @@ def test_every_loss_is_learnt_within_the_budget(objective, model, studio):
     attack = UAPRetrieval(size=SIZE)
     attack.fit(model, data, objective=objective, steps=20, **SMALL)
     assert 0 < attack.delta.abs().max() <= attack.budget.eps
-    assert attack.training_facts["objective"] == objective
+    assert attack.provenance["objective"] == objective
 
     pixels = next(iterate_images(data.train, SIZE, len(data.train)))[1].float() / 255
     index = torch.arange(len(pixels))
     batch = ReIDBatch(pixels, index, index, index)
     loss = ATTACK_LOSSES.create(objective)
     with torch.no_grad():
-        measured = FeatureObjective(model, loss.prepared(loss.vectors(model, pixels)))
+        measured = FeatureObjective(model, loss.with_statistics(loss.representation(model, pixels)))
         assert measured(attack, batch) < measured(UAPRetrieval(size=SIZE), batch)
 
 
@@ -73,8 +73,8 @@ def test_what_it_does_unless_told_otherwise(model, studio):
     told = {"objective": "pairwise", "momentum": 1.0}
     own = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL)
     same = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL, **told)
-    assert own.training_facts == same.training_facts
-    assert own.training_facts["momentum"] == 1.0
+    assert own.provenance == same.provenance
+    assert own.provenance["momentum"] == 1.0
     assert torch.equal(own.delta, same.delta)
 
 
@@ -82,7 +82,7 @@ def test_centroids_are_those_of_all_training_images(model, studio):
     seen = []
 
     class Spy(PairWiseLoss):
-        def prepared(self, training):
+        def with_statistics(self, training):
             seen.append(training)
             return super().prepared(training)
 
@@ -263,7 +263,7 @@ def test_it_comes_back_from_its_file(model, studio, tmp_path):
     x = torch.rand(2, 3, 40, 20)
     assert isinstance(loaded, UAPRetrieval)
     assert torch.equal(loaded(x), attack(x))
-    assert loaded.training_facts["objective"] == "pairwise"
+    assert loaded.provenance["objective"] == "pairwise"
 
 
 def test_labelwise_needs_a_classifier(studio):

@@ -10,12 +10,13 @@ import torch
 
 from reidguard.attacks import DeltaAttack, load_attack
 from reidguard.cli import main
-from reidguard.cli.show import Display
-from reidguard.data import load_dataset, write_virtual
+from reidguard.cli.progress import Display
+from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, evaluate, verify
 from reidguard.models import load_model
 from reidguard.report.markdown import markdown_table
 from reidguard.training import MISGD, Progress
+from reidguard.virtual import write_virtual
 
 SIZE = (64, 32)
 
@@ -46,7 +47,7 @@ def attacked(victim, tmp_path_factory) -> Path:
 def test_train_writes_a_run(trained, studio):
     assert steps_of(trained) == list(range(1, 13))
     model = load_model(trained / "model.safetensors")
-    assert model.training_facts["steps"] == 12
+    assert model.provenance["steps"] == 12
     figures = evaluate(model, studio, protocol=Protocol(image_size=SIZE)).to_dict()
     saved = result_of(trained)
     assert saved["clean"] == figures["clean"]
@@ -215,7 +216,7 @@ def test_agw_by_its_own_recipe(data, tmp_path, refused):
     recipe = json.loads((tmp_path / "r" / "manifest.json").read_text())["settings"]["recipe"]
     assert (recipe["recipe"], recipe["lr"], recipe["identities"]) == ("agw", 3.5e-4, 16)
     assert recipe["images_per_identity"] == 2
-    facts = load_model(tmp_path / "r" / "model.safetensors").training_facts
+    facts = load_model(tmp_path / "r" / "model.safetensors").provenance
     assert facts["recipe"].endswith("centre loss")
     assert "did you mean 'agw'? known: paper, agw" in refused(*call, "--recipe", "awg")
 
@@ -304,7 +305,7 @@ class Terminal(StringIO):
 
 def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr("reidguard.cli.show.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("reidguard.cli.progress.time.monotonic", lambda: next(clock))
     log, terminal = StringIO(), Terminal()
     for stream in (log, terminal):
         with Display(stream) as display:
@@ -345,7 +346,7 @@ def test_the_meta_attack_learns_from_two_datasets(victim, studio_root, tmp_path,
     call = ["attack", *victim, "--attack", "meta", "--set", "perturbation=delta", "--steps", "3"]
     call += ["--meta-data", f"virtual:{studio_root}", "--query-every", "8"]
     assert main([*call, "--learner-set", "inner_steps=2", "--out", str(tmp_path / "run")]) == 0
-    facts = load_attack(tmp_path / "run" / "attack.safetensors").training_facts
+    facts = load_attack(tmp_path / "run" / "attack.safetensors").provenance
     assert facts["learner"] == "maml"
     assert facts["learner_options"]["inner_steps"] == 2
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

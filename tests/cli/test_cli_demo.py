@@ -148,7 +148,7 @@ def test_nobody_searched_for_was_learnt_from(finished):
     for domain in TINY.domains:
         people = load_dataset("virtual", finished / "people" / domain)
         assert not {s.pid for s in people.train} & {s.pid for s in people.query}
-    facts = load_attack(finished / "attack.safetensors").training_facts
+    facts = load_attack(finished / "attack.safetensors").provenance
     assert facts["learner"] == "maml"
     assert facts["meta_train"]["name"] == "virtual:plaza"
     assert facts["meta_test"]["name"] == "virtual:station"

@@ -88,18 +88,18 @@ def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, studio, tm
     call = ["attack", *victim, "--attack", "fna", *SHORT]
     assert main([*call, "--out", str(tmp_path / "guessed")]) == 0
     images = tmp_path / "images"
-    told = ["--tell-labels", "--out", str(tmp_path / "told"), "--save-images", str(images)]
+    told = ["--with-labels", "--out", str(tmp_path / "told"), "--save-images", str(images)]
     assert main([*call, *told]) == 0
     attack = FNA(steps=2).bind(model, guides(model, studio))
     for name, tell in (("guessed", False), ("told", True)):
         figures = evaluate(
-            model, studio, attack, PROTOCOL, query_every=8, tell_labels=tell
+            model, studio, attack, PROTOCOL, query_every=8, with_labels=tell
         ).to_dict()
         assert same(result_of(tmp_path / name), figures)
     assert result_of(tmp_path / "told")["attack"]["labels"] == "told"
     assert len(list(images.glob("*.png"))) == len(studio.query)
     assert json.loads((images / "adversarial.json").read_text())["labels"] == "told"
-    assert main([*call, "--tell-labels", "--out", str(tmp_path / "guessed")]) == 2
+    assert main([*call, "--with-labels", "--out", str(tmp_path / "guessed")]) == 2
 
 
 @pytest.mark.parametrize("name", ["sma", "fna"])
@@ -144,8 +144,8 @@ def test_what_does_not_fit_is_refused(victim, surrogate, tmp_path, refused):
     assert "it takes: budget, steps" in refused(*sma, "--set", "stepps=3")
     assert "steps and restarts must be at least 1" in refused(*sma, "--set", "steps=0")
     assert "write --eps 8/255" in refused(*sma, "--set", "eps=8")
-    assert "leave --tell-labels out" in refused(*sma, "--tell-labels")
-    assert "leave --tell-labels out" in refused("attack", *victim, "--tell-labels")
+    assert "leave --with-labels out" in refused(*sma, "--with-labels")
+    assert "leave --with-labels out" in refused("attack", *victim, "--with-labels")
     assert "no colour table" in refused(*sma, "--cube", tmp_path / "x.cube")
     assert "give --surrogate, too" in refused(*sma, "--surrogate-set", "size=64x32")
     DeltaAttack(size=SIZE).save(tmp_path / "delta.safetensors")

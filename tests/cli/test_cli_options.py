@@ -13,7 +13,7 @@ from reidguard.cli import main
 from reidguard.cli.app import COMMANDS
 from reidguard.cli.options import Parser, epsilon, image_size, key_value, pathname, rate
 from reidguard.errors import InputError
-from reidguard.meta import LEARNERS, PlainLearner
+from reidguard.learners import LEARNERS, PlainLearner
 
 
 @pytest.mark.parametrize(

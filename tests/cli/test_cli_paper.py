@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.paper import Network, paper_pictures, paper_tables, workshop
+from benchmarks.paper.experiments import DefenseSpec, hardening
 from reidguard.attacks import SMA, MetaAttack, load_attack
 from reidguard.cli import main, paper
-from reidguard.data import load_dataset, write_virtual
+from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.models import create_model, load_model
-from reidguard.paper import Network, paper_pictures, paper_tables, workshop
-from reidguard.paper.plan import Hardening, hardening
+from reidguard.virtual import write_virtual
 
 TINY = replace(
     paper.STAND_IN,
@@ -102,7 +103,7 @@ def test_stand_ins_are_measured_and_called_so(table12, tiny, capsys):
         name = f"color+delta-meta-PersonX-{source}-eps8.safetensors"
         attack = load_attack(table12 / "attacks" / name)
         assert isinstance(attack, MetaAttack)
-        assert attack.training_facts["steps"] == 2
+        assert attack.provenance["steps"] == 2
         model = load_model(table12 / "models" / f"{target}-IDE.safetensors")
         domain = {"Duke": "campus", "Market": "plaza"}[target]
         people = load_dataset("virtual", table12 / "people" / domain)
@@ -152,7 +153,7 @@ def test_defenses(number, tiny, tmp_path):
     assert content["left_out"] == []
     assert all(figure["measured"] is not None for figure in content["figures"])
     facts = {
-        p.stem.removeprefix("Duke-IDE-"): load_model(p).training_facts["defense"]
+        p.stem.removeprefix("Duke-IDE-"): load_model(p).provenance["defense"]
         for p in (out / "models").glob("Duke-IDE-*.safetensors")
     }
     if number == 17:
@@ -186,7 +187,7 @@ def test_other_images(tiny, tmp_path):
     """Table 6 learns from them jointly or as the meta-test set."""
     out = tmp_path / "run"
     assert main(["paper", "table6", "--stand-in", "--out", str(out)]) == 0
-    facts = {p.stem: load_attack(p).training_facts for p in (out / "attacks").glob("*.safetensors")}
+    facts = {p.stem: load_attack(p).provenance for p in (out / "attacks").glob("*.safetensors")}
     assert len(facts) == 3 * 5
     for name, fact in facts.items():
         family, kind, extra = name.split("-")[:3]
@@ -244,7 +245,7 @@ def test_defenses_are_read():
     assert hardening("none") is None
     assert hardening("M(sma)") is None
     both = ("triplet", "identity")
-    assert hardening("M(delta)") == Hardening("meta", "delta", "PersonX", both)
+    assert hardening("M(delta)") == DefenseSpec("meta", "delta", "PersonX", both)
     assert hardening("M(color+delta), meta-test MSMT").extra == "MSMT"
     assert hardening("M(color+delta), identity only").losses == ("identity",)
     named = {f.conditions["defense"] for t in paper_tables().values() for f in t.figures

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from reidguard.cli import main
-from reidguard.data import write_virtual
 from reidguard.models import create_model
+from reidguard.virtual import write_virtual
 
 SIZES = {"train_identities": 2, "test_identities": 3, "cameras": 2, "images_per_camera": 2}
 PEOPLE = ("query", "rank ", "person ")

@@ -19,8 +19,8 @@ from reidguard.data import (
     read_personx,
     read_viper,
 )
-from reidguard.data.layout import random_half
-from reidguard.data.published import PUBLISHED
+from reidguard.data.readers.layout import random_half
+from reidguard.data.readers.statistics import PUBLISHED
 from reidguard.errors import DataError, InputError
 from reidguard.testing import DATASET_CHECKS, TRAINING_SET_CHECKS, check_missing_folder
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
-from reidguard.meta import HessianFreeLearner, JointLearner, MAMLLearner, PlainLearner
+from reidguard.learners import HessianFreeLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective, fixed_statistics
 from reidguard.types import Budget, InputSpec

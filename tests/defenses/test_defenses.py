@@ -23,10 +23,10 @@ from reidguard.defenses import (
 from reidguard.defenses.batches import AdversarialBatches
 from reidguard.errors import CheckpointError, InputError, ReIDGuardError, TrainingError
 from reidguard.evaluation import Protocol, evaluate
-from reidguard.meta import HessianFreeLearner
-from reidguard.models import create_model, load_model, weights_fingerprint, wrap_model
+from reidguard.learners import HessianFreeLearner
+from reidguard.models import create_model, load_model, wrap_model
 from reidguard.objectives.defense import DefenseObjective
-from reidguard.storage import load_tensors
+from reidguard.storage import load_tensors, weights_fingerprint
 from reidguard.training import train_model
 from reidguard.types import Budget, InputSpec
 
@@ -220,11 +220,11 @@ def test_each_domain_has_its_classifier(normal, delta, studio, other_dataset, ti
     # The normal model's own head is where learning starts.
     own = normal.classifier["default"].weight
     torch.testing.assert_close(robust.classifier["default"].weight, own, rtol=0, atol=1e-9)
-    assert robust.training_facts["domains"]["elsewhere"]["name"] == "elsewhere"
+    assert robust.provenance["domains"]["elsewhere"]["name"] == "elsewhere"
     # Hardened once more, both are kept: the facts say whose they are, whatever they are called.
     again = MixedTraining(delta).fit(robust, other_dataset, studio, **fixed)
     assert set(again.num_classes) == {"default", "elsewhere"}
-    assert list(again.training_facts["domains"]) == ["elsewhere", "default"]
+    assert list(again.provenance["domains"]) == ["elsewhere", "default"]
     for domain in again.num_classes:
         one, two = (m.classifier[domain].weight for m in (again, robust))
         torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
@@ -429,7 +429,7 @@ def test_guides_are_drawn_from_the_right_people():
     pids = torch.tensor([1, 1, 1, 2, 2, 3])
     features = model.features(images).detach()
     attack = GuideSampling(Budget(4 / 255), push=3, steps=1, step_size=1.0)
-    x_adv = attack.bind(model, Guides(features, pids)).labelled(pids)(images)
+    x_adv = attack.bind(model, Guides(features, pids)).with_labels(pids)(images)
     weight = network[1].weight.detach()
     for i in range(6):
         own = features[pids == pids[i]]
@@ -520,7 +520,7 @@ def test_a_hardened_model_is_saved_with_its_facts(
     robust.save(tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors")
     assert_same(loaded, robust)
-    facts = loaded.training_facts
+    facts = loaded.provenance
     assert (facts["recipe"], facts["steps"], facts["lr"]) == ("meta", 2, 1e-3)
     assert facts["defense"]["attack"]["class"] == "delta"
     assert facts["base"] == weights_fingerprint(normal)

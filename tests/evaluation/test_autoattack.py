@@ -239,7 +239,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
             lowest = []
             for attack in attacks:
                 told = attack is not universal
-                figures = evaluate(wide, data, attack, SMALL, tell_labels=told)
+                figures = evaluate(wide, data, attack, SMALL, with_labels=told)
                 ranking = getattr(figures, kind).ranking
                 ap.append(ranking.ap)
                 first.append(ranking.first_match)

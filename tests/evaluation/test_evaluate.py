@@ -26,8 +26,8 @@ from reidguard.evaluation import (
     ssim,
     verify,
 )
+from reidguard.metrics import rank
 from reidguard.models import create_model
-from reidguard.ranking import rank
 from reidguard.types import Budget, ReIDSample
 
 SIZE = (64, 32)

@@ -34,10 +34,10 @@ def test_the_true_identities_are_told_on_demand(model, people):
     guessed = evaluate(model, people, attack, PROTOCOL, query_every=2)
     assert guessed.attacked.linf == pytest.approx(1 / 255, abs=1e-6)
     assert guessed.attack == {"name": "Brightness", "eps": 8 / 255}
-    told = evaluate(model, people, attack, PROTOCOL, query_every=2, batch_size=5, tell_labels=True)
+    told = evaluate(model, people, attack, PROTOCOL, query_every=2, batch_size=5, with_labels=True)
     by_hand = ReIDDataset("all", [], people.query[::2], people.gallery)
     pids = [s.pid for s in by_hand.query]
-    whole = evaluate(model, by_hand, attack.labelled(pids), PROTOCOL)  # one batch
+    whole = evaluate(model, by_hand, attack.with_labels(pids), PROTOCOL)  # one batch
     assert told.attacked.ranking.ap.tolist() == pytest.approx(whole.attacked.ranking.ap.tolist())
     assert told.attacked.linf == pytest.approx(max(p % 7 for p in pids) / 255, abs=1e-6)
     assert told.attack == {"name": "Brightness", "eps": 8 / 255, "labels": "told"}
@@ -52,7 +52,7 @@ def test_fna_told_the_truth_differs_where_fna_guesses_wrong(model, people):
     data = ReIDDataset("two cameras", [], queries, gallery)
     attack = FNA(steps=5).bind(model, guides(model, data))
     guessed = evaluate(model, data, attack, PROTOCOL)
-    told = evaluate(model, data, attack, PROTOCOL, tell_labels=True)
+    told = evaluate(model, data, attack, PROTOCOL, with_labels=True)
     right = guessed.clean.first_match == 1
     assert 0 < int(right.sum()) < len(queries)
     before, now = guessed.attacked.ranking.ap, told.attacked.ranking.ap
@@ -75,11 +75,11 @@ def test_what_is_not_bound_is_refused_before_any_work(model, passes, people, tmp
 def test_labels_are_for_instance_attacks(model, passes, people, tmp_path):
     delta = DeltaAttack(size=SIZE)
     with pytest.raises(InputError, match="instance attacks"):
-        evaluate(model, people, delta, PROTOCOL, tell_labels=True)
+        evaluate(model, people, delta, PROTOCOL, with_labels=True)
     with pytest.raises(InputError, match="instance attacks"):
-        evaluate(model, people, None, PROTOCOL, tell_labels=True)
+        evaluate(model, people, None, PROTOCOL, with_labels=True)
     with pytest.raises(InputError, match="instance attacks"):
-        save_adversarial(delta, people, tmp_path, image_size=SIZE, tell_labels=True)
+        save_adversarial(delta, people, tmp_path, image_size=SIZE, with_labels=True)
     assert passes == []
 
 
@@ -112,19 +112,19 @@ def test_an_instance_attack_works_where_its_victim_is(model, people, tmp_path, m
 def test_saved_images_are_those_of_the_8bit_figures_and_belong_to_a_victim(model, people, tmp_path):
     few = ReIDDataset("few", [], people.query[:6], people.gallery, root=people.root)
     attack = Brightness().bind(model)
-    result = evaluate(model, few, attack, PROTOCOL, tell_labels=True)
+    result = evaluate(model, few, attack, PROTOCOL, with_labels=True)
     folder = tmp_path / "images"
     options = {"image_size": SIZE, "batch_size": 4}
-    save_adversarial(attack, few, folder, **options, tell_labels=True)
+    save_adversarial(attack, few, folder, **options, with_labels=True)
     again = evaluate(model, few.with_query(folder), protocol=PROTOCOL)
     assert again.clean.ap.tolist() == result.attacked_8bit.ranking.ap.tolist()
-    save_adversarial(attack, few, folder, **options, tell_labels=True)  # the same call goes on
+    save_adversarial(attack, few, folder, **options, with_labels=True)  # the same call goes on
     with pytest.raises(InputError, match="different labels"):
         save_adversarial(attack, few, folder, **options)
     other = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=SIZE))
     for stranger in (Brightness().bind(other), attack.bind(model, guides(model, people))):
         with pytest.raises(InputError, match="different attack_fingerprint"):
-            save_adversarial(stranger, few, folder, **options, tell_labels=True)
+            save_adversarial(stranger, few, folder, **options, with_labels=True)
 
 
 def test_the_victim_comes_back_untouched_and_stays_inside_the_budget(model, people):

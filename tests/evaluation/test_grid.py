@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from reidguard.attacks import FNA, SMA, DeltaAttack, Guides
-from reidguard.data import read_virtual
 from reidguard.errors import InputError
 from reidguard.evaluation import (
     FeatureStore,
@@ -23,6 +22,7 @@ from reidguard.evaluation import (
 )
 from reidguard.models import wrap_model
 from reidguard.types import InputSpec
+from reidguard.virtual import read_virtual
 
 SMALL = Protocol(image_size=(64, 32))
 SIZES = {"train_identities": 2, "test_identities": 3, "cameras": 2, "images_per_camera": 2}
@@ -153,10 +153,10 @@ def test_instance_attacks(networks, crowds):
 
 
 def test_the_meta_test_set_is_not_unseen(attack, networks, crowds):
-    facts = dict(attack.training_facts)
+    facts = dict(attack.provenance)
     facts["meta_test"] = {"name": "there", "train": crowds["there"].fingerprint("train")}
     told = DeltaAttack(size=(64, 32))
-    told.training_facts = facts
+    told.provenance = facts
     grid = evaluate_grid({"delta": told}, {"A": networks["A"]}, crowds, SMALL)
     assert [cell.meta_test for cell in grid.cells] == [False, True]
     assert "| cross-dataset* |" in grid.to_markdown()
@@ -304,6 +304,6 @@ def test_mistakes_are_told_before_anything_is_measured(attack, networks, crowds)
     with pytest.raises(InputError, match="at least one attack"):
         evaluate_grid({}, networks, crowds)
     swapped = network(5)
-    swapped.training_facts = {"train": {"fingerprint": crowds["there"].fingerprint("train")}}
+    swapped.provenance = {"train": {"fingerprint": crowds["there"].fingerprint("train")}}
     with pytest.raises(InputError, match="'here' was trained on 'there'"):
         call(models={**networks, "C": {"here": swapped}})

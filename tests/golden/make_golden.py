@@ -18,7 +18,7 @@ def golden_attack() -> CombinatorialAttack:
     with torch.no_grad():
         attack.color.offset.copy_((torch.arange(count) % 17 - 8).view_as(attack.color.offset) / 256)
         attack.delta.delta.copy_((torch.arange(24) % 13 - 6).view(1, 3, 4, 2) / 256)
-    attack.training_facts = {"learner": "plain", "steps": 100, "seed": 0}
+    attack.provenance = {"learner": "plain", "steps": 100, "seed": 0}
     return attack
 
 

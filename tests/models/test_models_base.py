@@ -8,17 +8,15 @@ import torch
 from torch import nn
 
 from reidguard.errors import CheckpointError, InputError, RegistryError
-from reidguard.models import (
-    MODELS,
-    ReIDModel,
-    create_model,
-    frozen,
-    load_model,
-    register_model,
+from reidguard.models import MODELS, ReIDModel, create_model, load_model, register_model, wrap_model
+from reidguard.nn import frozen
+from reidguard.storage import (
+    library_versions,
+    load_tensors,
+    read_card,
+    save_tensors,
     weights_fingerprint,
-    wrap_model,
 )
-from reidguard.storage import library_versions, load_tensors, read_card, save_tensors
 from reidguard.types import InputSpec
 
 SMALL = {"size": (64, 32)}

@@ -12,7 +12,8 @@ from torch import nn
 from torch.func import functional_call
 
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import create_model, frozen, wrap_model
+from reidguard.models import create_model, wrap_model
+from reidguard.nn import frozen
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.types import InputSpec, ReIDBatch, check_images
 

@@ -14,9 +14,10 @@ from reidguard.attacks import DeltaAttack
 from reidguard.data import ReIDDataset
 from reidguard.defenses import MetaDefense
 from reidguard.errors import InputError
-from reidguard.meta import LEARNERS
-from reidguard.models import EnsembleModel, create_model, frozen, load_model, wrap_model
+from reidguard.learners import LEARNERS
+from reidguard.models import EnsembleModel, create_model, load_model, wrap_model
 from reidguard.models.agw import GeM, NonLocal
+from reidguard.nn import frozen
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective, identity_loss, triplet_loss

@@ -85,8 +85,8 @@ def test_fit_learns_with_it_and_says_so(model, studio):
     one, again, other = learnt(diversity=0.7), learnt(diversity=0.7), learnt()
     assert torch.equal(one.delta, again.delta)
     assert not torch.equal(one.delta, other.delta)
-    assert one.training_facts["diversity"] == 0.7
-    assert "diversity" not in other.training_facts
+    assert one.provenance["diversity"] == 0.7
+    assert "diversity" not in other.provenance
 
 
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from reidguard.errors import InputError
-from reidguard.objectives import FeatureObjective, MisrankingTriplet, comparable_features
+from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
 from reidguard.types import ReIDBatch
 
 
@@ -76,7 +76,7 @@ def batch(features=None):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_features_are_compared_as_the_model_compares_them(metric):
     model = Doubler(metric)
-    features = comparable_features(model, batch().images)
+    features = normalized_features(model, batch().images)
     norms = features.norm(dim=1)
     assert torch.allclose(norms, torch.ones(4)) is (metric == "cosine")
 
@@ -86,6 +86,6 @@ def test_known_clean_features_save_the_clean_pass():
     objective = FeatureObjective(model, MisrankingTriplet())
     fresh = objective(lambda x: x / 2, batch())
     assert model.passes == 2
-    kept = objective(lambda x: x / 2, batch(features=comparable_features(model, batch().images)))
+    kept = objective(lambda x: x / 2, batch(features=normalized_features(model, batch().images)))
     assert model.passes == 4  # one of them is the line above
     assert torch.equal(fresh, kept)

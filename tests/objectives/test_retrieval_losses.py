@@ -21,13 +21,17 @@ from reidguard.types import InputSpec, ReIDBatch
 LABELS = torch.zeros(5, dtype=torch.int64)  # none of these losses looks at labels
 
 
-def vectors(*shape, seed):
+def representation(*shape, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def drawn(seed, centroids=7):
-    return vectors(5, 4, seed=seed), vectors(5, 4, seed=seed + 100), vectors(centroids, 4, seed=9)
+    return (
+        representation(5, 4, seed=seed),
+        representation(5, 4, seed=seed + 100),
+        representation(centroids, 4, seed=9),
+    )
 
 
 def pairwise_by_loops(adversarial, clean, centroids, margin, scale):
@@ -88,7 +92,7 @@ def test_listwise_matches_explicit_loops(seed):
 
 def test_listwise_descent_reverses_the_ranking():
     # In eight dimensions five centroids can be ranked in every order.
-    clean, centroids = vectors(3, 8, seed=3), vectors(5, 8, seed=9)
+    clean, centroids = representation(3, 8, seed=3), representation(5, 8, seed=9)
     loss = ListWiseLoss(centroids=centroids)
     moved = clean.clone().requires_grad_()
     optimizer = torch.optim.SGD([moved], lr=1.0)
@@ -126,8 +130,8 @@ def test_self_metric_is_the_mean_cosine(seed):
 
 
 LOSSES = [
-    PairWiseLoss(centroids=vectors(7, 4, seed=9), margin=50.0),
-    ListWiseLoss(centroids=vectors(7, 4, seed=9)),
+    PairWiseLoss(centroids=representation(7, 4, seed=9), margin=50.0),
+    ListWiseLoss(centroids=representation(7, 4, seed=9)),
     LabelWiseLoss(),
     SelfMetricLoss(),
 ]
@@ -152,13 +156,13 @@ def test_the_pairwise_gradient_is_finite_on_a_centroid():
 
 
 def test_centroids_are_found_once_and_given_ones_stay():
-    features = vectors(40, 4, seed=1)
+    features = representation(40, 4, seed=1)
     plain = PairWiseLoss(clusters=6, seed=3)
-    made = plain.prepared(features)
+    made = plain.with_statistics(features)
     torch.testing.assert_close(made.centroids, k_means(features, 6, seed=3), rtol=0, atol=0)
     assert plain.centroids is None
     own = PairWiseLoss(centroids=features[:2])
-    assert own.prepared(features) is own
+    assert own.with_statistics(features) is own
 
 
 def test_a_loss_without_centroids_says_what_to_do():
@@ -179,7 +183,7 @@ def test_labelwise_reads_logits():
 def test_labelwise_without_a_classifier_names_the_cure():
     model = wrap_model(nn.Flatten(), input_spec=InputSpec(size=None))
     with pytest.raises(InputError, match="num_classes"):
-        LabelWiseLoss().vectors(model, torch.rand(1, 3, 4, 4))
+        LabelWiseLoss().representation(model, torch.rand(1, 3, 4, 4))
 
 
 # k-means
@@ -199,7 +203,7 @@ def lloyd_by_loops(points, centroids, iterations):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_k_means_is_lloyds_from_its_start(seed):
-    points = vectors(30, 3, seed=seed)
+    points = representation(30, 3, seed=seed)
     start = k_means(points, 4, iterations=0, seed=seed)
     assert all((points == centroid).all(1).any() for centroid in start)
     expected = lloyd_by_loops(points, start.clone(), 20)
@@ -208,7 +212,7 @@ def test_k_means_is_lloyds_from_its_start(seed):
 
 def test_k_means_finds_clusters_that_are_there():
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]], dtype=torch.float64)
-    points = torch.cat([c + vectors(20, 2, seed=i) for i, c in enumerate(centres)])
+    points = torch.cat([c + representation(20, 2, seed=i) for i, c in enumerate(centres)])
     found = k_means(points, 3, seed=1)
     expected = points.view(3, 20, 2).mean(1)
     nearest = torch.cdist(expected, found).min(1)

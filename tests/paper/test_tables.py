@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.paper import contradictions, paper_pictures, paper_tables
 from reidguard.evaluation import ssim
-from reidguard.paper import contradictions, paper_pictures, paper_tables
 
 
 def figure(number: int, metric: str = "mAP", **conditions: object) -> float:

@@ -14,7 +14,7 @@ from reidguard.attacks import SMA, DeltaAttack
 from reidguard.data import ReIDDataset, read_folder
 from reidguard.defenses import DEFENSES, Defense
 from reidguard.errors import DataError
-from reidguard.meta import LEARNERS, MetaLearner, PlainLearner, StepResult
+from reidguard.learners import LEARNERS, MetaLearner, PlainLearner, StepResult
 from reidguard.models import ReIDModel, create_model
 from reidguard.testing import (
     DATASET_CHECKS,

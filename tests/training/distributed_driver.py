@@ -16,9 +16,9 @@ from torch import nn
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.data import load_dataset
-from reidguard.distributed import Share, agree, average, gather, join
+from reidguard.distributed import BatchShard, agree, average, gather, join
 from reidguard.errors import TrainingError
-from reidguard.meta import LEARNERS
+from reidguard.learners import LEARNERS
 from reidguard.models import wrap_model
 from reidguard.models.base import ReIDOutput
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
@@ -94,7 +94,7 @@ def shared(joint):
     """This process's rows: 9 of 15 for one, 6 for the other."""
     rows = own_rows(joint.pids)
     parts = {k: v[rows] for k, v in vars(joint).items() if isinstance(v, torch.Tensor)}
-    return replace(joint, **parts, share=Share(rows, len(joint)))
+    return replace(joint, **parts, shard=BatchShard(rows, len(joint)))
 
 
 def defense_batch(seed, domain):
@@ -109,7 +109,7 @@ def defense_batch(seed, domain):
 
 
 def shared_defense(joint, chosen):
-    share = Share(own_rows(joint.pids[:15]), 15)
+    share = BatchShard(own_rows(joint.pids[:15]), 15)
     here, of_chosen = share.choose(chosen)
     whole = share.followed_by(of_chosen)
     made = DefenseBatch(
@@ -119,7 +119,7 @@ def shared_defense(joint, chosen):
         joint.indices[whole.rows],
         domain=joint.domain,
         adversarial=len(here),
-        share=whole,
+        shard=whole,
     )
     assert torch.equal(made.indices[len(share.rows) :], share.rows[here])
     return made
@@ -222,7 +222,7 @@ FIRST = {"inner": "sgd", "inner_lr": 1e-3}
 def operators():
     """gather and average are linear maps whose derivatives are their transposes."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    share = Share(torch.arange(rank, 7, size), 7)
+    share = BatchShard(torch.arange(rank, 7, size), 7)
     x = torch.randn(len(share.rows), 2, generator=rng(rank), dtype=DOUBLE, requires_grad=True)
     for name, operate in (
         ("gather", lambda v: gather(v, share)),
@@ -294,7 +294,7 @@ def fits(root, work):
         "refusal": refusal,
         "bits": gather_bits(straight.delta) and torch.equal(straight.delta, resumed.delta),
         "moved": straight.delta.abs().max().item(),
-        "facts": straight.training_facts,
+        "facts": straight.provenance,
         "files": sorted(p.name for p in work.iterdir()),
         "delta": straight.delta.flatten().tolist(),
     }

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from reidguard.attacks import DeltaAttack
 from reidguard.data import Augment, BatchLoader, load_dataset
-from reidguard.distributed import Processes, Share
+from reidguard.distributed import BatchShard, World
 from reidguard.errors import InputError
 from reidguard.models import wrap_model
 from reidguard.types import InputSpec
@@ -94,7 +94,7 @@ def test_a_fit_learns_the_same_in_all_processes(found, studio_root):
         images_per_identity=3,
         image_size=(32, 16),
     )
-    assert fit["facts"] == json.loads(json.dumps(alone.training_facts))
+    assert fit["facts"] == json.loads(json.dumps(alone.provenance))
     # Single pixels may turn the other way where the sum of gradients is zero up to rounding.
     off = (alone.delta.detach().flatten() - torch.tensor(fit["delta"])).abs() > 1e-6
     assert off.float().mean() < 0.01
@@ -118,11 +118,11 @@ def test_loaders_share_the_joint_batch(studio):
     options = {"image_size": (32, 16), "identities": 3, "images_per_identity": 2, "seed": 5}
     train, labels = studio.train, studio.train_labels
 
-    def first(processes=None):
-        loader = BatchLoader(train, labels, augment=Augment(), processes=processes, **options)
+    def first(world=None):
+        loader = BatchLoader(train, labels, augment=Augment(), world=world, **options)
         return next(loader.epoch(1, 1))
 
-    joint, shares = first(), [first(Processes(rank, 2)) for rank in range(2)]
+    joint, shares = first(), [first(World(rank, 2)) for rank in range(2)]
     rows = torch.cat([s.share.rows for s in shares])
     assert rows.sort().values.tolist() == list(range(6))
     assert [len(s) for s in shares] == [4, 2]
@@ -137,11 +137,11 @@ def test_loaders_share_the_joint_batch(studio):
 def test_more_processes_than_identities_are_refused(studio):
     data = studio
     with pytest.raises(InputError, match="3 identities cannot be shared by 4 processes"):
-        BatchLoader(data.train, data.train_labels, identities=3, processes=Processes(0, 4))
+        BatchLoader(data.train, data.train_labels, identities=3, world=World(0, 4))
 
 
 def test_the_share_of_what_was_chosen():
-    shares = [Share(torch.tensor([0, 1, 4, 5]), 7), Share(torch.tensor([2, 3, 6]), 7)]
+    shares = [BatchShard(torch.tensor([0, 1, 4, 5]), 7), BatchShard(torch.tensor([2, 3, 6]), 7)]
     chosen = torch.tensor([1, 2, 5, 6])
     parts = [share.choose(chosen) for share in shares]
     assert [here.tolist() for here, _ in parts] == [[1, 3], [0, 2]]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import ReIDModel, ReIDOutput, create_model, frozen, load_model
+from reidguard.metrics import RankingResult, rank
+from reidguard.models import ReIDModel, ReIDOutput, create_model, load_model
+from reidguard.nn import frozen
 from reidguard.objectives.reid import CentreLoss
-from reidguard.ranking import RankingResult, rank
 from reidguard.training import Progress, train_model
 from reidguard.types import InputSpec
 
@@ -124,7 +125,7 @@ def test_epochs_follow_the_stretched_schedule(studio, tmp_path):
     expected = [1e-3 * min(1.0, 0.1 ** ((epoch - flat) / flat)) for epoch in range(4)]
     assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
     assert rates[2] == 1e-3 > rates[4]
-    assert model.training_facts["steps"] == 8
+    assert model.provenance["steps"] == 8
 
 
 def small_agw(seed: int = 0) -> ReIDModel:
@@ -150,9 +151,9 @@ def test_agw_learns_by_its_own_recipe(studio):
     after = figures(model, studio)
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     assert after.mAP > before.mAP + 0.15
-    assert model.training_facts["smoothing"] == 0.1
-    assert model.training_facts["augment"]["crop"] == "pad"
-    assert "margin" not in model.training_facts
+    assert model.provenance["smoothing"] == 0.1
+    assert model.provenance["augment"]["crop"] == "pad"
+    assert "margin" not in model.provenance
 
 
 def test_agw_killed_and_resumed_with_its_centres(studio, tmp_path):
@@ -253,12 +254,12 @@ def test_modes_flags_and_facts(studio, tmp_path):
         assert not now.requires_grad
     assert torch.equal(model.classifier["other"].weight, other)  # another domain's
 
-    facts = model.training_facts
+    facts = model.provenance
     assert facts["domain"] == "virtual:studio"
     assert facts["augment"] is None
     assert facts["train"]["fingerprint"] == studio.fingerprint("train")
     model.save(tmp_path / "m.safetensors")
-    assert load_model(tmp_path / "m.safetensors").training_facts == facts
+    assert load_model(tmp_path / "m.safetensors").provenance == facts
 
 
 def test_modes_come_back_after_a_failure(studio):

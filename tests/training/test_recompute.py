@@ -8,9 +8,10 @@ from torch import nn
 
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
-from reidguard.meta import LEARNERS
-from reidguard.models import frozen, weights_fingerprint
+from reidguard.learners import LEARNERS
+from reidguard.nn import frozen
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
+from reidguard.storage import weights_fingerprint
 from reidguard.training import MISGD
 from reidguard.training.recompute import recomputing
 from reidguard.types import ReIDBatch

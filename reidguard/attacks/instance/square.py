@@ -1,0 +1,114 @@
+"""A black-box attack that needs nothing but features: random squares."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from reidguard.attacks.base import register_attack
+from reidguard.attacks.instance.base import Goal, InstanceAttack, Target, squared_distance
+from reidguard.errors import InputError
+from reidguard.objectives import normalized_features
+from reidguard.types import Budget
+
+__all__ = ["SquareAttack"]
+
+# Steps, of 10,000, after which the squares' area is halved (Andriushchenko et al., 2020).
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@register_attack("square")
+class SquareAttack(InstanceAttack):
+    """Random search with squares of ±ε, which keeps what raises a score; no gradient is asked.
+
+    Square Attack (Andriushchenko et al., 2020) on a retrieval score. It starts with vertical
+    stripes of ±ε per channel. Each step sets a square at a random place to +ε or −ε per channel,
+    and keeps it where the score rises. The side shrinks on the schedule of the paper.
+
+    Bound without guides, the score is the self-metric's ``|φ(x̃) − φ(x)|²``. Bound with guides, it
+    is the margin that decides rank-1: the squared distance to the nearest guide of the own
+    identity, less that to the nearest guide of any other (distractors included).
+
+    Cost in passes of the victim, per image: ``steps + 2`` forward (clean, stripes, steps), none
+    backward.
+
+    Args:
+        budget: The L∞ ball; 8/255 by default.
+        steps: Squares tried.
+        area: Fraction of the image that the first squares cover. Large ones do best on features
+            (see the page on instance attacks); a side never exceeds the image's shorter one.
+        seed: Fixes stripes, places and signs.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        steps: int = 1000,
+        area: float = 0.8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(budget)
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        if not 0 < area <= 1:
+            raise InputError(f"area is a share of the image in (0, 1], not {area}")
+        self.steps = steps
+        self.area = area
+        self.seed = seed
+
+    @torch.no_grad()
+    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
+        """Try squares one after another, for all images at once."""
+        height, width = x.shape[2:]
+        score = _score(clean, victim)
+        stripes = self._signs(self.uniform(x, "stripes", (3, 1, width)))
+        best = (x + stripes).clamp(0, 1)
+        best_value = score(normalized_features(victim.model, best))
+        draws = self.uniform(x, "squares", (self.steps, 5))
+        rows = torch.arange(height, device=x.device)[:, None]
+        columns = torch.arange(width, device=x.device)[None, :]
+        for step in range(self.steps):
+            side = self._side(step, height, width)
+            top = (draws[:, step, 0] * (height - side + 1)).floor()[:, None, None]
+            left = (draws[:, step, 1] * (width - side + 1)).floor()[:, None, None]
+            inside = (rows >= top) & (rows < top + side) & (columns >= left)
+            inside = (inside & (columns < left + side))[:, None]
+            signs = self._signs(draws[:, step, 2:, None, None])
+            tried = torch.where(inside, (x + signs).clamp(0, 1), best)
+            value = score(normalized_features(victim.model, tried))
+            better = value > best_value
+            best = torch.where(better[:, None, None, None], tried, best)
+            best_value = torch.where(better, value, best_value)
+        return best
+
+    def _side(self, step: int, height: int, width: int) -> int:
+        halvings = sum(10_000 * step > mark * self.steps for mark in _HALVINGS)
+        side = round(math.sqrt(self.area / 2**halvings * height * width))
+        return max(1, min(side, height, width))
+
+    def _signs(self, uniform: Tensor) -> Tensor:
+        return torch.where(uniform < 0.5, -self.budget.eps, self.budget.eps).to(uniform.dtype)
+
+
+def _score(clean: Tensor, victim: Target) -> Goal:
+    prototypes = victim.prototypes
+    if prototypes is None:
+        return lambda features: squared_distance(features, clean)
+    prototypes.need_two("SquareAttack with guides")
+    own = victim.identities(clean)
+    same = prototypes.index == own[:, None]
+    alone = ~same.any(1)  # nobody shows this identity: the clean feature stands for it
+
+    places = prototypes.features.to(clean.dtype)
+
+    def margin(features: Tensor) -> Tensor:
+        # |f|² is in both distances and cancels.
+        distance = prototypes.squares - 2 * features @ places.T
+        to_clean = (clean * clean).sum(1) - 2 * (features * clean).sum(1)
+        nearest = torch.where(alone, to_clean, distance.masked_fill(~same, torch.inf).amin(1))
+        return nearest - distance.masked_fill(same, torch.inf).amin(1)
+
+    return margin

@@ -1,0 +1,269 @@
+"""MisRank: a generator that makes a perturbation for each image (Wang et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reidguard.attacks.base import register_attack
+from reidguard.attacks.misrank.networks import Discriminator, Generator, MaskHead, top_k_mask
+from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.distributed import world
+from reidguard.errors import InputError
+from reidguard.learners import Objective
+from reidguard.metrics.similarity import ms_ssim
+from reidguard.models import ReIDModel
+from reidguard.objectives.misranking import row_distance
+from reidguard.objectives.reid import identity_loss
+from reidguard.objectives.retrieval import class_scores
+from reidguard.types import Budget, ReIDBatch
+
+__all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
+
+RE_ID, PERCEPTION = 10.0, 0.1  # weights of the terms
+MARGIN, SMOOTHING = 0.3, 0.1
+FLOOR = 1e-6  # the triplet can be zero, and is inside a logarithm
+
+
+@register_attack("misrank")
+class MisRank(UniversalAttack):
+    """MisRank (Wang et al., CVPR 2020): a generator writes a perturbation for each image.
+
+    ``x̃ = x + ε · m(x) · G(x)``, G ending in tanh, so that nothing is clipped but pixels below
+    black and above white. With ``pixels`` = k a mask m of exactly k pixels is attacked, chosen by a
+    head on the discriminator's features; in learning the k are drawn with Gumbel noise. Images of
+    another size than ``size`` are resized for the networks, and G's output back to theirs (the mask
+    to the nearest pixel).
+
+    :meth:`fit` trains generator and discriminator together, on an objective of its own, with Adam.
+    The surrogate needs a classifier. Only the learners "plain" and "joint" are taken; "joint" with
+    virtual people is the row "MisRank+PersonX". See ``docs/universal_attacks.rst`` for the losses.
+
+    Args:
+        budget: The ball; 8/255 by default.
+        size: Height and width that the networks work at, multiples of 4 and at least 16.
+        pixels: How many pixels of an image are attacked; −1 for all.
+        width: Filters of the generator's first layer; the discriminator's first has twice as many.
+        seed: Of the initial weights.
+
+    Example:
+        >>> attack = MisRank(Budget(8 / 255), size=(32, 16), pixels=20, width=2)
+        >>> x = torch.full((1, 3, 32, 16), 0.5)
+        >>> int((attack(x) != x).any(1).sum())
+        20
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        size: tuple[int, int] = (256, 128),
+        pixels: int = -1,
+        width: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(budget)
+        if len(size) != 2 or any(side < 16 or side % 4 for side in size):
+            raise InputError(
+                f"size must be (height, width), multiples of 4 and at least 16, not {size!r}"
+            )
+        if pixels != -1 and not 1 <= pixels <= size[0] * size[1]:
+            raise InputError(
+                f"pixels must be -1 for all, or lie in 1..{size[0] * size[1]}, not {pixels}"
+            )
+        if width < 1:
+            raise InputError(f"width must be at least 1, not {width}")
+        self.size = (int(size[0]), int(size[1]))
+        self.pixels = pixels
+        self.width = width
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.generator = Generator(width)
+            self.discriminator = Discriminator(2 * width)
+            self.mask_head = None if pixels == -1 else MaskHead(2 * width)
+        # Batch and spectral norms move in train mode; only learning may do that.
+        self.eval()
+
+    @property
+    def fit_defaults(self) -> FitDefaults:
+        """Adam with 2e-4 (0.5, 0.999), 40 epochs of 8 people × 4 images."""
+        return FitDefaults(
+            learners=("plain", "joint"),
+            epochs=40,
+            momentum=0.5,
+            objective="misrank",
+            images_per_identity=4,
+            lr=2e-4,
+            decay=0.0,
+        )
+
+    def perturb(self, x: Tensor) -> Tensor:
+        """Return ``x + ε · m(x) · G(x)``, worked out in the dtype of the weights."""
+        small = x.to(next(self.generator.parameters()).dtype)
+        shape = (x.shape[2], x.shape[3])
+        if shape != self.size:
+            small = F.interpolate(
+                small, self.size, mode="bilinear", align_corners=False, antialias=True
+            )
+        change: Tensor = self.budget.eps * self.generator(2 * small - 1)
+        mask = None if self.mask_head is None else self.mask(small, small + change)
+        if shape != self.size:
+            change = F.interpolate(change, shape, mode="bilinear", align_corners=False)
+            mask = None if mask is None else F.interpolate(mask, shape, mode="nearest")
+        if mask is not None:
+            change = change * mask
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return x.to(wide) + change.to(wide)
+
+    def mask(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """Return which pixels are attacked, (N, 1, H, W) of exactly 0 and 1.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1], of :attr:`size`.
+            adversarial: The same with every pixel attacked.
+        """
+        if self.mask_head is None:
+            return torch.ones_like(images[:, :1])
+        # No gradient goes back to what the discriminator sees, nor into it: it learns from its own
+        # loss, and the head from the generator's.
+        with torch.no_grad():
+            features = self.discriminator.features(_pair(images, adversarial))
+        logits: Tensor = self.mask_head(features)
+        return top_k_mask(logits.flatten(1), self.pixels, noise=self.training).view_as(logits)
+
+    def clip_parameters(self) -> None:
+        """Do nothing: no parameter has bounds."""
+
+    def own_objective(self, model: ReIDModel) -> Objective:
+        """Return the game of generator and discriminator.
+
+        Raises:
+            InputError: If several processes learn together.
+        """
+        if world() is not None:
+            raise InputError("MisRank learns in one process: start it without torchrun")
+        return MisRankObjective(model)
+
+    def make_optimizer(self, lr: float, momentum: float) -> Optimizer:
+        """Return Adam, ``momentum`` being its first beta."""
+        return torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999))
+
+
+class MisRankObjective:
+    """What both networks of a :class:`MisRank` minimise, as one scalar.
+
+    It is the generator's loss plus the discriminator's. In the first the discriminator is constant,
+    in the second the generator: so the gradient of the sum gives each network that of its own loss.
+
+    Args:
+        model: The surrogate, which needs a classifier.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, attack: MisRank, batch: ReIDBatch) -> Tensor:
+        """Return the sum of both losses.
+
+        Raises:
+            InputError: If the surrogate has no classifier, or the batch does not suit the losses.
+        """
+        attack.train()
+        try:
+            adversarial = attack(batch.images)
+            return self.generator_loss(attack, batch, adversarial) + self.discriminator_loss(
+                attack, batch, adversarial
+            )
+        finally:
+            attack.eval()
+
+    def generator_loss(self, attack: MisRank, batch: ReIDBatch, adversarial: Tensor) -> Tensor:
+        """Return L_G: deceive the discriminator, mislead the surrogate, look alike."""
+        with _constant(attack.discriminator):
+            judged = attack.discriminator(_pair(batch.images, adversarial))
+        features, logits = class_scores(self.model, adversarial)
+        identity = [
+            identity_loss(part, part.argmin(1), SMOOTHING).add(FLOOR).log() for part in logits
+        ]
+        triplet = nearest_positive_triplet(features, batch.pids, batch.indices)
+        mislead = torch.stack(identity).mean() + (triplet + FLOOR).log()
+        alike = ms_ssim(batch.images, adversarial).mean()
+        return _least_squares(judged, 1.0) + RE_ID * mislead + PERCEPTION * (1 - alike)
+
+    def discriminator_loss(self, attack: MisRank, batch: ReIDBatch, adversarial: Tensor) -> Tensor:
+        """Return L_D: tell an attacked image beside its original from two real images."""
+        x, half = batch.images, len(batch) // 2
+        if half == 0:
+            raise InputError("MisRank needs batches of at least two images")
+        fake = attack.discriminator(_pair(x, adversarial.detach()))
+        real = attack.discriminator(_pair(x[:half], x[half : 2 * half]))
+        return (_least_squares(fake, 0.0) + _least_squares(real, 1.0)) / 2
+
+
+def nearest_positive_triplet(
+    features: Tensor, pids: Tensor, indices: Tensor, margin: float = MARGIN
+) -> Tensor:
+    """Return MisRank's triplet among adversarial features: furthest negative in, positive out.
+
+    ``mean(max(0, ‖f_n − f‖₂ − ‖f_p − f‖₂ + margin))``, with f_n the furthest feature of another
+    identity and f_p the nearest of another *image* of the same. An anchor without either is left
+    out.
+
+    Args:
+        features: (N, D).
+        pids: (N,) identities.
+        indices: (N,) which image each is: sampled twice, it is not its own positive.
+        margin: Of the triplet.
+
+    Raises:
+        InputError: If no image has both (looked at on the CPU only; elsewhere the mean is NaN).
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> pids, indices = torch.tensor([0, 0, 1]), torch.arange(3)
+        >>> float(nearest_positive_triplet(features, pids, indices, 0.0))  # (3 − 1 + 2 − 1) / 2
+        1.5
+    """
+    with torch.no_grad():
+        distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+        same = pids[:, None] == pids[None, :]
+        positive = same & (indices[:, None] != indices[None, :])
+        nearest = distances.masked_fill(~positive, torch.inf).argmin(1)
+        furthest = distances.masked_fill(same, -torch.inf).argmax(1)
+        valid = positive.any(1) & ~same.all(1)
+        if not valid.is_cuda and not bool(valid.any()):
+            raise InputError(
+                "no image of this batch has both another image of its identity and one of another; "
+                "take identities and images_per_identity of at least 2"
+            )
+    pull = row_distance(features, features[furthest])
+    push = row_distance(features, features[nearest])
+    return torch.where(valid, F.relu(pull - push + margin), 0).sum() / valid.sum()
+
+
+def _pair(images: Tensor, others: Tensor) -> Tensor:
+    return 2 * torch.cat((images, others), 1) - 1
+
+
+def _least_squares(scores: list[Tensor], target: float) -> Tensor:
+    """The least-squares GAN loss, summed over the scales."""
+    return torch.stack([(score - target).square().mean() for score in scores]).sum()
+
+
+@contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Keep passes inside from giving the module's parameters a gradient."""
+    wants = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        for parameter, _ in wants:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, wanted in wants:
+            parameter.requires_grad_(wanted)

@@ -1,0 +1,64 @@
+"""UAP-Retrieval: one perturbation, learnt by the losses of image retrieval."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reidguard.attacks.base import register_attack
+from reidguard.attacks.universal.base import FitDefaults
+from reidguard.attacks.universal.delta import DeltaAttack
+from reidguard.types import Budget
+
+__all__ = ["UAPRetrieval"]
+
+SATURATED = 0.5  # share of values at ±ε from which on a δ that stands still is halved
+STILL = 1e-5  # change of that share in an epoch
+
+
+@register_attack("uap")
+class UAPRetrieval(DeltaAttack):
+    """UAP-Retrieval (Li et al., ICCV 2019): δ learnt from centroids, never forgetting a step.
+
+    The perturbation is :class:`DeltaAttack`'s. What differs is how it is learnt: by default with
+    the loss "pairwise" ("labelwise" and "listwise" are the other two of the paper, "self_metric"
+    makes it the row "UAP w/ SMA"), and with momentum 1. Once an epoch a saturated δ is halved, so
+    that signs can change again: when more than half of its values are at ±ε and that share has
+    moved by less than 1e-5 since the epoch before.
+
+    Args:
+        budget: The ball; 8/255 by default.
+        size: Height and width of δ in pixels.
+
+    Example:
+        >>> attack = UAPRetrieval(Budget(8 / 255), size=(4, 2))
+        >>> attack.fit_defaults.objective, attack.fit_defaults.momentum
+        ('pairwise', 1.0)
+        >>> _ = attack.delta.data.fill_(1.0)
+        >>> for _ in range(2):  # saturated, and twice the same
+        ...     attack.clip_parameters()
+        ...     attack.start_epoch()
+        >>> round(float(attack.delta.detach().max()) * 255, 3)
+        4.0
+    """
+
+    saturation: Tensor
+    """Fraction of δ that was at ±ε when the newest epoch began."""
+
+    def __init__(self, budget: Budget | None = None, size: tuple[int, int] = (256, 128)) -> None:
+        super().__init__(budget, size)
+        # A buffer, so that a run that is resumed knows it.
+        self.register_buffer("saturation", torch.zeros(()))
+
+    @property
+    def fit_defaults(self) -> FitDefaults:
+        """The pair-wise loss, and momentum 1."""
+        return FitDefaults(momentum=1.0, objective="pairwise")
+
+    @torch.no_grad()
+    def start_epoch(self) -> None:
+        """Halve δ if it is saturated and stands still."""
+        share = (self.delta.abs() >= self.budget.eps).to(self.saturation.dtype).mean()
+        still = (share - self.saturation).abs() < STILL
+        self.delta.mul_(torch.where((share > SATURATED) & still, 0.5, 1.0))
+        self.saturation.copy_(share)

@@ -1,0 +1,1 @@
+"""The sub-commands of ``reidguard``, one file each: parse, call the API, print."""

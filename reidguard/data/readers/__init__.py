@@ -1,0 +1,1 @@
+"""Readers of published and home-made datasets, one file for each family."""

@@ -1,0 +1,40 @@
+"""DukeMTMC-reID (Zheng et al., ICCV 2017), which its authors have withdrawn."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
+from reidguard.data.readers.statistics import PUBLISHED, published_dataset
+
+__all__ = ["read_dukemtmc_reid"]
+
+EXAMPLE = "0005_c2_f0046985.jpg"
+NAME = re.compile(r"(?P<person>[0-9]{1,18})_c(?P<camera>[0-9]{1,9})_f[0-9]+")
+WITHDRAWN = (
+    "withdrawn: its authors took DukeMTMC down in 2019, since people were recorded outside what "
+    "their review board had approved; think before using it, and say so where it is reported"
+)
+
+
+@register_dataset("dukemtmc-reid")
+def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
+    """List a copy of DukeMTMC-reID that was made before its withdrawal.
+
+    ``0005_c2_f0046985.jpg`` shows person 5 before camera 2. The 408 people whom no query shows
+    keep their own numbers in the gallery. The first of the notes tells that the set is withdrawn.
+
+    Args:
+        root: The folder that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``,
+            or its parent, if there it is called ``DukeMTMC-reID``.
+
+    Raises:
+        DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
+            number of images than published is no error, but noted.
+    """
+    root = find_root(Path(root), ["dukemtmc-reid"], MARKET_FOLDERS.values())
+    facts = PUBLISHED["dukemtmc-reid"]
+    splits = read_market_folders(root, NAME, example=EXAMPLE, facts=facts)
+    return published_dataset("dukemtmc-reid", facts, splits, root=root, notes=[WITHDRAWN])

@@ -1,0 +1,63 @@
+"""MS-SSIM against the SSIM of the evaluation, and against windows cut out one by one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reidguard.errors import InputError
+from reidguard.metrics.quality import ssim
+from reidguard.metrics.similarity import WEIGHTS, ms_ssim
+
+
+def pair(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return a, (a + 0.2 * torch.randn(*shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+
+
+def test_where_one_scale_fits_it_is_ssim():
+    a, b = pair(3, 3, 21, 16)
+    torch.testing.assert_close(ms_ssim(a, b), ssim(a, b))
+
+
+def structure_by_windows(a, b):
+    """Contrast and structure, and luminance too, of each window of one channel by itself."""
+    taps = torch.tensor(
+        [-((i - 5) ** 2) / (2 * 1.5**2) for i in range(11)], dtype=torch.float64
+    ).exp()
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2
+    structures, wholes = [], []
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mean_p, mean_q = (kernel * p).sum(), (kernel * q).sum()
+            variance_p = (kernel * (p - mean_p) ** 2).sum()
+            variance_q = (kernel * (q - mean_q) ** 2).sum()
+            covariance = (kernel * (p - mean_p) * (q - mean_q)).sum()
+            structure = (2 * covariance + 0.03**2) / (variance_p + variance_q + 0.03**2)
+            luminance = (2 * mean_p * mean_q + 1e-4) / (mean_p**2 + mean_q**2 + 1e-4)
+            structures.append(structure)
+            wholes.append(luminance * structure)
+    return torch.stack(structures).mean(), torch.stack(wholes).mean()
+
+
+def test_two_scales_by_windows():
+    a, b = pair(1, 1, 24, 22)
+    fine, _ = structure_by_windows(a[0, 0], b[0, 0])
+    _, coarse = structure_by_windows(F.avg_pool2d(a, 2)[0, 0], F.avg_pool2d(b, 2)[0, 0])
+    first, second = WEIGHTS[:2]
+    total = first + second
+    expected = fine ** (first / total) * coarse ** (second / total)
+    torch.testing.assert_close(ms_ssim(a, b)[0], expected)
+
+
+def test_equal_images_are_alike_and_its_gradient_is_true():
+    a, b = pair(1, 2, 22, 22)
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(1, dtype=torch.float64))
+    b.requires_grad_()
+    assert torch.autograd.gradcheck(lambda image: ms_ssim(a, image), (b,), fast_mode=True)
+
+
+def test_small_images_are_refused():
+    with pytest.raises(InputError, match="11x11"):
+        ms_ssim(torch.rand(1, 3, 10, 40), torch.rand(1, 3, 10, 40))

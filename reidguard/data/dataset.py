@@ -314,7 +314,9 @@ def _damage(path: Path) -> str | None:
 
 
 DATASETS: Registry[ReIDDataset] = Registry(
-    "dataset", group="reidguard.datasets", builtin={"virtual": "reidguard.virtual:read_virtual"}
+    "dataset",
+    group="reidguard.datasets",
+    builtin={"virtual": "reidguard.virtual.dataset:load_virtual"},
 )
 
 

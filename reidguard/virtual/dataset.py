@@ -28,7 +28,7 @@ from reidguard.virtual.domains import DOMAINS, find_domain
 from reidguard.virtual.render import render_person
 from reidguard.virtual.worker import Order, draw
 
-__all__ = ["contact_sheet", "read_virtual", "write_virtual"]
+__all__ = ["contact_sheet", "load_virtual", "read_virtual", "write_virtual"]
 
 MARKER = "virtual.json"  # written last but for the rename: where it is, the set is whole
 VERSION = 1  # of the drawing: part of the marker, so old folders are not taken for new ones
@@ -207,7 +207,7 @@ def write_virtual(
     return Path(root)
 
 
-def _load(root: Path | str = "plaza") -> ReIDDataset:
+def load_virtual(root: Path | str = "plaza") -> ReIDDataset:
     """Read "plaza", "plaza?train_identities=20&cameras=3", or a folder that was written before."""
     text = str(root)
     if (Path(text) / MARKER).is_file():

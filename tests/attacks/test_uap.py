@@ -84,7 +84,7 @@ def test_centroids_are_those_of_all_training_images(model, studio):
     class Spy(PairWiseLoss):
         def with_statistics(self, training):
             seen.append(training)
-            return super().prepared(training)
+            return super().with_statistics(training)
 
     ATTACK_LOSSES.register("spy")(Spy)
     try:

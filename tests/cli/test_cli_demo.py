@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from reidguard.attacks import load_attack
-from reidguard.cli import demo, main
+from reidguard.cli import main
+from reidguard.cli.commands import demo
 from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.models import load_model

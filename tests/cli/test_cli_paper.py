@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.paper import Network, paper_pictures, paper_tables, workshop
 from benchmarks.paper.experiments import DefenseSpec, hardening
 from reidguard.attacks import SMA, MetaAttack, load_attack
-from reidguard.cli import main, paper
+from reidguard.cli import main
 from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.models import create_model, load_model

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reidguard.errors import InputError
 from reidguard.metrics import distances, rank, top_k
-from reidguard.metrics import retrieval as implementation
+from reidguard.metrics import ranking as implementation
 
 
 def loop_distance(a, b, metric):

@@ -123,15 +123,15 @@ def test_loaders_share_the_joint_batch(studio):
         return next(loader.epoch(1, 1))
 
     joint, shares = first(), [first(World(rank, 2)) for rank in range(2)]
-    rows = torch.cat([s.share.rows for s in shares])
+    rows = torch.cat([s.shard.rows for s in shares])
     assert rows.sort().values.tolist() == list(range(6))
     assert [len(s) for s in shares] == [4, 2]
     for name in ("images", "pids", "camids", "indices"):
         values = torch.cat([getattr(s, name) for s in shares])
         assert torch.equal(getattr(joint, name)[rows], values), name
     assert not set(shares[0].pids.tolist()) & set(shares[1].pids.tolist())
-    assert joint.share is None
-    assert replace(shares[0]).to("cpu").share.total == 6
+    assert joint.shard is None
+    assert replace(shares[0]).to("cpu").shard.total == 6
 
 
 def test_more_processes_than_identities_are_refused(studio):

@@ -1,11 +1,14 @@
-"""What a re-ID dataset is: three lists of samples, counted, fingerprinted and found by name."""
+"""Re-ID datasets: the samples of three splits, their statistics and fingerprints, found by name."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,42 +21,42 @@ __all__ = [
     "DATASETS",
     "SPLITS",
     "ReIDDataset",
-    "check_images",
     "load_dataset",
     "register_dataset",
 ]
 
 SPLITS = ("train", "query", "gallery")
 
+Reader = TypeVar("Reader", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
 def a_few(names: Iterable[str], shown: int = 5) -> str:
-    """Join names for an error message, leaving out those beyond the first few."""
+    """Join the first few names for an error message."""
     listed = list(names)
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
 
 
 class ReIDDataset:
-    """The train, query and gallery samples of one dataset. Nothing is read before it is needed.
+    """The train, query and gallery samples of one dataset; images are read when needed.
 
     Args:
-        name: Name to show in tables.
-        train: Samples to learn from; their ``pid`` is the dataset's own number.
-        query: Samples to search for.
-        gallery: Samples to search in. ``pid`` 0 marks a distractor.
-        root: Folder that file names are taken relative to in a fingerprint.
+        name: Name in tables.
+        train: Training samples; their ``pid`` is the dataset's own number.
+        query: Query samples.
+        gallery: Gallery samples. ``pid`` 0 marks a distractor.
+        root: Folder that file names are relative to in a fingerprint.
         licence: The dataset's terms in one line.
-        junk: Images marked as junk (id −1) that the reader left out.
-        notes: What else a person should know, for instance that this is a subset.
+        junk: Number of junk images (pid −1) that the reader left out.
+        notes: Remarks for the user, for instance that this is a subset.
 
     Raises:
         DataError: If an identity number is negative, or a query is a distractor.
 
     Example:
-        >>> people = [ReIDSample(Path("a.jpg"), 7, 1), ReIDSample(Path("b.jpg"), 3, 1)]
-        >>> dataset = ReIDDataset("mine", people, [], [])
+        >>> samples = [ReIDSample(Path("a.jpg"), 7, 1), ReIDSample(Path("b.jpg"), 3, 1)]
+        >>> dataset = ReIDDataset("mine", samples)
         >>> dataset.train_labels
         {3: 0, 7: 1}
     """
@@ -61,9 +64,9 @@ class ReIDDataset:
     def __init__(
         self,
         name: str,
-        train: Sequence[ReIDSample],
-        query: Sequence[ReIDSample],
-        gallery: Sequence[ReIDSample],
+        train: Sequence[ReIDSample] = (),
+        query: Sequence[ReIDSample] = (),
+        gallery: Sequence[ReIDSample] = (),
         *,
         root: Path | str | None = None,
         licence: str = "unknown",
@@ -86,8 +89,8 @@ class ReIDDataset:
             if wrong:
                 raise DataError(
                     f"{split} samples of {name} have an identity number below {lowest}: "
-                    f"{a_few(wrong)}; number people from 1 (0 marks a distractor, which no query "
-                    "may be; junk, -1, is left out)"
+                    f"{a_few(wrong)}; number identities from 1 (0 marks a distractor, which no "
+                    "query may be; junk, -1, is left out)"
                 )
 
     def __repr__(self) -> str:
@@ -113,8 +116,8 @@ class ReIDDataset:
 
     @property
     def num_train_pids(self) -> int:
-        """How many people ``train`` shows: the size of a classifier."""
-        return len({sample.pid for sample in self.train})
+        """Number of training identities: the size of a classifier."""
+        return len(self.train_labels)
 
     def summary(self) -> dict[str, Any]:
         """Count images, identities and cameras; distractors are no identity.
@@ -123,24 +126,28 @@ class ReIDDataset:
             Name, licence, for each split the numbers of images, identities and cameras, the numbers
             of distractors and junk images, and notes; ready for JSON.
         """
-        counts: dict[str, Any] = {"name": self.name, "licence": self.licence}
+        counts = {}
         for split in SPLITS:
             samples = self.split(split)
-            people = {s.pid for s in samples}
+            pids = {s.pid for s in samples}
             counts[split] = {
                 "images": len(samples),
-                "identities": len(people if split == "train" else people - {0}),
+                "identities": len(pids if split == "train" else pids - {0}),
                 "cameras": len({s.camid for s in samples}),
             }
-        counts["distractors"] = sum(s.pid == 0 for s in self.gallery)
-        counts["junk"] = self.junk
-        counts["notes"] = list(self.notes)
-        return counts
+        return {
+            "name": self.name,
+            "licence": self.licence,
+            **counts,
+            "distractors": sum(s.pid == 0 for s in self.gallery),
+            "junk": self.junk,
+            "notes": list(self.notes),
+        }
 
     def names(self, split: str) -> tuple[str, ...]:
-        """Return a split's files in its order, relative to the root where they lie below it.
+        """Return a split's file names, in its order and with "/" on every system.
 
-        Of others the bare name. With "/" on every system. Computed once, when first asked for.
+        They are relative to the root, or bare names of files outside it. Computed once.
 
         Raises:
             InputError: If there is no split of that name.
@@ -157,9 +164,9 @@ class ReIDDataset:
     def fingerprint(self, split: str) -> str:
         """Hash a split: names, identities, cameras and every byte of the images.
 
-        It does not change when the dataset moves to another folder, nor with the order of the
-        samples. It is the SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for
-        each sample, sorted. Computed once, when first asked for.
+        It depends neither on the dataset's folder nor on the order of the samples. It is the
+        SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for each sample, sorted.
+        Computed once.
 
         Raises:
             DataError: Naming a file that cannot be read.
@@ -176,12 +183,30 @@ class ReIDDataset:
         return self._fingerprints[split]
 
     def check(self, *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode every image; see :func:`check_images`."""
-        check_images(self, progress=progress)
+        """Decode every image, so that damage shows now and not hours into a run.
+
+        Args:
+            progress: Called with (done, total).
+
+        Raises:
+            DataError: Naming all damaged images at once, one a line.
+        """
+        paths = sorted({s.path for split in SPLITS for s in self.split(split)})
+        damaged = []
+        for done, problem in enumerate(_in_threads(_damage, paths), 1):
+            if problem is not None:
+                damaged.append(problem)
+            if progress is not None:
+                progress(done, len(paths))
+        if damaged:
+            raise DataError(
+                f"{len(damaged)} of {len(paths)} images of {self.name} are damaged; replace them:\n"
+                + "\n".join(damaged)
+            )
 
     @property
     def query_names(self) -> tuple[str, ...]:
-        """A distinct name for each query image, without extension, to save a changed copy under.
+        """A distinct file name, without extension, for a changed copy of each query image.
 
         It is the file's stem, or, where two queries share a stem, all names are paths relative to
         the deepest folder that holds all queries ("alice/001").
@@ -192,7 +217,7 @@ class ReIDDataset:
         paths = [sample.path.with_suffix("") for sample in self.query]
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
-            shared = _common_folder(paths)
+            shared = os.path.commonpath([path.parent for path in paths])
             names = [path.relative_to(shared).as_posix() for path in paths]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -202,7 +227,7 @@ class ReIDDataset:
     def with_query(self, folder: Path | str) -> ReIDDataset:
         """Return this dataset with its query images read from another folder.
 
-        That is how saved adversarial images are evaluated: write each query under its name in
+        To evaluate saved adversarial images: write each query under its name in
         :attr:`query_names` (with .png), then evaluate ``dataset.with_query(folder)``. Identities
         and cameras stay those of the original with the same name. ``~`` is expanded.
 
@@ -212,16 +237,18 @@ class ReIDDataset:
         folder = Path(folder).expanduser()
         names = self.query_names
         nested = any("/" in name for name in names)
-        found: dict[str, Path] = {}
+        replacements: dict[str, Path] = {}
         for path in _images_below(folder):
             name = path.relative_to(folder).with_suffix("").as_posix() if nested else path.stem
-            if name in found:
-                raise DataError(f"{folder} holds {found[name].name} and {path.name}; remove one")
-            found[name] = path
+            if name in replacements:
+                raise DataError(
+                    f"{folder} holds {replacements[name].name} and {path.name}; remove one"
+                )
+            replacements[name] = path
         problems = []
-        if missing := [name for name in names if name not in found]:
+        if missing := [name for name in names if name not in replacements]:
             problems.append(f"{len(missing)} of {len(names)} are missing ({a_few(missing)})")
-        if extra := sorted(found.keys() - set(names)):
+        if extra := sorted(replacements.keys() - set(names)):
             problems.append(f"{len(extra)} belong to no query ({a_few(extra)})")
         if problems:
             raise DataError(
@@ -229,38 +256,22 @@ class ReIDDataset:
                 f"{'; '.join(problems)}; the folder needs exactly one image ("
                 f"{', '.join(IMAGE_SUFFIXES)}) per query, under the query's own name"
             )
-        query = [
-            ReIDSample(found[name], sample.pid, sample.camid)
+        changed = copy.copy(self)
+        changed.query = tuple(
+            replace(sample, path=replacements[name])
             for name, sample in zip(names, self.query, strict=True)
-        ]
-        changed = ReIDDataset(
-            self.name,
-            self.train,
-            query,
-            self.gallery,
-            root=self.root,
-            licence=self.licence,
-            junk=self.junk,
-            notes=(*self.notes, f"query images are read from {folder}"),
         )
-        kept = {split: h for split, h in self._fingerprints.items() if split != "query"}
-        changed._fingerprints = kept
+        changed.notes = (*self.notes, f"query images are read from {folder}")
+        changed._names = {}
+        changed._fingerprints = {k: h for k, h in self._fingerprints.items() if k != "query"}
         return changed
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    shared = paths[0].parent
-    for path in paths:
-        while not path.is_relative_to(shared):
-            shared = shared.parent
-    return shared
 
 
 def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the folder of the query images")
     inner = sorted(path for path in folder.rglob("*") if path.is_dir())
-    return [path for place in [folder, *inner] for path in list_images(place)]
+    return [path for parent in [folder, *inner] for path in list_images(parent)]
 
 
 def _in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
@@ -279,32 +290,6 @@ def _file_digest(path: Path) -> str:
         raise DataError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-def check_images(
-    dataset: ReIDDataset, *, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Decode every image of a dataset, so that damage shows now and not hours into a run.
-
-    Args:
-        dataset: The dataset to check.
-        progress: Called with (done, total).
-
-    Raises:
-        DataError: Naming all damaged images at once, one a line.
-    """
-    paths = sorted({s.path for split in SPLITS for s in dataset.split(split)})
-    damaged = []
-    for done, problem in enumerate(_in_threads(_damage, paths), 1):
-        if problem is not None:
-            damaged.append(problem)
-        if progress is not None:
-            progress(done, len(paths))
-    if damaged:
-        raise DataError(
-            f"{len(damaged)} of {len(paths)} images of {dataset.name} are damaged; replace them:\n"
-            + "\n".join(damaged)
-        )
-
-
 def _damage(path: Path) -> str | None:
     try:
         _open_rgb(path)
@@ -320,25 +305,28 @@ DATASETS: Registry[ReIDDataset] = Registry(
 )
 
 
-def register_dataset(name: str) -> Callable[[Any], Any]:
-    """Return a decorator that files a reader ``(root: Path) -> ReIDDataset`` under ``name``.
+def register_dataset(name: str) -> Callable[[Reader], Reader]:
+    """Return a decorator that registers a reader ``(root: Path) -> ReIDDataset`` under ``name``.
 
-    A reader whose ``root`` has a default can be loaded without a path.
+    Keyword arguments of the reader are options of :func:`load_dataset`. A reader whose ``root`` has
+    a default can be loaded without a path.
     """
     return DATASETS.register(name)
 
 
-def load_dataset(name: str, root: Path | str | None = None) -> ReIDDataset:
+def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> ReIDDataset:
     """Read a registered dataset's file lists.
 
     Args:
         name: "NAME:PATH" as on the command line, or a name alone with ``root`` beside it. Some
             datasets ("virtual") need no path.
-        root: Where the dataset lies: its folder, or for "csv" its file. ``~`` is expanded.
+        root: The dataset's folder, or for "csv" its file. ``~`` is expanded.
+        **options: Keyword arguments of the reader, such as ``seed`` of "viper".
 
     Raises:
         RegistryError: If no dataset has that name.
         DataError: If the path is missing, or does not hold what the dataset needs.
+        InputError: If there are two paths, or the reader has no such option.
 
     Example:
         >>> load_dataset("market1501:/nowhere")  # doctest: +ELLIPSIS
@@ -352,13 +340,14 @@ def load_dataset(name: str, root: Path | str | None = None) -> ReIDDataset:
     if colon and not path and root is None:
         raise InputError(f"the path after '{name}:' is empty; write {name}:/path/to/it")
     reader = DATASETS.get(name)
-    place = path if path else root
-    if place is not None:
-        return reader(Path(place).expanduser())
+    signature = inspect.signature(reader)
+    first = next(iter(signature.parameters.values()))
+    place = path or root
+    if place is None and first.default is first.empty:
+        raise DataError(f"dataset {name!r} needs a path; write {name}:/path/to/it")
+    args = () if place is None else (Path(place).expanduser(),)
     try:
-        inspect.signature(reader).bind()
-    except TypeError:
-        raise DataError(
-            f"dataset {name!r} needs the place of its files; write {name}:/path/to/it"
-        ) from None
-    return reader()
+        signature.bind(*args, **options)
+    except TypeError as error:
+        raise InputError(f"dataset {name!r}: {error}") from None
+    return reader(*args, **options)

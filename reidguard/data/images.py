@@ -77,7 +77,7 @@ def _open_rgb(path: Path) -> Image.Image:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
             f"cannot read the image {path}: {reason}; replace it with a whole JPEG, PNG or BMP "
-            "file (reidguard.data.check_images lists every damaged image of a dataset)"
+            "file (ReIDDataset.check lists every damaged image of a dataset)"
         ) from error
 
 

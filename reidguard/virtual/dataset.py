@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from reidguard.data.dataset import ReIDDataset
-from reidguard.data.readers.market1501 import FOLDERS, read_market_layout
+from reidguard.data.dataset import SPLITS, ReIDDataset
+from reidguard.data.readers.layout import MARKET_FOLDERS, read_market_folders
+from reidguard.data.readers.market1501 import EXAMPLE, NAME
 from reidguard.errors import DataError, InputError
 from reidguard.virtual.domains import DOMAINS, find_domain
 from reidguard.virtual.render import render_person
@@ -106,7 +107,7 @@ class _Job:
     def order(self, root: Path, wanted: _Set) -> Order:
         view = 0 if self.viewpoint is None else self.viewpoint // 10
         name = f"{self.pid:04d}_c{self.camera}s1_{self.shot:06d}_{view:02d}.png"
-        return Order(str(root / FOLDERS[self.split] / name), wanted.domain, self.identity,
+        return Order(str(root / MARKET_FOLDERS[self.split] / name), wanted.domain, self.identity,
                      self.camera, self.viewpoint, self.shot, wanted.height,
                      wanted.seed)  # fmt: skip
 
@@ -251,8 +252,14 @@ def parse_name(text: str) -> dict[str, Any]:
 def _read(root: Path) -> ReIDDataset:
     marker = _read_marker(root) or {}
     domain = str((marker.get("parameters") or {}).get("domain", "unknown"))
-    dataset = read_market_layout(root, name=f"virtual:{domain}", licence=LICENCE)
-    if {split: len(dataset.split(split)) for split in FOLDERS} != marker.get("images"):
+    splits = read_market_folders(root, NAME, example=EXAMPLE, distractors=True)
+    dataset = ReIDDataset(
+        f"virtual:{domain}",
+        *(splits[split] for split in SPLITS),
+        root=root,
+        licence=LICENCE,
+    )
+    if {split: len(dataset.split(split)) for split in SPLITS} != marker.get("images"):
         raise DataError(f"images are missing from {root}; delete that folder and load it again")
     return dataset
 
@@ -283,11 +290,11 @@ def _write(root: Path, wanted: _Set, progress: Progress | None) -> None:
         try:
             inner = draft / "set"  # mkdtemp makes a private folder; this one follows the umask
             inner.mkdir()
-            for folder in FOLDERS.values():
+            for folder in MARKET_FOLDERS.values():
                 (inner / folder).mkdir()
             jobs = wanted.jobs()
             _draw(inner, wanted, jobs, _processes(len(jobs)), progress)
-            images = {split: sum(job.split == split for job in jobs) for split in FOLDERS}
+            images = {split: sum(job.split == split for job in jobs) for split in MARKET_FOLDERS}
             marker = {"parameters": wanted.marker, "images": images}
             (inner / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
             inner.rename(root)
@@ -322,7 +329,7 @@ def _draw(
                 progress(done, len(orders))
         return
     # Not multiprocessing: its children start the caller's script again, guarded or not.
-    package = str(Path(__file__).parents[3])
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     bounds = [len(jobs) * i // processes for i in range(processes + 1)]

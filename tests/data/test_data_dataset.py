@@ -10,12 +10,11 @@ import pytest
 from reidguard.data import (
     DATASETS,
     ReIDDataset,
-    check_images,
     decode_image,
     load_dataset,
-    read_market1501,
     register_dataset,
 )
+from reidguard.data.readers.market1501 import read_market1501
 from reidguard.errors import DataError, InputError, RegistryError
 from reidguard.types import ReIDSample
 
@@ -135,7 +134,7 @@ def test_check_names_all_damaged_images_at_once(studio_root, tmp_path):
     shutil.copytree(studio_root, tmp_path / "copy")
     dataset = load_dataset("virtual", tmp_path / "copy")
     seen = []
-    check_images(dataset, progress=lambda done, total: seen.append((done, total)))
+    dataset.check(progress=lambda done, total: seen.append((done, total)))
     total = sum(len(dataset.split(s)) for s in ("train", "query", "gallery"))
     assert seen == [(i + 1, total) for i in range(total)]
     bad = [dataset.train[0].path, dataset.query[3].path, *(s.path for s in dataset.gallery[10:20])]
@@ -276,4 +275,19 @@ def test_a_strangers_reader_gets_the_path(tmp_path, monkeypatch):
     assert load_dataset(f"strangers:{tmp_path}").root == tmp_path
     with pytest.raises(DataError, match="strangers:/path"):
         load_dataset("strangers")
+    with pytest.raises(InputError, match=r"'strangers'.*unexpected.*'seed'"):
+        load_dataset("strangers", tmp_path, seed=1)
     assert DATASETS.get("market1501") is read_market1501
+
+
+def test_options_go_to_the_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_factories", dict(DATASETS._factories))
+
+    @register_dataset("optional")
+    def read(root: Path = Path("here"), *, seed: int = 0) -> ReIDDataset:
+        return ReIDDataset(f"seed {seed}", root=root)
+
+    assert load_dataset("optional", seed=3).name == "seed 3"
+    assert load_dataset(f"optional:{tmp_path}", seed=4).root == tmp_path
+    with pytest.raises(InputError, match=r"'optional'.*'sed'"):
+        load_dataset("optional", sed=3)

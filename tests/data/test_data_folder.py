@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reidguard.data import load_dataset, read_csv, read_folder
+from reidguard.data import load_dataset
+from reidguard.data.readers.folder import read_csv, read_folder
 from reidguard.errors import DataError
 
 
@@ -101,7 +102,7 @@ HEAD = "path,pid,camid,split\n"
         (HEAD + "a.jpg,1\n", "line 2: camid, split is empty"),
         (HEAD + "b.jpg,1,1,train\n", r"1 images .* do not exist: .*b\.jpg"),
         (HEAD + "a.jpg,1,1,train\na.jpg,2,1,train\n", r"twice in one split: .*a\.jpg"),
-        (HEAD + "a.jpg,0,1,query\n", r"a\.jpg.*number people from 1"),
+        (HEAD + "a.jpg,0,1,query\n", r"a\.jpg.*number identities from 1"),
     ],
 )
 def test_a_wrong_csv_says_what_and_where(tmp_path, text, message):
@@ -172,7 +173,7 @@ def test_a_split_may_be_absent(tmp_path):
     ("names", "message"),
     [
         (["training/1/a.jpg"], "none of the folders train, query, gallery"),
-        (["query/a.jpg"], r"directly in .*query .a\.jpg.*<person>/<image>"),
+        (["query/a.jpg"], r"directly in .*query .a\.jpg.*<identity>/<image>"),
         (["query/1/a.gif"], "1 holds no image"),
         (["query/.keep"], "query is empty"),
         (["query/1/a_c1.jpg", "gallery/1/b.jpg"], r"1 of 2 image names carry no camera.*b\.jpg"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reidguard.data import check_images, decode_image, load_dataset, read_market1501
+from reidguard.data import decode_image, load_dataset
+from reidguard.data.readers.market1501 import read_market1501
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 
@@ -49,9 +50,10 @@ def test_names_become_people_and_cameras(root):
 
 def test_a_subset_is_noted_and_no_error(root):
     assert read_market1501(root).summary()["notes"] == [
-        "bounding_box_train holds 2 of 12,936 official images",
-        "query holds 2 of 3,368 official images",
-        "bounding_box_test holds 4 of 19,732 official images",
+        "train holds 2 images of 2 identities; published are 12,936 images of 751 identities",
+        "query holds 2 images of 2 identities; published are 3,368 images of 750 identities",
+        "gallery holds 2 images of 1 identities; published are 15,913 images of 750 identities",
+        "2 junk images; published are 3,819",
     ]
 
 
@@ -76,7 +78,7 @@ def test_a_missing_or_empty_folder_is_named_with_what_belongs_there(root, folder
 
 def test_a_wrong_place_says_what_was_expected(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match="bounding_box_train/, query/, bounding_box_test/"):
+        with pytest.raises(DataError, match="bounding_box_train, query, bounding_box_test"):
             read_market1501(place)
 
 
@@ -136,4 +138,4 @@ def test_real_images_decode(market):
 
 @pytest.mark.slow
 def test_no_real_image_is_damaged(market):
-    check_images(market)
+    market.check()

@@ -11,7 +11,6 @@ from reidguard.data import (
     SPLITS,
     BatchLoader,
     ReIDDataset,
-    check_images,
     join_datasets,
     load_dataset,
 )
@@ -115,11 +114,11 @@ def test_damaged_images_of_all_sources_are_named_at_once(sources):
         sources["c"].gallery[2].path,
     ]
     joined = join_datasets(sources)
-    check_images(joined)
+    joined.check()
     for path in damaged:
         path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match=r"3 of 42 images of a\+b\+c are damaged") as error:
-        check_images(joined)
+        joined.check()
     assert all(str(path) in str(error.value) for path in damaged)
 
 

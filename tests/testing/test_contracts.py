@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from reidguard.attacks import SMA, DeltaAttack
-from reidguard.data import ReIDDataset, read_folder
+from reidguard.data import ReIDDataset
+from reidguard.data.readers.folder import read_folder
 from reidguard.defenses import DEFENSES, Defense
 from reidguard.errors import DataError
 from reidguard.learners import LEARNERS, MetaLearner, PlainLearner, StepResult

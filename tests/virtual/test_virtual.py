@@ -199,7 +199,7 @@ def test_a_small_set_is_part_of_a_large_one(tiny, tmp_path):
 
 def test_processes_share_the_work_and_nothing_else(tiny, tmp_path):
     wanted = module._Set("campus", **TINY)
-    for folder in module.FOLDERS.values():
+    for folder in module.MARKET_FOLDERS.values():
         (tmp_path / folder).mkdir()
     told = []
     module._draw(tmp_path, wanted, wanted.jobs(), 2, lambda *now: told.append(now))
@@ -358,7 +358,7 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_writer_leaves_no_set(tmp_path):
-    code = f"from reidguard.data import write_virtual; write_virtual({str(tmp_path / 'set')!r})"
+    code = f"from reidguard.virtual import write_virtual; write_virtual({str(tmp_path / 'set')!r})"
     child = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("*.png")) and time.monotonic() < deadline:

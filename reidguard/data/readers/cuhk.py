@@ -10,27 +10,35 @@ from reidguard.data.readers.layout import (
     MARKET_FOLDERS,
     find_root,
     parse_folder,
+    random_split,
     read_market_folders,
-    split_people,
 )
-from reidguard.data.readers.statistics import PUBLISHED, published_dataset
+from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 
 __all__ = ["read_cuhk01", "read_cuhk03_np_detected", "read_cuhk03_np_labeled"]
 
+LICENCE = "academic research only"
+LABELED = Published(
+    "cuhk03-np-labeled", LICENCE, Count(7368, 767), Count(1400, 700), Count(5328, 700)
+)
+DETECTED = Published(
+    "cuhk03-np-detected", LICENCE, Count(7365, 767), Count(1400, 700), Count(5332, 700)
+)
+CUHK01 = Published("cuhk01", LICENCE, Count(1940, 485), Count(972, 486), Count(972, 486))
 NP_EXAMPLE = "0003_c1_22.png"
-NP_NAME = re.compile(r"(?P<person>[0-9]{1,18})_c(?P<camera>[0-9]{1,9})_[0-9]+")
+NP_NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})_[0-9]+")
 CUHK01_EXAMPLE = "0001001.png"
-CUHK01_NAME = re.compile(r"(?P<person>[0-9]{4})(?P<view>[0-9]{3})")
+CUHK01_NAME = re.compile(r"(?P<pid>[0-9]{4})(?P<view>[0-9]{3})")
 
 
 @register_dataset("cuhk03-np-labeled")
 def read_cuhk03_np_labeled(root: Path | str) -> ReIDDataset:
-    """List CUHK03-NP with the boxes that people drew.
+    """List CUHK03-NP with the hand-drawn boxes.
 
-    ``0003_c1_22.png`` shows person 3 before camera 1. Each of the 700 test people is searched for
-    once per camera.
+    ``0003_c1_22.png`` shows identity 3, seen by camera 1. Each of the 700 test identities has one
+    query per camera.
 
     Args:
         root: The folder that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``,
@@ -40,33 +48,30 @@ def read_cuhk03_np_labeled(root: Path | str) -> ReIDDataset:
         DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    return _read_np(Path(root), "labeled")
+    return _read_np(Path(root), LABELED, "labeled", "detected")
 
 
 @register_dataset("cuhk03-np-detected")
 def read_cuhk03_np_detected(root: Path | str) -> ReIDDataset:
     """List CUHK03-NP with the boxes of a detector; as :func:`read_cuhk03_np_labeled`."""
-    return _read_np(Path(root), "detected")
+    return _read_np(Path(root), DETECTED, "detected", "labeled")
 
 
-def _read_np(root: Path, boxes: str) -> ReIDDataset:
-    name = f"cuhk03-np-{boxes}"
-    other = {"labeled": "detected", "detected": "labeled"}[boxes]
+def _read_np(root: Path, published: Published, boxes: str, other: str) -> ReIDDataset:
     if root.name.lower() == other:
         raise DataError(f"{root} holds the {other} boxes; read it as cuhk03-np-{other}")
     root = find_root(root, [boxes], MARKET_FOLDERS.values())
-    facts = PUBLISHED[name]
-    splits = read_market_folders(root, NP_NAME, example=NP_EXAMPLE, facts=facts)
-    return published_dataset(name, facts, splits, root=root)
+    splits = read_market_folders(root, NP_NAME, example=NP_EXAMPLE, published=published)
+    return build_dataset(published, splits, root=root)
 
 
 @register_dataset("cuhk01")
 def read_cuhk01(root: Path | str, *, seed: int = 0) -> ReIDDataset:
-    """List CUHK01 and split it at random: 485 people to train, 486 to test.
+    """List CUHK01 and split it at random: 485 identities for training, 486 for the test.
 
-    ``0001003.png`` is the third image of person 1. Images 1 and 2 come from camera 1, which
-    searches; images 3 and 4 from camera 2, the gallery. The published protocol averages over ten
-    random splits: read the set with ten seeds.
+    ``0001003.png`` is the third image of identity 1. Images 1 and 2 come from camera 1, the query;
+    images 3 and 4 from camera 2, the gallery. The published protocol averages over ten random
+    splits: read the dataset with ten seeds.
 
     Args:
         root: The folder ``campus``, or the one that holds it.
@@ -75,15 +80,11 @@ def read_cuhk01(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     Raises:
         DataError: If the folder is missing or empty, or a name does not follow the pattern.
     """
-    root = Path(root)
-    facts = PUBLISHED["cuhk01"]
-    folder = root if root.name.lower() == "campus" else find_root(root, ["cuhk01"], ["campus"])
+    folder = Path(root)
     if folder.name.lower() != "campus":
-        folder /= "campus"
-    images = parse_folder(folder, CUHK01_NAME, example=CUHK01_EXAMPLE, expected=3884)
+        folder = find_root(folder, ["cuhk01"], ["campus"]) / "campus"
     samples = [
-        ReIDSample(path, int(m["person"]), 1 if int(m["view"]) <= 2 else 2) for path, m in images
+        ReIDSample(path, int(match["pid"]), 1 if int(match["view"]) <= 2 else 2)
+        for path, match in parse_folder(folder, CUHK01_NAME, example=CUHK01_EXAMPLE, expected=3884)
     ]
-    splits = split_people(samples, seed, is_query=lambda sample: sample.camid == 1)
-    notes = [f"random split of seed {seed}; average over ten seeds to compare"]
-    return published_dataset("cuhk01", facts, splits, root=folder, notes=notes)
+    return random_split(CUHK01, samples, seed, root=folder)

@@ -1,4 +1,4 @@
-"""DeepChange (Xu and Zhu, 2021): the same people over a year, in changing clothes."""
+"""DeepChange (Xu and Zhu, 2021): identities over a year, in changing clothes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import re
 from pathlib import Path
 
 from reidguard.data.dataset import ReIDDataset, register_dataset
-from reidguard.data.readers.layout import check_files, find_root, read_lines
-from reidguard.data.readers.statistics import PUBLISHED, Count, published_dataset
+from reidguard.data.readers.layout import find_root, read_list
+from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, InputError
-from reidguard.types import ReIDSample
 
 __all__ = ["read_deepchange"]
 
-SUBSETS = {"test": "deepchange", "val": "deepchange-val"}
-EXCLUDE = ("tracklet", "camera")
+LICENCE = (
+    "non-commercial research only, on signed agreement; not to be distributed; block faces in "
+    "whatever is shown"
+)
+TRAIN = Count(75083, 450)
+SUBSETS = {
+    "test": Published("deepchange", LICENCE, TRAIN, Count(17527, 521), Count(62956, 521)),
+    "val": Published("deepchange-val", LICENCE, TRAIN, Count(4976, 150), Count(17865, 150)),
+}
+EXCLUDE = {"tracklet": "tracklet", "camera": "camid"}
 EXAMPLE = "P0318_C05_20200416_15_3_7.jpg,1234"
 LINE = re.compile(
-    r"(?P<name>P(?P<person>[0-9]{1,18})_C(?P<camera>[0-9]{1,9})_[^\s,/]+)\s*,\s*(?P<tracklet>[0-9]{1,18})",
+    r"(?P<path>P(?P<pid>[0-9]{1,18})_C(?P<camid>[0-9]{1,9})_[^\s,/]+)"
+    r"\s*,\s*(?P<tracklet>[0-9]{1,18})",
     re.IGNORECASE,
 )
 
@@ -28,32 +36,32 @@ def read_deepchange(
 ) -> ReIDDataset:
     """List DeepChange in its own protocol.
 
-    A line ``P0318_C05_20200416_15_3_7.jpg,1234`` is person 318 before camera 5, in tracklet 1234;
-    the date stands for the clothes. Person n becomes n + 1, so that nobody is number 0.
+    A line ``P0318_C05_20200416_15_3_7.jpg,1234`` is identity 318, seen by camera 5, in tracklet
+    1234; the date stands for the clothes. Identity n becomes n + 1, so that none is number 0.
 
-    A search may find the same person before the same camera in another tracklet: only the query's
-    own tracklet is left out. :class:`reidguard.Protocol` leaves out the query's own *camera*, so
-    the ``camid`` of query and gallery samples is the tracklet here. Training samples keep their
-    camera. What a protocol cannot express: leaving out the gallery images in the query's clothes.
+    A gallery image of the same identity and camera counts if it is of another tracklet: only the
+    query's own tracklet is left out. :class:`reidguard.Protocol` leaves out the query's own
+    *camera*, so the ``camid`` of query and gallery samples is the tracklet here. Training samples
+    keep their camera. What a protocol cannot express: leaving out the gallery images in the
+    query's clothes.
 
     Args:
         root: The folder with the lists (``train-set-bbox.txt`` and so on) and the folders they
             are named after (``train-set``), or its parent, if there it is called
             ``DeepChangeDataset`` or ``DeepChange``.
-        subset: "test" searches ``test-set-query`` in ``test-set-gallery``; "val" does so in the
-            validation sets, whose 150 people are in neither training nor test set.
+        subset: "test" takes ``test-set-query`` and ``test-set-gallery``; "val" the validation
+            sets, whose 150 identities are in neither training nor test set.
         exclude: "tracklet" as its authors do; "camera" for the usual rule, with real cameras.
 
     Raises:
-        DataError: If a list or folder is missing, or images that a list names are.
+        DataError: If a list, a folder or a listed image is missing.
         InputError: If ``subset`` or ``exclude`` is unknown.
     """
     if subset not in SUBSETS:
         raise InputError(f"subset must be one of {', '.join(SUBSETS)}, not {subset!r}")
     if exclude not in EXCLUDE:
         raise InputError(f"exclude must be one of {', '.join(EXCLUDE)}, not {exclude!r}")
-    name = SUBSETS[subset]
-    facts = PUBLISHED[name]
+    published = SUBSETS[subset]
     folders = {
         "train": "train-set",
         "query": f"{subset}-set-query",
@@ -61,31 +69,24 @@ def read_deepchange(
     }
     lists = [f"{folder}-bbox.txt" for folder in folders.values()]
     root = find_root(Path(root), ["deepchangedataset", "deepchange"], [*lists, *folders.values()])
-    splits = {
-        split: _read(
-            root / folder,
-            facts.of(split),
-            camera="camera" if split == "train" else exclude,
+    splits = {}
+    for split, name in folders.items():
+        expected = published.of(split)
+        if not (root / name).is_dir():
+            raise DataError(f"the folder {root / name} is missing; expected there: {expected}")
+        splits[split] = read_list(
+            root / f"{name}-bbox.txt",
+            LINE,
+            root / name,
+            example=EXAMPLE,
+            expected=expected,
+            shift=1,
+            camera="camid" if split == "train" else EXCLUDE[exclude],
         )
-        for split, folder in folders.items()
-    }
     notes = []
     if exclude == "tracklet":
         notes.append(
-            "the cameras of query and gallery are tracklets, so that a search leaves out the "
-            "query's own tracklet and not its camera, as the authors' protocol does"
+            "the cameras of query and gallery are tracklets, so that the query's own tracklet is "
+            "left out and not its camera, as in the authors' protocol"
         )
-    return published_dataset(name, facts, splits, root=root, notes=notes)
-
-
-def _read(folder: Path, expected: Count, *, camera: str) -> list[ReIDSample]:
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} is missing; expected there: {expected}")
-    path = folder.with_name(f"{folder.name}-bbox.txt")
-    lines = read_lines(path, LINE, example=EXAMPLE, expected=expected)
-    samples = [
-        ReIDSample(folder / line["name"], int(line["person"]) + 1, int(line[camera]))
-        for line in lines
-    ]
-    check_files([sample.path for sample in samples], listed_in=path)
-    return samples
+    return build_dataset(published, splits, root=root, notes=notes)

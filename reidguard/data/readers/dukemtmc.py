@@ -1,4 +1,4 @@
-"""DukeMTMC-reID (Zheng et al., ICCV 2017), which its authors have withdrawn."""
+"""DukeMTMC-reID (Zheng et al., ICCV 2017), withdrawn by its authors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from pathlib import Path
 
 from reidguard.data.dataset import ReIDDataset, register_dataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
-from reidguard.data.readers.statistics import PUBLISHED, published_dataset
+from reidguard.data.readers.statistics import Count, Published, build_dataset
 
 __all__ = ["read_dukemtmc_reid"]
 
+PUBLISHED = Published(
+    "dukemtmc-reid",
+    "withdrawn by its authors in 2019; was CC BY-NC-SA 4.0: no commercial use",
+    Count(16522, 702),
+    Count(2228, 702),
+    Count(17661, 1110),
+)
 EXAMPLE = "0005_c2_f0046985.jpg"
-NAME = re.compile(r"(?P<person>[0-9]{1,18})_c(?P<camera>[0-9]{1,9})_f[0-9]+")
+NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})_f[0-9]+")
 WITHDRAWN = (
     "withdrawn: its authors took DukeMTMC down in 2019, since people were recorded outside what "
     "their review board had approved; think before using it, and say so where it is reported"
@@ -23,8 +30,8 @@ WITHDRAWN = (
 def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
     """List a copy of DukeMTMC-reID that was made before its withdrawal.
 
-    ``0005_c2_f0046985.jpg`` shows person 5 before camera 2. The 408 people whom no query shows
-    keep their own numbers in the gallery. The first of the notes tells that the set is withdrawn.
+    ``0005_c2_f0046985.jpg`` shows identity 5, seen by camera 2. The 408 gallery identities without
+    a query keep their own numbers. The first note says that the dataset is withdrawn.
 
     Args:
         root: The folder that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``,
@@ -35,6 +42,5 @@ def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
             number of images than published is no error, but noted.
     """
     root = find_root(Path(root), ["dukemtmc-reid"], MARKET_FOLDERS.values())
-    facts = PUBLISHED["dukemtmc-reid"]
-    splits = read_market_folders(root, NAME, example=EXAMPLE, facts=facts)
-    return published_dataset("dukemtmc-reid", facts, splits, root=root, notes=[WITHDRAWN])
+    splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED)
+    return build_dataset(PUBLISHED, splits, root=root, notes=[WITHDRAWN])

@@ -1,4 +1,4 @@
-"""What readers of published layouts share: find the folder, parse names, say what is missing."""
+"""Common parts of the readers: find the root folder, parse file names and lists, report gaps."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from reidguard.data.dataset import SPLITS, a_few
+from reidguard.data.dataset import SPLITS, ReIDDataset, a_few
 from reidguard.data.images import list_images
-from reidguard.data.readers.statistics import Count, Published
+from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 
 __all__ = [
     "MARKET_FOLDERS",
-    "check_files",
     "find_root",
     "parse_folder",
     "random_half",
-    "read_lines",
+    "random_split",
+    "read_list",
     "read_market_folders",
-    "split_people",
 ]
 
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -34,8 +33,8 @@ def find_root(root: Path, below: Iterable[str], holds: Collection[str]) -> Path:
 
     Args:
         root: The folder that the user named.
-        below: Names of folders in ``root`` to look into, in lower case; case does not matter.
-        holds: Entries by which the dataset is known; one of them is enough.
+        below: Lower-case names of folders in ``root`` to search; their case does not matter.
+        holds: Names of files and folders that identify the dataset; one of them is enough.
 
     Raises:
         DataError: If there is no such folder, or more than one.
@@ -45,47 +44,52 @@ def find_root(root: Path, below: Iterable[str], holds: Collection[str]) -> Path:
         raise DataError(f"there is no folder {root}; {expected}")
     names = set(below)
     inner = [p for p in sorted(root.iterdir()) if p.name.lower() in names and p.is_dir()]
-    for places in ([root], inner):
-        found = [p for p in places if any((p / entry).exists() for entry in holds)]
-        if len(found) > 1:
+    for candidates in ([root], inner):
+        matching = [p for p in candidates if any((p / entry).exists() for entry in holds)]
+        if len(matching) > 1:
             raise DataError(
-                f"{root} holds more than one copy: {a_few(p.name for p in found)}; name one of "
-                f"them, as in {found[0]}"
+                f"{root} holds more than one copy: {a_few(p.name for p in matching)}; name one of "
+                f"them, as in {matching[0]}"
             )
-        if found:
-            return found[0]
+        if matching:
+            return matching[0]
     raise DataError(f"{root} does not hold this dataset; {expected}")
 
 
 def parse_folder(
     folder: Path, pattern: re.Pattern[str], *, example: str, expected: int | None = None
 ) -> list[tuple[Path, re.Match[str]]]:
-    """List a folder's images, each with the match of ``pattern`` on its whole name.
+    """List a folder's images, each with the match of ``pattern`` on its whole stem.
 
     Args:
-        folder: Where the images lie; other files are ignored.
-        pattern: What a name without its extension must match.
-        example: A published name, to show in errors.
-        expected: How many images are published, to say in errors.
+        folder: Folder of the images; other files are ignored.
+        pattern: Pattern of a file name without its extension.
+        example: A published file name, for error messages.
+        expected: The published number of images, for error messages.
 
     Raises:
-        DataError: If the folder is missing or empty, or a name does not match.
+        DataError: If the folder is missing or empty, a name does not match, or one image is there
+            under two extensions.
     """
     number = "images" if expected is None else f"{expected:,} images"
-    wanted = f"expected there: {number}, named like {example}"
+    content = f"expected there: {number}, named like {example}"
     if not folder.is_dir():
-        raise DataError(f"the folder {folder} is missing; {wanted}")
+        raise DataError(f"the folder {folder} is missing; {content}")
     paths = list_images(folder)
     if not paths:
-        raise DataError(f"the folder {folder} holds no image; {wanted}")
-    parsed = [(path, pattern.fullmatch(path.stem)) for path in paths]
-    wrong = [path.name for path, match in parsed if match is None]
-    if wrong:
+        raise DataError(f"the folder {folder} holds no image; {content}")
+    parsed = [(path, match) for path in paths if (match := pattern.fullmatch(path.stem))]
+    if len(parsed) < len(paths):
+        wrong = sorted({path.name for path in paths} - {path.name for path, _ in parsed})
         raise DataError(
-            f"{len(wrong)} image names in {folder} do not read like {example}: {a_few(wrong)}; "
+            f"{len(wrong)} image names in {folder} do not match {example}: {a_few(wrong)}; "
             "rename or remove them"
         )
-    return [(path, match) for path, match in parsed if match is not None]
+    stems = Counter(path.stem for path in paths)
+    if len(stems) < len(paths):
+        twice = [path.name for path in paths if stems[path.stem] > 1]
+        raise DataError(f"{folder} holds an image under two extensions: {a_few(twice)}; keep one")
+    return parsed
 
 
 def read_market_folders(
@@ -93,80 +97,107 @@ def read_market_folders(
     pattern: re.Pattern[str],
     *,
     example: str,
-    facts: Published,
+    published: Published | None = None,
     camera: int | None = None,
+    distractors: bool = False,
 ) -> dict[str, list[ReIDSample]]:
-    """Read the three folders that Market-1501 introduced.
+    """Read the three folders of Market-1501's layout.
 
     Args:
         root: The folder that holds them.
-        pattern: Its groups "person" and, unless ``camera`` is given, "camera" are numbers.
-        example: A published name, to show in errors.
-        facts: How many images are published.
-        camera: The camera of all images, where their names do not tell.
+        pattern: Pattern of a file name without its extension, with a group "pid" and, unless
+            ``camera`` is given, "camid". A pid of −1 is junk.
+        example: A published file name, for error messages.
+        published: The published sizes, for error messages.
+        camera: The camera of all images, where their names do not contain it.
+        distractors: Whether pid 0 is allowed in the gallery.
+
+    Returns:
+        The samples of "train", "query" and "gallery", and those of "junk".
 
     Raises:
-        DataError: If a folder is missing, a name does not match, or a person has number 0.
+        DataError: If a folder is missing or empty, a name does not match, or an image has pid 0
+            where none may.
     """
-    splits = {}
+    splits: dict[str, list[ReIDSample]] = {split: [] for split in (*SPLITS, "junk")}
     for split, name in MARKET_FOLDERS.items():
         folder = root / name
-        images = parse_folder(folder, pattern, example=example, expected=facts.of(split).images)
-        splits[split] = [
-            ReIDSample(path, int(m["person"]), int(m["camera"]) if camera is None else camera)
-            for path, m in images
-        ]
-        if zeros := [s.path.name for s in splits[split] if s.pid == 0]:
+        expected = None if published is None else published.of(split).images
+        for path, match in parse_folder(folder, pattern, example=example, expected=expected):
+            camid = int(match["camid"]) if camera is None else camera
+            sample = ReIDSample(path, int(match["pid"]), camid)
+            splits["junk" if sample.pid < 0 else split].append(sample)
+        zeros = [s.path.name for s in splits[split] if s.pid == 0]
+        if zeros and not (distractors and split == "gallery"):
+            rule = (
+                f"0 marks distractors, which belong in {MARKET_FOLDERS['gallery']} only"
+                if distractors
+                else "this dataset numbers identities from 1, so remove them"
+            )
             raise DataError(
-                f"{len(zeros)} images in {folder} show person 0: {a_few(zeros)}; this dataset "
-                "numbers people from 1, so remove them"
+                f"{len(zeros)} images in {folder} show identity 0: {a_few(zeros)}; {rule}"
             )
     return splits
 
 
-def read_lines(
-    path: Path, pattern: re.Pattern[str], *, example: str, expected: Count
-) -> list[re.Match[str]]:
-    """Match every line of a list file that is not empty.
+def read_list(
+    path: Path,
+    pattern: re.Pattern[str],
+    folder: Path,
+    *,
+    example: str,
+    expected: Count,
+    shift: int,
+    camera: str = "camid",
+) -> list[ReIDSample]:
+    """Read a list file of one image per line; empty lines are skipped.
+
+    Args:
+        path: The list.
+        pattern: Pattern of a line, with the groups "path" and "pid".
+        folder: Folder that the listed paths are relative to.
+        example: A published line, for error messages.
+        expected: The published size, for error messages.
+        shift: Number added to each pid.
+        camera: The group of ``pattern`` that gives the camera.
 
     Raises:
-        DataError: If the file is missing or empty, or naming the first line that does not match.
+        DataError: If the list is missing or empty, a line does not match or is there twice, or
+            listed images are missing.
     """
-    wanted = f"expected: {expected.images:,} lines like {example!r}"
+    content = f"expected: {expected.images:,} lines like {example!r}"
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"the list {path} is missing; {wanted}") from None
+        raise DataError(f"the list {path} is missing; {content}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list {path}: {error}; {wanted}") from error
-    matches = []
+        raise DataError(f"cannot read the list {path}: {error}; {content}") from error
+    samples = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         match = pattern.fullmatch(line.strip())
         if match is None:
-            raise DataError(f"{path}, line {number} is {line!r}; {wanted}")
-        matches.append(match)
-    if not matches:
-        raise DataError(f"the list {path} is empty; {wanted}")
-    return matches
+            raise DataError(f"{path}, line {number} is {line!r}; {content}")
+        samples.append(
+            ReIDSample(folder / match["path"], int(match["pid"]) + shift, int(match[camera]))
+        )
+    if not samples:
+        raise DataError(f"the list {path} is empty; {content}")
+    _check_files([sample.path for sample in samples], listed_in=path)
+    return samples
 
 
-def check_files(paths: Collection[Path], *, listed_in: Path) -> None:
-    """Make sure that all images of a list exist, and are listed once.
-
-    Raises:
-        DataError: Saying how many are missing of how many, and naming a few.
-    """
+def _check_files(paths: Collection[Path], *, listed_in: Path) -> None:
     if twice := [str(path) for path, times in Counter(paths).items() if times > 1]:
         raise DataError(f"{listed_in} lists images twice: {a_few(twice)}; remove one line")
     folders: defaultdict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         folders[path.parent].append(path)
-    missing = []  # one look into each folder is faster than one at each file
-    for folder, wanted in folders.items():
-        there = set(os.listdir(folder)) if folder.is_dir() else set()
-        missing += [str(path) for path in wanted if path.name not in there]
+    missing = []  # listing each folder once is faster than a stat of each file
+    for folder, listed in folders.items():
+        existing = set(os.listdir(folder)) if folder.is_dir() else set()
+        missing += [str(path) for path in listed if path.name not in existing]
     if missing:
         raise DataError(
             f"{len(missing):,} of the {len(paths):,} images that {listed_in} lists are missing: "
@@ -174,24 +205,27 @@ def check_files(paths: Collection[Path], *, listed_in: Path) -> None:
         )
 
 
-def random_half(people: Iterable[int], seed: int) -> set[int]:
-    """Draw half of the people, rounded down; the same on every machine and Python version."""
+def random_half(pids: Iterable[int], seed: int) -> set[int]:
+    """Draw half of the identities, rounded down; the same on every machine and Python version."""
 
-    def ticket(person: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{person}".encode()).digest()
+    def ticket(pid: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{pid}".encode()).digest()
 
-    drawn = sorted(set(people), key=ticket)
+    drawn = sorted(set(pids), key=ticket)
     return set(drawn[: len(drawn) // 2])
 
 
-def split_people(
-    samples: Iterable[ReIDSample], seed: int, *, is_query: Callable[[ReIDSample], bool]
-) -> Mapping[str, list[ReIDSample]]:
-    """Split a dataset of two views at random: half of the people train, one view searches."""
-    samples = list(samples)
+def random_split(
+    published: Published, samples: Collection[ReIDSample], seed: int, *, root: Path
+) -> ReIDDataset:
+    """Split a dataset of two cameras at random: half of the identities for training.
+
+    Of the others, camera 1 is the query and camera 2 the gallery.
+    """
     train = random_half((s.pid for s in samples), seed)
     splits: dict[str, list[ReIDSample]] = {split: [] for split in SPLITS}
     for sample in samples:
-        test = "query" if is_query(sample) else "gallery"
+        test = "query" if sample.camid == 1 else "gallery"
         splits["train" if sample.pid in train else test].append(sample)
-    return splits
+    notes = [f"random split of seed {seed}; average over ten seeds to compare"]
+    return build_dataset(published, splits, root=root, notes=notes)

@@ -1,4 +1,4 @@
-"""What is known of the published datasets: their terms in short, and how many images they hold."""
+"""Published statistics of a dataset: its licence terms, and the images and identities per split."""
 
 from __future__ import annotations
 
@@ -9,104 +9,63 @@ from typing import NamedTuple
 from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.types import ReIDSample
 
-__all__ = ["PUBLISHED", "Count", "Published", "published_dataset"]
+__all__ = ["Count", "Published", "build_dataset"]
 
 
 class Count(NamedTuple):
-    """The size of a split; distractors are no identity."""
+    """The size of a split; distractors are not counted as an identity."""
 
     images: int
     identities: int
 
     def __str__(self) -> str:
-        return f"{self.images:,} images of {self.identities:,} people"
-
-
-NONE = Count(0, 0)
+        return f"{self.images:,} images of {self.identities:,} identities"
 
 
 class Published(NamedTuple):
-    """A dataset's terms in one line, and its splits as published."""
+    """A dataset's name, its terms in one line, and the published size of each split."""
 
+    name: str
     licence: str
     train: Count
-    query: Count = NONE
-    gallery: Count = NONE
+    query: Count = Count(0, 0)
+    gallery: Count = Count(0, 0)
+    junk: int = 0
 
     def of(self, split: str) -> Count:
         """Return the size of "train", "query" or "gallery"."""
         return {"train": self.train, "query": self.query, "gallery": self.gallery}[split]
 
 
-_CUHK = "academic research only"
-_SYNTHETIC = "synthetic people; no licence text found with the images: treat as research only"
-_DEEPCHANGE = (
-    "non-commercial research only, on signed agreement; not to be distributed; block faces in "
-    "whatever is shown"
-)
-
-PUBLISHED: Mapping[str, Published] = {
-    "dukemtmc-reid": Published(
-        "withdrawn by its authors in 2019; was CC BY-NC-SA 4.0: no commercial use",
-        Count(16522, 702),
-        Count(2228, 702),
-        Count(17661, 1110),
-    ),
-    "msmt17": Published(
-        "research only, on signed agreement; not to be distributed; no commercial use",
-        Count(32621, 1041),
-        Count(11659, 3060),
-        Count(82161, 3060),
-    ),
-    "cuhk03-np-labeled": Published(_CUHK, Count(7368, 767), Count(1400, 700), Count(5328, 700)),
-    "cuhk03-np-detected": Published(_CUHK, Count(7365, 767), Count(1400, 700), Count(5332, 700)),
-    "cuhk01": Published(_CUHK, Count(1940, 485), Count(972, 486), Count(972, 486)),
-    "viper": Published(
-        "no licence text found with the images: treat as research only",
-        Count(632, 316),
-        Count(316, 316),
-        Count(316, 316),
-    ),
-    "personx": Published(_SYNTHETIC, Count(88560, 410), Count(5136, 856), Count(184896, 856)),
-    "personx-hard": Published(_SYNTHETIC, Count(9840, 410), Count(5136, 856), Count(30816, 856)),
-    "randperson": Published(_SYNTHETIC, Count(132145, 8000)),
-    "unrealperson": Published(_SYNTHETIC, Count(1256381, 6799)),
-    "deepchange": Published(
-        _DEEPCHANGE,
-        Count(75083, 450),
-        Count(17527, 521),
-        Count(62956, 521),
-    ),
-    "deepchange-val": Published(
-        _DEEPCHANGE,
-        Count(75083, 450),
-        Count(4976, 150),
-        Count(17865, 150),
-    ),
-}
-
-
-def published_dataset(
-    name: str,
-    facts: Published,
+def build_dataset(
+    published: Published,
     splits: Mapping[str, Sequence[ReIDSample]],
     *,
     root: Path,
     notes: Sequence[str] = (),
 ) -> ReIDDataset:
-    """Build a dataset that notes every split whose size is not the published one."""
+    """Build a dataset that notes each split whose size differs from the published one.
+
+    Args:
+        published: Name, terms and sizes.
+        splits: Samples of "train", "query" and "gallery"; those of "junk" are only counted.
+        root: Folder of the dataset.
+        notes: Further notes, which come first.
+    """
     differing = []
     for split in SPLITS:
         samples = splits.get(split, ())
-        found = Count(len(samples), len({s.pid for s in samples} - {0}))
-        if found != facts.of(split):
-            differing.append(f"{split} holds {found}; published are {facts.of(split)}")
+        count = Count(len(samples), len({s.pid for s in samples} - {0}))
+        if count != published.of(split):
+            differing.append(f"{split} holds {count}; published are {published.of(split)}")
+    junk = len(splits.get("junk", ()))
+    if junk != published.junk:
+        differing.append(f"{junk:,} junk images; published are {published.junk:,}")
     return ReIDDataset(
-        name,
-        splits.get("train", ()),
-        splits.get("query", ()),
-        splits.get("gallery", ()),
+        published.name,
+        *(splits.get(split, ()) for split in SPLITS),
         root=root,
-        licence=facts.licence,
+        licence=published.licence,
+        junk=junk,
         notes=[*notes, *differing],
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DeltaAttack,
         Guides,
         InstanceAttack,
+        LearnedAttack,
         MetaAttack,
         MetricFGSM,
         MetricIFGSM,
@@ -128,6 +129,7 @@ __all__ = [
     "InputError",
     "InputSpec",
     "InstanceAttack",
+    "LearnedAttack",
     "LoadReport",
     "MetaAttack",
     "MetaDefense",
@@ -182,8 +184,8 @@ __all__ = [
 # Where the names above live. The tests hold it against the imports that type checkers see.
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
-    "InstanceAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank SquareAttack "
-    "UAPRetrieval UniversalAttack create_attack load_attack register_attack",
+    "InstanceAttack LearnedAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank "
+    "SquareAttack UAPRetrieval UniversalAttack create_attack load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",

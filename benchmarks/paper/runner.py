@@ -15,8 +15,8 @@ from reidguard.attacks import (
     ATTACKS,
     Attack,
     InstanceAttack,
+    LearnedAttack,
     MetaAttack,
-    UniversalAttack,
     create_attack,
     load_attack,
 )
@@ -170,7 +170,7 @@ class Workshop:
                     if c["meta"]
                     else create_attack(family, budget=budget, **sized)
                 )
-            assert isinstance(made, UniversalAttack)
+            assert isinstance(made, LearnedAttack)
             extra = None if c["extra"] == "none" else self.people(c["extra"])
             how: dict[str, Any] = {} if objective is None else {"objective": objective}
             if learnt == "joint":

@@ -6,8 +6,9 @@ from reidguard.attacks.instance.metric import FNA, MetricFGSM, MetricIFGSM, Metr
 from reidguard.attacks.instance.pgd import GradientAttack
 from reidguard.attacks.instance.self_metric import ODFA, SMA
 from reidguard.attacks.instance.square import SquareAttack
+from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.attacks.misrank.attack import MisRank
-from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.attacks.universal.color import ColorAttack
 from reidguard.attacks.universal.combinatorial import CombinatorialAttack
 from reidguard.attacks.universal.delta import DeltaAttack
@@ -27,6 +28,7 @@ __all__ = [
     "GradientAttack",
     "Guides",
     "InstanceAttack",
+    "LearnedAttack",
     "MetaAttack",
     "MetricFGSM",
     "MetricIFGSM",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from reidguard.attacks import Attack, Guides, InstanceAttack, UniversalAttack
+from reidguard.attacks import Attack, Guides, InstanceAttack, LearnedAttack
 from reidguard.cli.options import (
     Options,
     Parser,
@@ -373,7 +373,7 @@ def measure(
     )
 
 
-Learnt = TypeVar("Learnt", ReIDModel, UniversalAttack)
+Learnt = TypeVar("Learnt", ReIDModel, LearnedAttack)
 
 
 def learn_once(

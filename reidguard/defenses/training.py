@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, UniversalAttack
+from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, LearnedAttack
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
@@ -122,7 +122,7 @@ class AdversarialTraining(Defense):
         if self.attack_mode not in ("eval", "train"):
             raise InputError(f"attack_mode must be 'eval' or 'train', not {self.attack_mode!r}")
         if self.refresh_every is not None:
-            if not isinstance(self.attack, UniversalAttack):
+            if not isinstance(self.attack, LearnedAttack):
                 raise InputError(
                     f"{type(self.attack).__name__} has nothing to relearn: leave refresh_every out "
                     "(an instance attack that is not bound follows the model anyway)"
@@ -263,7 +263,7 @@ class AdversarialTraining(Defense):
         def refresh(step: int) -> None:
             if period and step and step % period == 0:
                 with _learnable(attack):
-                    cast(UniversalAttack, attack).fit(
+                    cast(LearnedAttack, attack).fit(
                         robust,
                         meta_train,
                         learner="plain",
@@ -350,7 +350,7 @@ class AdversarialTraining(Defense):
                 f"the attack is on {parameters[0].device} and the model on {device}; "
                 f"move one of them first: attack.to({str(device)!r})"
             )
-        if not isinstance(self.attack, UniversalAttack):
+        if not isinstance(self.attack, LearnedAttack):
             return self.attack
         if not any(bool(p.detach().any()) for p in parameters):
             raise InputError(

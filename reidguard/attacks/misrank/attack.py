@@ -4,35 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from typing_extensions import Self
 
 from reidguard.attacks.base import register_attack
+from reidguard.attacks.learned import (
+    FitDefaults,
+    LearnedAttack,
+    batch_loaders,
+    check_same_device,
+    fit_provenance,
+)
 from reidguard.attacks.misrank.networks import Discriminator, Generator, MaskHead, top_k_mask
-from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.data import ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
-from reidguard.learners import Objective
+from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.metrics.similarity import ms_ssim
 from reidguard.models import ReIDModel
+from reidguard.nn import frozen
 from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
+from reidguard.training import ProgressCallback, learn
 from reidguard.types import Budget, ReIDBatch
 
 __all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
 
+LEARNERS_TAKEN = ("plain", "joint")
 RE_ID, PERCEPTION = 10.0, 0.1  # weights of the terms
 MARGIN, SMOOTHING = 0.3, 0.1
 FLOOR = 1e-6  # the triplet can be zero, and is inside a logarithm
 
 
 @register_attack("misrank")
-class MisRank(UniversalAttack):
+class MisRank(LearnedAttack):
     """MisRank (Wang et al., CVPR 2020): a generator writes a perturbation for each image.
 
     ``x̃ = x + ε · m(x) · G(x)``, G ending in tanh, so that nothing is clipped but pixels below
@@ -58,6 +69,8 @@ class MisRank(UniversalAttack):
         >>> int((attack(x) != x).any(1).sum())
         20
     """
+
+    fit_defaults = FitDefaults(epochs=40, objective=None)
 
     def __init__(
         self,
@@ -89,19 +102,6 @@ class MisRank(UniversalAttack):
             self.mask_head = None if pixels == -1 else MaskHead(2 * width)
         # Batch and spectral norms move in train mode; only learning may do that.
         self.eval()
-
-    @property
-    def fit_defaults(self) -> FitDefaults:
-        """Adam with 2e-4 (0.5, 0.999), 40 epochs of 8 people × 4 images."""
-        return FitDefaults(
-            learners=("plain", "joint"),
-            epochs=40,
-            momentum=0.5,
-            objective="misrank",
-            images_per_identity=4,
-            lr=2e-4,
-            decay=0.0,
-        )
 
     def perturb(self, x: Tensor) -> Tensor:
         """Return ``x + ε · m(x) · G(x)``, worked out in the dtype of the weights."""
@@ -137,22 +137,98 @@ class MisRank(UniversalAttack):
         logits: Tensor = self.mask_head(features)
         return top_k_mask(logits.flatten(1), self.pixels, noise=self.training).view_as(logits)
 
-    def clip_parameters(self) -> None:
-        """Do nothing: no parameter has bounds."""
+    def fit(
+        self,
+        model: ReIDModel,
+        meta_train: ReIDDataset,
+        meta_test: ReIDDataset | None = None,
+        *,
+        learner: MetaLearner | str | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        identities: int = 8,
+        images_per_identity: int = 4,
+        lr: float | None = None,
+        momentum: float | None = None,
+        image_size: tuple[int, int] = (256, 128),
+        seed: int = 0,
+        checkpoint: Path | str | None = None,
+        checkpoint_every: int = 50,
+        progress: ProgressCallback | None = None,
+    ) -> Self:
+        """Train generator and discriminator together, with Adam at a constant rate.
 
-    def own_objective(self, model: ReIDModel) -> Objective:
-        """Return the game of generator and discriminator.
+        Arguments that are not listed are those of :meth:`UniversalAttack.fit`.
+
+        Args:
+            model: The surrogate, with a classifier, on the same device as the attack.
+            meta_train: Its ``train`` split is the source domain.
+            meta_test: The second domain of the learner "joint".
+            learner: "plain" (the default) or "joint".
+            epochs: Passes over the images; 40 by default.
+            images_per_identity: Images of each identity in a batch.
+            lr: Learning rate of Adam; 2e-4 by default.
+            momentum: First beta of Adam, 0.5 by default; the second is 0.999.
+
+        Returns:
+            The attack itself.
 
         Raises:
-            InputError: If several processes learn together.
+            InputError: For another learner, a model without classifier, or in a run of several
+                processes.
         """
+        defaults = self.fit_defaults
+        learner = defaults.make_learner(learner)
+        if (name := LEARNERS.name_of(type(learner))) not in LEARNERS_TAKEN:
+            raise InputError(
+                f"MisRank takes the learners {' and '.join(LEARNERS_TAKEN)}, not {name!r}: choose "
+                "one of them"
+            )
         if world() is not None:
             raise InputError("MisRank learns in one process: start it without torchrun")
-        return MisRankObjective(model)
-
-    def make_optimizer(self, lr: float, momentum: float) -> Optimizer:
-        """Return Adam, ``momentum`` being its first beta."""
-        return torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999))
+        check_same_device(self, model)
+        lr = 2e-4 if lr is None else lr
+        momentum = defaults.momentum if momentum is None else momentum
+        datasets = [meta_train]
+        if meta_test is not None and learner.needs_meta_test:
+            datasets.append(meta_test)
+        loaders = batch_loaders(
+            datasets,
+            image_size=image_size,
+            identities=identities,
+            images_per_identity=images_per_identity,
+            seed=seed,
+        )
+        if steps is None:
+            steps = (epochs or defaults.epochs) * max(len(loader) for loader in loaders)
+        facts = {
+            **fit_provenance(learner, model, datasets),
+            "objective": "misrank",
+            "steps": steps,
+            "identities": identities,
+            "images_per_identity": images_per_identity,
+            "lr": lr,
+            "momentum": momentum,
+            "image_size": list(image_size),
+            "seed": seed,
+        }
+        with frozen(model):
+            learn(
+                self,
+                learner=learner,
+                objective=MisRankObjective(model),
+                optimizer=torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999)),
+                meta_train=loaders[0],
+                meta_test=loaders[1] if len(loaders) > 1 else None,
+                steps=steps,
+                seed=seed,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                settings={**facts, "attack": self.config()},
+                progress=progress,
+            )
+        self.provenance = facts
+        return self
 
 
 class MisRankObjective:

@@ -1,6 +1,6 @@
 """Universal attacks: learnt once on training images, then applied to any image."""
 
-from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.attacks.universal.color import ColorAttack
 from reidguard.attacks.universal.combinatorial import CombinatorialAttack
 from reidguard.attacks.universal.delta import DeltaAttack
@@ -11,7 +11,6 @@ __all__ = [
     "ColorAttack",
     "CombinatorialAttack",
     "DeltaAttack",
-    "FitDefaults",
     "MetaAttack",
     "UAPRetrieval",
     "UniversalAttack",

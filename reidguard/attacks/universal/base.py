@@ -4,67 +4,38 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import Self
 
-from reidguard.attacks.base import Attack
+from reidguard.attacks.learned import (
+    LearnedAttack,
+    batch_loaders,
+    check_same_device,
+    fit_provenance,
+)
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import BatchShard, gather, world
 from reidguard.errors import InputError
-from reidguard.learners import LEARNERS, MetaLearner, Objective
+from reidguard.learners import MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import frozen
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
-from reidguard.storage import weights_fingerprint
 from reidguard.training import MISGD, Progress, ProgressCallback, learn
 from reidguard.types import ReIDBatch
 
-__all__ = ["FitDefaults", "UniversalAttack"]
+__all__ = ["UniversalAttack"]
+
+DECAY = 0.01  # the learning rate falls by e to the minus this in an epoch
 
 
-@dataclass(frozen=True)
-class FitDefaults:
-    """What :meth:`UniversalAttack.fit` does unless it is told otherwise.
-
-    Args:
-        learner: Registered name.
-        learner_options: For the learner's constructor.
-        epochs: Passes over the images.
-        momentum: How much of the past MI-SGD keeps.
-        clip: Bring the parameters back into their bounds after each step.
-        objective: Registered name of the loss.
-        images_per_identity: Images of each person in a batch.
-        lr: Size of a step; None for ε/10.
-        decay: The rate falls by e to the minus this an epoch.
-        learners: Names of the learners that the attack takes; empty for all.
-    """
-
-    learner: str = "plain"
-    learner_options: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int = 10
-    momentum: float = 0.5
-    clip: bool = True
-    objective: str = "misranking"
-    images_per_identity: int = 8
-    lr: float | None = None
-    decay: float = 0.01
-    learners: tuple[str, ...] = ()
-
-
-class UniversalAttack(Attack):
-    """An attack learnt on training images and then applied to any image, without further work."""
-
-    @property
-    def fit_defaults(self) -> FitDefaults:
-        """The recipe that :meth:`fit` takes where its arguments are None."""
-        return FitDefaults()
+class UniversalAttack(LearnedAttack):
+    """An attack whose learned parameters are the same for every image."""
 
     @abstractmethod
     def clip_parameters(self) -> None:
@@ -73,14 +44,6 @@ class UniversalAttack(Attack):
     def start_epoch(self) -> None:
         """Do what an attack does to its parameters once an epoch, before its first step."""
         return None
-
-    def own_objective(self, model: ReIDModel) -> Objective | None:
-        """Return what the attack learns for, if that is no :class:`AttackLoss` that fit is told."""
-        return None
-
-    def make_optimizer(self, lr: float, momentum: float) -> Optimizer:
-        """Return the optimiser: MI-SGD, unless an attack takes another."""
-        return MISGD(self.parameter_groups(lr), lr, momentum)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the optimiser's groups; a family may give its stages steps of their own."""
@@ -97,7 +60,7 @@ class UniversalAttack(Attack):
         epochs: int | None = None,
         steps: int | None = None,
         identities: int = 8,
-        images_per_identity: int | None = None,
+        images_per_identity: int = 8,
         lr: float | None = None,
         momentum: float | None = None,
         clip: bool | None = None,
@@ -112,8 +75,7 @@ class UniversalAttack(Attack):
 
         The model is only read: its weights are frozen meanwhile, and its modes and flags come
         back as they were. Clean features are computed once and kept. MI-SGD starts from the
-        parameters as they are; its rate falls by e^-0.01 an epoch. MisRank takes Adam, at
-        one rate.
+        parameters as they are; its rate falls by e^-0.01 an epoch.
 
         Args:
             model: The surrogate, on the same device as the attack.
@@ -127,16 +89,15 @@ class UniversalAttack(Attack):
                 both are enumerated.
             steps: Steps in all, in place of ``epochs``.
             identities: Identities in a batch.
-            images_per_identity: Images of each; 8 by default, as in the paper (4 for
-                :class:`~reidguard.MisRank`).
-            lr: Size of a step; ε/10 by default (2e-4 for MisRank).
+            images_per_identity: Images of each; 8 by default, as in the paper.
+            lr: Size of a step; ε/10 by default.
             momentum: How much of the past MI-SGD keeps, 0.5 by default. UAP-Retrieval keeps all
                 of it (1.0): see ``docs/departures.rst``.
             clip: Bring the parameters back into their bounds after each step, as Algorithm 1's
                 reference does; True by default. The budget holds without it, too.
             diversity: Input diversity: probability with which the model sees an adversarial image
                 shrunk to at least 0.9 of its size and shifted. What is learnt so is weaker on the
-                surrogate and stronger on other networks. Not for MisRank.
+                surrogate and stronger on other networks.
             image_size: Height and width the images are resized to.
             seed: Fixes the batches, and what diversity draws.
             checkpoint: File from which an interrupted run resumes, bit for bit.
@@ -147,63 +108,31 @@ class UniversalAttack(Attack):
             The attack itself.
         """
         defaults = self.fit_defaults
-        if learner is None:
-            learner = LEARNERS.create(defaults.learner, **defaults.learner_options)
-        elif isinstance(learner, str):
-            learner = LEARNERS.create(learner)
-        if defaults.learners and (name := LEARNERS.name_of(type(learner))) not in defaults.learners:
-            raise InputError(
-                f"{type(self).__name__} takes the learners {' and '.join(defaults.learners)}, not "
-                f"{name!r}: choose one of them"
-            )
+        learner = defaults.make_learner(learner)
         if not 0 <= diversity <= 1:
             raise InputError(f"diversity is a probability in [0, 1], not {diversity}")
         momentum = defaults.momentum if momentum is None else momentum
         clip = defaults.clip if clip is None else clip
-        if images_per_identity is None:
-            images_per_identity = defaults.images_per_identity
-        own, loss = self.own_objective(model), None
-        if own is None:
-            chosen = defaults.objective if objective is None else objective
-            loss = ATTACK_LOSSES.create(chosen) if isinstance(chosen, str) else chosen
-        elif objective not in (None, defaults.objective):
-            raise InputError(
-                f"{type(self).__name__} learns for an objective of its own: leave objective out"
-            )
-        elif diversity:
-            raise InputError(
-                f"{type(self).__name__} learns for an objective of its own: leave diversity out"
-            )
-        device = next(self.parameters()).device
-        model_device = next(model.parameters(), torch.empty(0, device=device)).device
-        if model_device != device:
-            raise InputError(
-                f"the attack is on {device} and the model on {model_device}; "
-                f"move one of them first: attack.to({str(model_device)!r})"
-            )
-        if lr is None:
-            lr = self.budget.eps / 10 if defaults.lr is None else defaults.lr
-
-        def batches(dataset: ReIDDataset) -> BatchLoader:
-            return BatchLoader(
-                dataset.train,
-                dataset.train_labels,
-                image_size=image_size,
-                identities=identities,
-                images_per_identity=images_per_identity,
-                seed=seed,
-                world=world(),
-            )
-
-        loaders = [batches(meta_train)]
+        loss = defaults.objective if objective is None else objective
+        if not isinstance(loss, AttackLoss):
+            loss = ATTACK_LOSSES.create(str(loss))
+        check_same_device(self, model)
+        lr = self.budget.eps / 10 if lr is None else lr
+        datasets = [meta_train]
         if meta_test is not None and learner.needs_meta_test:
-            loaders.append(batches(meta_test))
+            datasets.append(meta_test)
+        loaders = batch_loaders(
+            datasets,
+            image_size=image_size,
+            identities=identities,
+            images_per_identity=images_per_identity,
+            seed=seed,
+        )
         if steps is None:
             steps = (epochs or defaults.epochs) * max(len(loader) for loader in loaders)
         facts: dict[str, Any] = {
-            "learner": LEARNERS.name_of(type(learner)),
-            **({"learner_options": options} if (options := learner.config()) else {}),
-            "objective": defaults.objective if loss is None else ATTACK_LOSSES.name_of(type(loss)),
+            **fit_provenance(learner, model, datasets),
+            "objective": ATTACK_LOSSES.name_of(type(loss)),
             "steps": steps,
             "identities": identities,
             "images_per_identity": images_per_identity,
@@ -213,32 +142,22 @@ class UniversalAttack(Attack):
             **({"diversity": diversity} if diversity else {}),
             "image_size": list(image_size),
             "seed": seed,
-            "model": weights_fingerprint(model),
-            "meta_train": {"name": meta_train.name, "train": meta_train.fingerprint("train")},
         }
-        if len(loaders) > 1 and meta_test is not None:
-            facts["meta_test"] = {"name": meta_test.name, "train": meta_test.fingerprint("train")}
         with frozen(model):
-            sources: list[BatchLoader | _CleanRepresentations] = [*loaders]
-            if loss is not None:
-                sources = [
-                    _with_representations(one, model, loss, steps, progress) for one in loaders
-                ]
-                if isinstance(sources[0], _CleanRepresentations):
-                    loss = loss.with_statistics(sources[0].vectors)
-                if loss.flat_at_clean:
-                    self._leave_the_start(lr, seed)
-                own = FeatureObjective(model, loss, diversity)
-            assert own is not None
+            sources = [_with_representations(x, model, loss, steps, progress) for x in loaders]
+            if isinstance(sources[0], _CleanRepresentations):
+                loss = loss.with_statistics(sources[0].vectors)
+            if loss.flat_at_clean:
+                self._leave_the_start(lr, seed)
             learn(
                 self,
                 learner=learner,
-                objective=own,
-                optimizer=self.make_optimizer(lr, momentum),
+                objective=FeatureObjective(model, loss, diversity),
+                optimizer=MISGD(self.parameter_groups(lr), lr, momentum),
                 meta_train=sources[0],
                 meta_test=sources[1] if len(sources) > 1 else None,
                 steps=steps,
-                schedule=lambda epoch: math.exp(-defaults.decay * epoch),
+                schedule=lambda epoch: math.exp(-DECAY * epoch),
                 before_epoch=self.start_epoch,
                 after_step=self.clip_parameters if clip else lambda: None,
                 seed=seed,

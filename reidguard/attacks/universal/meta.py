@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
-from reidguard.attacks.base import Attack, create_attack, register_attack
-from reidguard.attacks.universal.base import FitDefaults, UniversalAttack
+from reidguard.attacks.base import create_attack, register_attack
+from reidguard.attacks.learned import FitDefaults, LearnedAttack
+from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
 from reidguard.types import Budget
@@ -34,7 +36,7 @@ PRESETS = {
 
 
 @register_attack("meta")
-class MetaAttack(UniversalAttack):
+class MetaAttack(LearnedAttack):
     """The paper's attack: a perturbation learnt so that a step on one domain helps on another.
 
     It is the perturbation of its name, with Algorithm 1 for a recipe: :meth:`fit` takes two
@@ -74,52 +76,30 @@ class MetaAttack(UniversalAttack):
             LEARNERS.get(learner)
         if perturbation == "combinatorial" and preset == "released":
             options = {"stacked": True, **options}
-        made = create_attack(perturbation, budget=budget, **options)
-        if (
-            not isinstance(made, UniversalAttack)
-            or isinstance(made, MetaAttack)
-            or made.fit_defaults.learners  # it can't be learnt by just any learner
-        ):
+        attack = create_attack(perturbation, budget=budget, **options)
+        if not isinstance(attack, UniversalAttack):
             raise InputError(f"{perturbation!r} is no perturbation that MetaAttack can learn")
-        super().__init__(made.budget)
+        super().__init__(attack.budget)
         self.perturbation = perturbation
         self.learner = learner
         self.preset = preset
-        self.options = options
-        self.attack = made
-
-    @property
-    def fit_defaults(self) -> FitDefaults:
-        """The preset's recipe, with the learner that was asked for."""
-        defaults = PRESETS[self.preset]
-        if self.learner is None or self.learner == defaults.learner:
-            return defaults
-        return replace(defaults, learner=self.learner, learner_options={})
+        self.attack = attack
+        self.fit_defaults = PRESETS[preset]
+        if learner not in (None, self.fit_defaults.learner):
+            self.fit_defaults = replace(self.fit_defaults, learner=learner, learner_options={})
+        attack.fit_defaults = self.fit_defaults
 
     def perturb(self, x: Tensor) -> Tensor:
-        """Perturb as the perturbation does."""
+        """Return the images changed by the perturbation."""
         return self.attack.perturb(x)
 
-    def clip_parameters(self) -> None:
-        """Clip as the perturbation does."""
-        self.attack.clip_parameters()
-
-    def start_epoch(self) -> None:
-        """Do what the perturbation does."""
-        self.attack.start_epoch()
-
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the perturbation's groups."""
-        return self.attack.parameter_groups(lr)
+    def fit(self, *args: Any, **kwargs: Any) -> Self:
+        """Learn the perturbation; arguments are those of :meth:`UniversalAttack.fit`."""
+        self.attack.fit(*args, **kwargs)
+        self.provenance = self.attack.provenance
+        return self
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor arguments; ``eps`` is what the perturbation was given."""
-        inner = self.attack.config()
+        """Return the constructor arguments; ``eps`` is that of the perturbation."""
         own = {"perturbation": self.perturbation, "learner": self.learner, "preset": self.preset}
-        return {**inner, **own}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Attack:
-        """Rebuild what :meth:`config` described."""
-        arguments = dict(config)
-        return cls(budget=Budget(arguments.pop("eps")), **arguments)
+        return {**self.attack.config(), **own}

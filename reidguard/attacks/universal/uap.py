@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks.base import register_attack
-from reidguard.attacks.universal.base import FitDefaults
+from reidguard.attacks.learned import FitDefaults
 from reidguard.attacks.universal.delta import DeltaAttack
 from reidguard.types import Budget
 
@@ -42,6 +42,8 @@ class UAPRetrieval(DeltaAttack):
         4.0
     """
 
+    fit_defaults = FitDefaults(momentum=1.0, objective="pairwise")
+
     saturation: Tensor
     """Fraction of δ that was at ±ε when the newest epoch began."""
 
@@ -49,11 +51,6 @@ class UAPRetrieval(DeltaAttack):
         super().__init__(budget, size)
         # A buffer, so that a run that is resumed knows it.
         self.register_buffer("saturation", torch.zeros(()))
-
-    @property
-    def fit_defaults(self) -> FitDefaults:
-        """The pair-wise loss, and momentum 1."""
-        return FitDefaults(momentum=1.0, objective="pairwise")
 
     @torch.no_grad()
     def start_epoch(self) -> None:

@@ -15,7 +15,7 @@ from reidguard.attacks import (
     Attack,
     ColorAttack,
     InstanceAttack,
-    UniversalAttack,
+    LearnedAttack,
     create_attack,
     load_attack,
 )
@@ -182,7 +182,7 @@ def run(options: Options) -> int:
     if options.objective is not None:
         ATTACK_LOSSES.get(options.objective)
     attack = _create(options)
-    if isinstance(attack, UniversalAttack):
+    if isinstance(attack, LearnedAttack):
         return _learn(options, device, attack)
     if not isinstance(attack, InstanceAttack):
         raise InputError(
@@ -205,24 +205,30 @@ def _refuse(options: Options, names: tuple[str, ...], message: str) -> None:
         raise InputError(message.format(flags=flags))
 
 
-def _learn(options: Options, device: torch.device, attack: UniversalAttack) -> int:
+def _learn(options: Options, device: torch.device, attack: LearnedAttack) -> int:
     learner_name, learner = _learner(options, attack)
     if learner.needs_meta_test and options.meta_data is None:
         raise InputError(
             f"learner {learner_name!r} needs a second dataset: give it with --meta-data "
             "NAME:PATH (virtual:plaza needs no files), or take --learner plain"
         )
+    for name in ("objective", "diversity"):
+        if attack.fit_defaults.objective is None and getattr(options, name):
+            raise InputError(f"{options.attack} has its own objective: leave {name} out")
     _check_extras(options, attack)
     dataset = load_dataset(options.data)
     other = None if options.meta_data is None else load_dataset(options.meta_data)
     model, surrogate = common.make_model(options), common.make_surrogate(options)
+    objective = options.objective or attack.fit_defaults.objective
     recipe: dict[str, Any] = {
-        "objective": options.objective or attack.fit_defaults.objective,
+        **({"objective": objective} if objective else {}),
         **({"diversity": options.diversity} if options.diversity else {}),
         "identities": options.identities,
-        "images_per_identity": options.images_per_identity
-        if "images_per_identity" in options.given
-        else attack.fit_defaults.images_per_identity,
+        **(
+            {"images_per_identity": options.images_per_identity}
+            if "images_per_identity" in options.given
+            else {}
+        ),
         "lr": options.lr,
         "image_size": options.image_size,
         "seed": options.seed,
@@ -320,7 +326,7 @@ def _create(options: Options) -> Attack:
     return attack
 
 
-def _learner(options: Options, attack: UniversalAttack) -> tuple[str, MetaLearner]:
+def _learner(options: Options, attack: LearnedAttack) -> tuple[str, MetaLearner]:
     """The learner that is asked for, or the attack's own with its own options."""
     defaults = attack.fit_defaults
     name = options.learner or defaults.learner
@@ -338,9 +344,9 @@ def _colour_table(attack: Attack) -> ColorAttack:
     raise InputError(f"{type(attack).__name__} has no colour table to write: leave --cube out")
 
 
-def _load(path: Path) -> UniversalAttack:
+def _load(path: Path) -> LearnedAttack:
     attack = load_attack(path)
-    assert isinstance(attack, UniversalAttack)  # _create made it
+    assert isinstance(attack, LearnedAttack)  # _create made it
     return attack
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reidguard.attacks import ATTACKS, Attack, InstanceAttack, UniversalAttack, load_attack
+from reidguard.attacks import ATTACKS, Attack, InstanceAttack, LearnedAttack, load_attack
 from reidguard.cli import common
 from reidguard.cli.options import Options, Parser, amount, pathname
 from reidguard.cli.run_dir import default_folder
@@ -152,7 +152,7 @@ def _attack(options: Options) -> Attack | None:
     factory = ATTACKS.get(spec)
     if not (isinstance(factory, type) and issubclass(factory, Attack)):
         raise InputError(f"the attack {spec!r} is no class: save one and give its file")
-    if issubclass(factory, UniversalAttack):
+    if issubclass(factory, LearnedAttack):
         raise InputError(
             f"{spec!r} must be learnt first, with: reidguard attack --attack {spec} ...; then give "
             "its file, as in --attack runs/NAME/attack.safetensors"

@@ -1,0 +1,99 @@
+"""Attacks with parameters that are learned from training images before they are applied."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from reidguard.attacks.base import Attack
+from reidguard.data import BatchLoader, ReIDDataset
+from reidguard.distributed import world
+from reidguard.errors import InputError
+from reidguard.learners import LEARNERS, MetaLearner
+from reidguard.storage import weights_fingerprint
+
+__all__ = ["FitDefaults", "LearnedAttack"]
+
+
+@dataclass(frozen=True)
+class FitDefaults:
+    """Defaults of :meth:`LearnedAttack.fit` that differ between attacks.
+
+    Args:
+        learner: Registered name.
+        learner_options: For the learner's constructor.
+        epochs: Passes over the images.
+        momentum: Decay of MI-SGD's accumulated gradient.
+        clip: Clip the parameters to their bounds after each step.
+        objective: Registered name of the loss; None for an attack with an objective of its own.
+    """
+
+    learner: str = "plain"
+    learner_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    momentum: float = 0.5
+    clip: bool = True
+    objective: str | None = "misranking"
+
+    def make_learner(self, learner: MetaLearner | str | None) -> MetaLearner:
+        """Return ``learner``, built if it is a registered name, and the default one for None."""
+        if learner is None:
+            return LEARNERS.create(self.learner, **self.learner_options)
+        return LEARNERS.create(learner) if isinstance(learner, str) else learner
+
+
+class LearnedAttack(Attack):
+    """An attack with parameters, learned on training images and then applied to any image."""
+
+    fit_defaults: FitDefaults = FitDefaults()
+    """Values of those arguments of :meth:`fit` that are left out."""
+
+    @abstractmethod
+    def fit(self, *args: Any, **kwargs: Any) -> Self:
+        """Learn the parameters on a surrogate model and the training images of a dataset.
+
+        Args:
+            args: The model, the dataset and, for some learners, a second dataset.
+            kwargs: Options of the attack.
+
+        Returns:
+            The attack itself.
+        """
+
+
+def check_same_device(attack: nn.Module, model: nn.Module) -> None:
+    """Raise InputError if the attack and the model are on different devices."""
+    device = next(attack.parameters()).device
+    model_device = next(model.parameters(), torch.empty(0, device=device)).device
+    if model_device != device:
+        raise InputError(
+            f"the attack is on {device} and the model on {model_device}; "
+            f"move one of them first: attack.to({str(model_device)!r})"
+        )
+
+
+def batch_loaders(datasets: list[ReIDDataset], **options: Any) -> list[BatchLoader]:
+    """Return the loaders of the training images of each dataset."""
+    return [BatchLoader(d.train, d.train_labels, world=world(), **options) for d in datasets]
+
+
+def fit_provenance(
+    learner: MetaLearner, model: nn.Module, datasets: list[ReIDDataset]
+) -> dict[str, Any]:
+    """Return by which learner, on which model and on which images an attack is learned."""
+    options = learner.config()
+    return {
+        "learner": LEARNERS.name_of(type(learner)),
+        **({"learner_options": options} if options else {}),
+        "model": weights_fingerprint(model),
+        **{
+            role: {"name": dataset.name, "train": dataset.fingerprint("train")}
+            for role, dataset in zip(("meta_train", "meta_test"), datasets, strict=False)
+        },
+    }

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidguard.errors import InputError
+from reidguard.virtual.body import Part, body
+from reidguard.virtual.clothes import paint
 from reidguard.virtual.domains import Domain, find_domain
 from reidguard.virtual.geometry import Sweeps, View, cast
-from reidguard.virtual.people import Look, Part, body, make_look, paint
+from reidguard.virtual.look import Look, make_look
 from reidguard.virtual.scene import HEIGHT, WIDTH, Camera, Light, make_camera
 from reidguard.virtual.sensor import blur, develop
 

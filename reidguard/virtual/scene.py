@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from reidguard.virtual.body import body
+from reidguard.virtual.clothes import paint
 from reidguard.virtual.domains import Domain
 from reidguard.virtual.geometry import WORLD, Box, Sweep, Sweeps, Vec, unit
-from reidguard.virtual.people import body, make_look, paint
+from reidguard.virtual.look import make_look
 from reidguard.virtual.sensor import Sensor, blur, make_sensor
 
 __all__ = ["Camera", "Light", "make_camera"]

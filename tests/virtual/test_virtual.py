@@ -29,7 +29,7 @@ from reidguard.virtual import (
 )
 from reidguard.virtual import dataset as module
 from reidguard.virtual.domains import find_domain
-from reidguard.virtual.people import make_look
+from reidguard.virtual.look import make_look
 from reidguard.virtual.sensor import DCT, blur, compress, resize
 
 TINY = {"train_identities": 1, "test_identities": 1, "cameras": 2, "images_per_camera": 2}

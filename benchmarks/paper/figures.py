@@ -25,19 +25,19 @@ from reidguard.data import decode_image
 from reidguard.errors import InputError
 from reidguard.models import ReIDModel
 from reidguard.report import (
+    as_image,
     attacked_queries,
-    found_at_once,
-    gallery,
+    evenly_spaced,
+    figure,
+    figure_row,
     page,
     paragraph,
     perturbation,
-    picture,
+    rank1_correct,
     rank_lists,
     section,
-    spread,
+    thumbnail,
 )
-from reidguard.report.people import small
-from reidguard.report.pictures import as_image
 
 __all__ = ["draw_picture", "shown_picture"]
 
@@ -82,13 +82,13 @@ def draw_picture(
     if missing := reasons([missing(c, plan, datasets) for c in wanted.rows]):
         raise InputError(f"figure {wanted.number} cannot be drawn: {'; '.join(missing)}")
     people = workshop.people(wanted.rows[0]["data"])
-    examined = spread(range(len(people.query)), EXAMINED)
+    examined = evenly_spaced(range(len(people.query)), EXAMINED)
     rows = [_Row(workshop, c, examined) for c in wanted.rows]
     chosen: list[int] = []
     unmet = []
     for kind, count in wanted.queries:
         fitting = [n for n in examined if n not in chosen and _fits(kind, rows, n)]
-        chosen += spread(fitting, count) if fitting else []
+        chosen += evenly_spaced(fitting, count) if fitting else []
         if len(fitting) < count:
             unmet.append(
                 f"Of {len(examined)} queries {len(fitting) or 'none'} came out as wanted: "
@@ -140,7 +140,7 @@ class _Row:
         )
         self.attack = None if conditions["attack"] == "none" else workshop.attack(conditions)
         images = self.images(examined)
-        found = found_at_once(self.model, self.people, self.store, self.size, images, examined)
+        found = rank1_correct(self.model, self.people, self.store, self.size, images, examined)
         self.right = set(found)
 
     def images(self, chosen: Sequence[int]) -> Tensor | None:
@@ -189,7 +189,9 @@ def _people(
             for row, images in zip(rows, changed, strict=True)
             if images is not None
         ]
-        yield gallery(*(picture(small(i, blur), f"{name}: {what}", what) for i, what in shown))
+        yield figure_row(
+            *(figure(thumbnail(i, blur), f"{name}: {what}", what) for i, what in shown)
+        )
 
 
 def _changes(

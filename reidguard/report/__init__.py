@@ -1,49 +1,51 @@
 """One HTML page that needs nothing else: tables, curves, pictures, rank lists."""
 
-from reidguard.report.charts import curves
+from reidguard.report.charts import line_chart
 from reidguard.report.html import (
-    gallery,
+    figure,
+    figure_row,
     page,
     paragraph,
-    picture,
-    ranked,
+    rank_list,
     save_page,
     section,
     table,
 )
-from reidguard.report.people import (
+from reidguard.report.images import amplified, as_image, color_cube
+from reidguard.report.rank_lists import (
+    adversarial_examples,
     attacked_queries,
     before_and_after,
-    examples,
-    found_at_once,
+    evenly_spaced,
     perturbation,
+    rank1_correct,
     rank_lists,
-    spread,
+    thumbnail,
 )
-from reidguard.report.pictures import amplified, as_image, color_cube
 from reidguard.report.runs import Run, read_run, report_page
 
 __all__ = [
     "Run",
+    "adversarial_examples",
     "amplified",
     "as_image",
     "attacked_queries",
     "before_and_after",
     "color_cube",
-    "curves",
-    "examples",
-    "found_at_once",
-    "gallery",
+    "evenly_spaced",
+    "figure",
+    "figure_row",
+    "line_chart",
     "page",
     "paragraph",
     "perturbation",
-    "picture",
+    "rank1_correct",
+    "rank_list",
     "rank_lists",
-    "ranked",
     "read_run",
     "report_page",
     "save_page",
     "section",
-    "spread",
     "table",
+    "thumbnail",
 ]

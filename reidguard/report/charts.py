@@ -9,7 +9,7 @@ from html import escape
 
 from reidguard.errors import InputError
 
-__all__ = ["curves"]
+__all__ = ["line_chart"]
 
 Point = tuple[float, float]
 
@@ -28,7 +28,7 @@ LINES = (
 )
 
 
-def curves(
+def line_chart(
     title: str,
     x_label: str,
     y_label: str,
@@ -51,7 +51,7 @@ def curves(
         InputError: If there is no point, a value is not finite, or there are too many lines.
 
     Example:
-        >>> chart = curves("mAP falls", "ε", "mAP", {"meta": [(0, 75.0), (8, 3.0)]})
+        >>> chart = line_chart("mAP falls", "ε", "mAP", {"meta": [(0, 75.0), (8, 3.0)]})
         >>> "<title>mAP falls</title>" in chart, chart.count("<path")
         (True, 1)
     """

@@ -14,11 +14,11 @@ from reidguard.errors import InputError
 from reidguard.storage import atomic_write
 
 __all__ = [
-    "gallery",
+    "figure",
+    "figure_row",
     "page",
     "paragraph",
-    "picture",
-    "ranked",
+    "rank_list",
     "save_page",
     "section",
     "table",
@@ -160,7 +160,7 @@ def _img(image: Image.Image, alt: str, lossless: bool, width: int | None = None)
     )
 
 
-def picture(image: Image.Image, alt: str, caption: str, *, width: int | None = None) -> str:
+def figure(image: Image.Image, alt: str, caption: str, *, width: int | None = None) -> str:
     """Return a picture with a caption. It is stored without loss.
 
     Args:
@@ -183,12 +183,12 @@ def _lines(parts: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def gallery(*pictures: str) -> str:
+def figure_row(*pictures: str) -> str:
     """Return pictures side by side, smaller where there is less room."""
     return f'<div class="gallery">\n{_lines(pictures)}\n</div>'
 
 
-def ranked(
+def rank_list(
     title: str,
     query: tuple[Image.Image, str],
     found: Sequence[tuple[Image.Image, str, bool]],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reidguard.errors import CheckpointError, InputError
-from reidguard.report.charts import curves
+from reidguard.report.charts import line_chart
 from reidguard.report.html import page, paragraph, section, table
 
 __all__ = ["Run", "read_run", "report_page"]
@@ -272,7 +272,9 @@ def _eps_curves(runs: Sequence[Run]) -> list[str]:
         several = max(map(len, levels.values())) > 1
         title = f"{attack}{f' ({learner})' if learner else ''} on {place}, model {weights[:8]}"
         title += "; means of the runs at each ε" if several else ""
-        charts.append(curves(title, "ε in grey levels", "mAP, rank-1 in %", lines, from_zero=True))
+        charts.append(
+            line_chart(title, "ε in grey levels", "mAP, rank-1 in %", lines, from_zero=True)
+        )
     return [section("What the budget does", *charts)] if charts else []
 
 
@@ -288,7 +290,7 @@ def _learning(run: Run) -> list[str]:
         for name in names
     }
     lines = {name: points for name, points in lines.items() if points}
-    return [curves("Learning", "step", "loss", lines)] if lines else []
+    return [line_chart("Learning", "step", "loss", lines)] if lines else []
 
 
 def _audited(run: Run) -> list[str]:
@@ -307,7 +309,7 @@ def _audited(run: Run) -> list[str]:
             for figure, label in SHARES
         }
         parts.append(
-            curves(
+            line_chart(
                 "SMA on the model", "ε in grey levels", "mAP, rank-1 in %", lines, from_zero=True
             )
         )

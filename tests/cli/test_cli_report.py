@@ -122,12 +122,12 @@ def test_real_people_are_not_unless_asked(runs, report):
 
 
 def test_blurred_people_are_32_blocks_of_colour():
-    from reidguard.report.people import small
+    from reidguard.report import thumbnail
 
     one = Image.effect_noise((64, 128), 80).convert("RGB")
     blocks = one.resize((4, 8), Image.Resampling.BOX).resize((64, 128), Image.Resampling.NEAREST)
-    assert small(one, True).tobytes() == small(blocks, True).tobytes()
-    assert small(one, False).tobytes() == one.tobytes()
+    assert thumbnail(one, True).tobytes() == thumbnail(blocks, True).tobytes()
+    assert thumbnail(one, False).tobytes() == one.tobytes()
 
 
 def test_no_images_at_all(runs, report):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from reidguard.errors import InputError
-from reidguard.report import curves
+from reidguard.report import line_chart
 
 
 def drawn(svg: str) -> list[list[tuple[float, float]]]:
@@ -24,7 +24,7 @@ def ticks(svg: str, anchor: str) -> dict[float, float]:
 
 
 def test_points_lie_between_the_ticks_in_proportion():
-    svg = curves("t", "x", "y", {"a": [(0, -3.0), (5, 7.0), (8, 2.0)]})
+    svg = line_chart("t", "x", "y", {"a": [(0, -3.0), (5, 7.0), (8, 2.0)]})
     (points,) = drawn(svg)
     across, down = ticks(svg, "middle"), ticks(svg, "end")
     for (x, y), (px, py) in zip([(0, -3.0), (5, 7.0), (8, 2.0)], points, strict=True):
@@ -38,7 +38,7 @@ def test_points_lie_between_the_ticks_in_proportion():
 
 @pytest.mark.parametrize("values", [[5.0, 5.0], [0.0, 0.0], [1e-7, 3e-7], [-2.0, 1e6]])
 def test_any_range_has_ticks_around_it(values):
-    svg = curves("t", "x", "y", {"a": list(enumerate(values))})
+    svg = line_chart("t", "x", "y", {"a": list(enumerate(values))})
     for x, y in drawn(svg)[0]:
         assert 0 <= x <= 480
         assert 0 <= y <= 300
@@ -46,7 +46,7 @@ def test_any_range_has_ticks_around_it(values):
 
 
 def test_lines_differ_without_colour_and_are_told_in_words():
-    svg = curves("T <1>", "steps", "loss & more", {"a<b": [(0, 1)], "c": [(0, 2), (1, 3)]})
+    svg = line_chart("T <1>", "steps", "loss & more", {"a<b": [(0, 1)], "c": [(0, 2), (1, 3)]})
     dashes = re.findall(r'<path [^>]*stroke-dasharray="([^"]*)"', svg)
     assert len(set(dashes)) == 2
     assert "<circle" in svg
@@ -58,7 +58,7 @@ def test_lines_differ_without_colour_and_are_told_in_words():
 
 
 def test_long_lines_are_averaged():
-    svg = curves("t", "x", "y", {"a": [(i, float(i % 2)) for i in range(1000)]})
+    svg = line_chart("t", "x", "y", {"a": [(i, float(i % 2)) for i in range(1000)]})
     (points,) = drawn(svg)
     assert len(points) == 200
     assert len({y for _, y in points}) <= 2  # means of five alternating values: 0.4 and 0.6
@@ -67,8 +67,8 @@ def test_long_lines_are_averaged():
 
 def test_mistakes():
     with pytest.raises(InputError, match="needs points"):
-        curves("t", "x", "y", {"a": []})
+        line_chart("t", "x", "y", {"a": []})
     with pytest.raises(InputError, match="finite"):
-        curves("t", "x", "y", {"a": [(0, float("nan"))]})
+        line_chart("t", "x", "y", {"a": [(0, float("nan"))]})
     with pytest.raises(InputError, match="up to 5 lines, not 6"):
-        curves("t", "x", "y", {str(i): [(0, 1)] for i in range(6)})
+        line_chart("t", "x", "y", {str(i): [(0, 1)] for i in range(6)})

@@ -16,10 +16,10 @@ from reidguard.report import (
     amplified,
     as_image,
     color_cube,
+    figure,
     page,
     paragraph,
-    picture,
-    ranked,
+    rank_list,
     save_page,
     section,
     table,
@@ -40,8 +40,8 @@ def sources(html: str) -> list[Image.Image]:
         paragraph(NASTY),
         section(NASTY),
         table([NASTY], [[[NASTY]]], NASTY),
-        picture(IMAGE, NASTY, NASTY),
-        ranked(NASTY, (IMAGE, NASTY), [(IMAGE, NASTY, True)]),
+        figure(IMAGE, NASTY, NASTY),
+        rank_list(NASTY, (IMAGE, NASTY), [(IMAGE, NASTY, True)]),
         page(NASTY),
     ],
 )
@@ -53,7 +53,7 @@ def test_text_is_escaped(made):
 
 def test_pictures_are_stored_without_loss():
     pixels = torch.randint(0, 256, (3, 8, 5), dtype=torch.uint8)
-    (image,) = sources(picture(as_image(pixels), "noise", "noise"))
+    (image,) = sources(figure(as_image(pixels), "noise", "noise"))
     assert image.format == "PNG"
     assert image.tobytes() == bytes(pixels.permute(1, 2, 0).flatten().tolist())
 
@@ -61,11 +61,11 @@ def test_pictures_are_stored_without_loss():
 @pytest.mark.parametrize("alt", ["", "  "])
 def test_a_picture_without_alt_text_is_refused(alt):
     with pytest.raises(InputError, match="alt text"):
-        picture(IMAGE, alt, "caption")
+        figure(IMAGE, alt, "caption")
 
 
 def test_right_and_wrong_differ_without_colour():
-    html = ranked("list", (IMAGE, "A"), [(IMAGE, "A", True), (IMAGE, "B", False)])
+    html = rank_list("list", (IMAGE, "A"), [(IMAGE, "A", True), (IMAGE, "B", False)])
     assert "1 ✓" in html
     assert "2 ✗" in html
     assert 'alt="rank 1, right: A"' in html

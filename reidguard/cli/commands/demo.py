@@ -22,15 +22,15 @@ from reidguard.data import Augment, ReIDDataset
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import ReIDModel, create_model, load_model
 from reidguard.report import (
+    adversarial_examples,
     before_and_after,
-    examples,
-    found_at_once,
+    evenly_spaced,
     page,
     paragraph,
     perturbation,
+    rank1_correct,
     save_page,
     section,
-    spread,
 )
 from reidguard.report import table as html_table
 from reidguard.report.markdown import markdown_table
@@ -328,7 +328,7 @@ def _rank_lists(
     size: tuple[int, int],
 ) -> list[str]:
     """Lists before and after for some queries, evenly spaced among those found at first."""
-    chosen = spread(found_at_once(model, people, store, size), QUERIES)
+    chosen = evenly_spaced(rank1_correct(model, people, store, size), QUERIES)
     if not chosen:
         return [paragraph("Here the network finds nobody even before the attack.")]
     return before_and_after(model, people, attack, chosen, store=store, size=size)
@@ -371,7 +371,7 @@ def _page(
             ),
         ),
         section("What was learnt", *perturbation(attack, 2 * plan.size[1])),
-        section("What it does to a picture", *examples(attack, people, plan.size)),
+        section("What it does to a picture", *adversarial_examples(attack, people, plan.size)),
     ]
     for cell, parts in zip(result["cells"], lists, strict=True):
         sections.append(

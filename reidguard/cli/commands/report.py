@@ -19,17 +19,17 @@ from reidguard.evaluation import FeatureStore
 from reidguard.models import ReIDModel, load_model
 from reidguard.report import (
     Run,
+    adversarial_examples,
     attacked_queries,
     before_and_after,
-    examples,
-    found_at_once,
+    evenly_spaced,
     paragraph,
     perturbation,
+    rank1_correct,
     rank_lists,
     read_run,
     report_page,
     save_page,
-    spread,
 )
 
 EXAMPLES = """\
@@ -185,16 +185,16 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
     parts = []
     if one.command == "attack" and not blur:
         parts.append("<h3>What it does to people</h3>")
-        parts += examples(attack, dataset, size, device=device)
+        parts += adversarial_examples(attack, dataset, size, device=device)
     store = common.feature_store(options.cache)
     if normal is not None:
         return [*parts, *_defended(subject, normal, store, blur)]
-    right = found_at_once(model, dataset, store, size)
-    chosen = spread(right, EXAMINED)
+    right = rank1_correct(model, dataset, store, size)
+    chosen = evenly_spaced(right, EXAMINED)
     if not chosen:
         return [*parts, paragraph(f"{title}: nobody is found even before the attack.")]
     _, changed = attacked_queries(model, dataset, attack, chosen, size)
-    still = found_at_once(model, dataset, store, size, changed, chosen)
+    still = rank1_correct(model, dataset, store, size, changed, chosen)
     broken = [number for number in chosen if number not in still]
     parts.append(
         paragraph(
@@ -207,7 +207,13 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
         if numbers:
             parts.append(f"<h3>{what}</h3>")
             parts += before_and_after(
-                model, dataset, attack, spread(numbers, SHOWN), store=store, size=size, blur=blur
+                model,
+                dataset,
+                attack,
+                evenly_spaced(numbers, SHOWN),
+                store=store,
+                size=size,
+                blur=blur,
             )
     return parts
 
@@ -215,13 +221,13 @@ def _people(options: Options, subject: Subject, one: Run, device: torch.device) 
 def _defended(subject: Subject, normal: ReIDModel, store: FeatureStore, blur: bool) -> list[str]:
     """Rank lists of the normal model before and after the attack, and of the hardened one after."""
     title, model, dataset, attack, size, _ = subject
-    right = found_at_once(normal, dataset, store, size)
-    chosen = spread(right, EXAMINED)
+    right = rank1_correct(normal, dataset, store, size)
+    chosen = evenly_spaced(right, EXAMINED)
     if not chosen:
         return [paragraph(f"{title}: the normal model finds nobody even before the attack.")]
     _, changed = attacked_queries(model, dataset, attack, chosen, size)
     kept, defended = (
-        found_at_once(network, dataset, store, size, changed, chosen) for network in (normal, model)
+        rank1_correct(network, dataset, store, size, changed, chosen) for network in (normal, model)
     )
     saved = [number for number in defended if number not in kept]
     broken = [number for number in chosen if number not in defended]
@@ -236,7 +242,7 @@ def _defended(subject: Subject, normal: ReIDModel, store: FeatureStore, blur: bo
     for what, numbers in (("Found again by the defense", saved), ("Defended, yet lost", broken)):
         if numbers:
             parts.append(f"<h3>{what}</h3>")
-            shown = spread(numbers, SHOWN)
+            shown = evenly_spaced(numbers, SHOWN)
             images = changed[[chosen.index(number) for number in shown]]
             lists = (
                 rank_lists(n, dataset, shown, i, title=t, store=store, size=size, blur=blur)

@@ -15,18 +15,19 @@ from reidguard.evaluation.features import module_device
 from reidguard.metrics import top_k
 from reidguard.models import ReIDModel
 from reidguard.nn import frozen
-from reidguard.report.html import gallery, picture, ranked
-from reidguard.report.pictures import amplified, as_image, color_cube
+from reidguard.report.html import figure, figure_row, rank_list
+from reidguard.report.images import amplified, as_image, color_cube
 from reidguard.types import ReIDSample
 
 __all__ = [
+    "adversarial_examples",
     "attacked_queries",
     "before_and_after",
-    "examples",
-    "found_at_once",
+    "evenly_spaced",
     "perturbation",
+    "rank1_correct",
     "rank_lists",
-    "spread",
+    "thumbnail",
 ]
 
 GAIN = 8  # by which changes are shown larger than they are
@@ -34,11 +35,11 @@ FOUND = 8  # images of a rank list
 TALLEST = 128  # pixels of a person in a rank list
 
 
-def spread(numbers: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
     """Return some of the numbers, evenly spaced.
 
     Example:
-        >>> spread(range(10), 2)
+        >>> evenly_spaced(range(10), 2)
         [2, 7]
     """
     wanted = min(count, len(numbers))
@@ -56,8 +57,8 @@ def perturbation(attack: Attack, width: int = 128) -> list[str]:
     for part in attack.modules():
         if isinstance(part, DeltaAttack):
             rows.append(
-                gallery(
-                    picture(
+                figure_row(
+                    figure(
                         amplified(part.delta[0], GAIN),
                         f"the additive pattern, {GAIN} times as strong as it is, on grey",
                         f"δ, the pattern that is added, ×{GAIN}",
@@ -76,12 +77,12 @@ def perturbation(attack: Attack, width: int = 128) -> list[str]:
                 ):
                     alt = f"colour cube seen from its {side} corner: {caption}"
                     drawn = color_cube(shown, gain=gain, dark=dark, size=192)
-                    tiles.append(picture(drawn, alt, caption))
-                rows.append(gallery(*tiles))
+                    tiles.append(figure(drawn, alt, caption))
+                rows.append(figure_row(*tiles))
     return rows
 
 
-def examples(
+def adversarial_examples(
     attack: Attack,
     dataset: ReIDDataset,
     size: tuple[int, int],
@@ -91,15 +92,15 @@ def examples(
 ) -> list[str]:
     """Return some queries, evenly spaced: clean, the change, and the 8-bit adversarial image."""
     parts = []
-    for sample in (dataset.query[i] for i in spread(range(len(dataset.query)), count)):
+    for sample in (dataset.query[i] for i in evenly_spaced(range(len(dataset.query)), count)):
         pixels = decode_image(sample.path, size)
         changed = _attacked(attack, pixels[None].to(device))[0].cpu()
         change = (changed.float() - pixels.float()) / 255
         largest = round(255 * float(change.abs().max()))
         parts.append(
-            gallery(
+            figure_row(
                 *(
-                    picture(image, f"{_who(sample)}: {what}", what, width=128)
+                    figure(image, f"{_who(sample)}: {what}", what, width=128)
                     for image, what in (
                         (as_image(pixels), "clean"),
                         (amplified(change, GAIN), f"change ×{GAIN}, on grey"),
@@ -111,7 +112,7 @@ def examples(
     return parts
 
 
-def found_at_once(
+def rank1_correct(
     model: ReIDModel,
     dataset: ReIDDataset,
     store: FeatureStore,
@@ -207,15 +208,15 @@ def rank_lists(
         name = f"{_who(sample)}, camera {sample.camid}"
         results = [
             (
-                small(as_image(decode_image(dataset.gallery[i].path, size)), blur),
+                thumbnail(as_image(decode_image(dataset.gallery[i].path, size)), blur),
                 f"{_who(dataset.gallery[i])}, camera {dataset.gallery[i].camid}",
                 dataset.gallery[i].pid == sample.pid,
             )
             for i in row.tolist()
             if i >= 0
         ]
-        shown = (small(as_image(query), blur), name)
-        parts.append(ranked(f"{title}: {name}", shown, results))
+        shown = (thumbnail(as_image(query), blur), name)
+        parts.append(rank_list(f"{title}: {name}", shown, results))
     return parts
 
 
@@ -275,7 +276,7 @@ def _who(sample: ReIDSample) -> str:
     return f"person {sample.pid}" if sample.pid else "a stranger"
 
 
-def small(image: Image.Image, blur: bool = False) -> Image.Image:
+def thumbnail(image: Image.Image, blur: bool = False) -> Image.Image:
     """Return an image as rank lists show it, blurred as 4 × 8 blocks of colour."""
     height = min(TALLEST, image.height)
     width = max(1, round(image.width * height / image.height))

@@ -6,6 +6,9 @@ The classes also derive from the built-in exception that a Python programmer wou
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -13,6 +16,7 @@ __all__ = [
     "ReIDGuardError",
     "RegistryError",
     "TrainingError",
+    "did_you_mean",
 ]
 
 
@@ -38,3 +42,9 @@ class CheckpointError(ReIDGuardError, ValueError):
 
 class TrainingError(ReIDGuardError, RuntimeError):
     """Learning cannot go on, for instance because the loss is not finite."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'x'? ", or nothing if no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -7,8 +7,8 @@ Everywhere in this library an *image tensor* is RGB of shape ``(N, 3, H, W)`` wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,8 @@ __all__ = [
     "Embedder",
     "InputSpec",
     "Metric",
+    "Progress",
+    "ProgressCallback",
     "ReIDBatch",
     "ReIDSample",
     "check_image_values",
@@ -296,3 +298,23 @@ class ReIDBatch:
             if value is not None
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a long operation, as a callback receives it.
+
+    Args:
+        phase: Name of the current phase, for display.
+        done: Units finished.
+        total: Units in all.
+        metrics: Metrics of the newest finished step (empty in phases that learn nothing).
+    """
+
+    phase: str
+    done: int
+    total: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+ProgressCallback = Callable[[Progress], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reidguard.errors import InputError, ReIDGuardError
+from reidguard.errors import InputError, ReIDGuardError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,12 +32,6 @@ __all__ = [
     "probability",
     "rate",
 ]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? ", or nothing if no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def epsilon(text: str) -> float:

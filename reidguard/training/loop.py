@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +21,9 @@ from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.storage import load_tensors, remove_temporaries, save_tensors, weights_fingerprint
-from reidguard.types import ReIDBatch
+from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
-__all__ = ["Batches", "Progress", "ProgressCallback", "learn"]
+__all__ = ["Batches", "learn"]
 
 
 class Batches(Protocol):
@@ -35,26 +34,6 @@ class Batches(Protocol):
 
     def epoch(self, number: int, start: int = 0) -> Iterator[ReIDBatch]:
         """Yield the epoch's batches, from position ``start`` on."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback is told.
-
-    Args:
-        phase: What is going on, for people.
-        done: Units finished.
-        total: Units in all.
-        metrics: Figures of the newest finished step (empty in phases that learn nothing).
-    """
-
-    phase: str
-    done: int
-    total: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 def learn(

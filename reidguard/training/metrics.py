@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.storage import atomic_write
-from reidguard.training.loop import Progress, ProgressCallback
+from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["MetricsFile", "TensorBoard"]
 

@@ -23,7 +23,8 @@ from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import frozen
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
-from reidguard.training.loop import Progress, ProgressCallback, learn
+from reidguard.training.loop import learn
+from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["RECIPES", "Recipe", "train_model"]
 

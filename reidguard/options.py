@@ -1,0 +1,194 @@
+"""Options of learning and evaluation, each defined once: type, default, range, one sentence.
+
+Each group is a :class:`~typing.TypedDict` whose keys are annotated with their
+:class:`~reidguard.schema.Option`: see :mod:`reidguard.schema`. The module imports neither torch nor
+anything else that is slow to import.
+"""
+
+import os
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+
+from reidguard.schema import Option
+
+if TYPE_CHECKING:
+    from reidguard.data.augment import Augment
+    from reidguard.learners.base import MetaLearner
+    from reidguard.objectives.base import AttackLoss
+    from reidguard.types import ProgressCallback
+
+__all__ = [
+    "AttackOptions",
+    "AuditOptions",
+    "AutoAttackOptions",
+    "BatchOptions",
+    "DefenseOptions",
+    "EvaluateOptions",
+    "FitOptions",
+    "MeasureOptions",
+    "ModelOptions",
+    "TrainOptions",
+]
+
+
+class FitOptions(TypedDict, total=False):
+    """Options of everything that learns."""
+
+    epochs: Annotated[
+        int | None,
+        Option("passes over the training images, of the larger of two", low=1, excludes="steps"),
+    ]
+    steps: Annotated[int | None, Option("steps in all, in place of epochs", low=1)]
+    lr: Annotated[
+        float | None,
+        Option("learning rate at the start; of attacks, the step in [0, 1] pixel units", above=0),
+    ]
+    identities: Annotated[int | None, Option("identities in a batch", low=1)]
+    images_per_identity: Annotated[int | None, Option("images of each identity", low=1)]
+    image_size: Annotated[
+        tuple[int, int], Option("height and width that images are resized to", (256, 128), low=1)
+    ]
+    seed: Annotated[
+        int, Option("seed of batches, augmentation and random layers", 0, low=0, high=2**63 - 1)
+    ]
+    checkpoint: Annotated[
+        str | os.PathLike[str] | None,
+        Option("file from which an interrupted run resumes, bit for bit", recorded=False),
+    ]
+    checkpoint_every: Annotated[
+        int, Option("steps between two writes of the checkpoint", 50, low=1, recorded=False)
+    ]
+    progress: Annotated[
+        "ProgressCallback | None", Option("called with a Progress after every step", recorded=False)
+    ]
+
+
+class AttackOptions(FitOptions, total=False):
+    """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`."""
+
+    learner: Annotated["MetaLearner | str | None", Option("a learner or its registered name")]
+    objective: Annotated["AttackLoss | str | None", Option("a loss or its registered name")]
+    momentum: Annotated[
+        float | None, Option("weight of past gradients in MI-SGD (MisRank: beta 1 of Adam)", low=0)
+    ]
+    clip: Annotated[
+        bool | None,
+        Option("bring parameters into their bounds after each step; the budget holds anyway"),
+    ]
+    diversity: Annotated[
+        float,
+        Option(
+            "probability with which the model sees an adversarial image shrunk to at least 0.9 of "
+            "its size and shifted: weaker on the surrogate, stronger on other networks",
+            0.0,
+            low=0,
+            high=1,
+        ),
+    ]
+
+
+class ModelOptions(FitOptions, total=False):
+    """Options of everything that trains a re-ID model."""
+
+    weight_decay: Annotated[float, Option("weight decay of Adam", 5e-4, low=0)]
+    augment: Annotated[
+        "Augment | Literal['recipe'] | None",
+        Option("augmentation of each batch; None leaves the images as they are", "recipe"),
+    ]
+
+
+class TrainOptions(ModelOptions, total=False):
+    """Options of :func:`train_model <reidguard.train_model>`."""
+
+    recipe: Annotated[
+        Literal["paper", "agw"], Option("losses, schedule and defaults of other options", "paper")
+    ]
+    margin: Annotated[
+        float | None, Option("margin of the paper's triplet loss; AGW's has none", low=0)
+    ]
+
+
+class DefenseOptions(ModelOptions, total=False):
+    """Options of :meth:`AdversarialTraining.fit <reidguard.AdversarialTraining.fit>`."""
+
+    recompute: Annotated[
+        bool,
+        Option(
+            "recompute activations in the backward pass: less memory, one more forward pass for "
+            "each with gradients; not with the learner 'maml'",
+            False,
+            recorded=False,
+        ),
+    ]
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options of everything that extracts features."""
+
+    batch_size: Annotated[
+        int,
+        Option(
+            "images per forward pass; changes results by float noise at most",
+            64,
+            low=1,
+            recorded=False,
+        ),
+    ]
+
+
+class MeasureOptions(BatchOptions, total=False):
+    """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`."""
+
+    query_every: Annotated[int, Option("use every n-th query, for a quick look", 1, low=1)]
+
+
+class EvaluateOptions(MeasureOptions, total=False):
+    """Options of :func:`evaluate <reidguard.evaluate>`."""
+
+    with_labels: Annotated[
+        bool,
+        Option(
+            "give an instance attack the ground-truth identities, as the strongest attacker would "
+            "know them; otherwise it infers them where it needs them",
+            False,
+        ),
+    ]
+    side: Annotated[
+        Literal["query", "gallery"],
+        Option("images that are perturbed: the queries, or the whole gallery", "query"),
+    ]
+
+
+class AutoAttackOptions(MeasureOptions, total=False):
+    """Options of :meth:`RetrievalAutoAttack.run <reidguard.RetrievalAutoAttack.run>`."""
+
+    early_stop: Annotated[
+        bool, Option("attack a broken query no further; robust mAP is then not measured", False)
+    ]
+    audit_queries: Annotated[
+        int, Option("approximate number of queries of the audit; 0 for no audit", 100, low=0)
+    ]
+
+
+class AuditOptions(BatchOptions, total=False):
+    """Options of :func:`audit <reidguard.audit>`."""
+
+    eps: Annotated[
+        float,
+        Option("radius of the gradient checks and of transfer", 8 / 255, above=0, high=1),
+    ]
+    epsilons: Annotated[
+        tuple[float, ...],
+        Option(
+            "rising radii of the curve; 0 is always measured",
+            (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+            above=0,
+            high=1,
+        ),
+    ]
+    attack_steps: Annotated[int, Option("iterations of SMA, each of 2.5 ε / steps", 15, low=1)]
+    learning_steps: Annotated[int, Option("steps of a universal delta; 0 for none", 50, low=0)]
+    queries: Annotated[
+        int, Option("approximate number of queries to attack, evenly spaced", 100, low=1)
+    ]
+    probes: Annotated[int, Option("queries whose gradients are examined", 8, low=1)]
+    seed: Annotated[int, Option("seed of starts and batches", 0, low=0, high=2**63 - 1)]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: where real data lies, and results that say how they came about."""
+"""Helpers of all benchmarks: real data and weights, and results with their provenance."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from reidguard.data import load_dataset
 from reidguard.models import create_model
 from reidguard.storage import library_versions, write_json
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that scripts find benchmarks.paper
+
 RESULTS = Path(__file__).with_name("results")
 CHECKPOINT = "osnet_x0_25_market1501.pth"
 
@@ -27,7 +29,7 @@ def market():
 
 
 def osnet(num_classes: int | None = None):
-    """The published OSNet x0.25 from $REIDGUARD_WEIGHTS, with its classifier if it is asked for."""
+    """The published OSNet x0.25 from $REIDGUARD_WEIGHTS, with a classifier of `num_classes`."""
     if "REIDGUARD_WEIGHTS" not in os.environ:
         sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {CHECKPOINT}")
     weights = Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT
@@ -35,7 +37,7 @@ def osnet(num_classes: int | None = None):
 
 
 def mean_and_spread(values: list[float]) -> list[float] | None:
-    """Mean and sample standard deviation, which is 0 of one value; None of nothing."""
+    """Mean and sample standard deviation (0 for one value); None for no values."""
     if not values:
         return None
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -43,7 +45,7 @@ def mean_and_spread(values: list[float]) -> list[float] | None:
 
 
 def commit() -> str:
-    """The commit that runs, marked when files differ from it, other than the results."""
+    """The current commit, marked as dirty if files other than the results differ from it."""
 
     def git(*words: str) -> str:
         call = ["git", "-C", str(RESULTS.parents[1]), *words]
@@ -53,8 +55,15 @@ def commit() -> str:
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
-def save(name: str, figures: dict, dataset=None) -> None:
-    """Write figures and their circumstances to results/NAME.json."""
+def command() -> str:
+    """The command line of this process, from the repository's root."""
+    script = Path(sys.argv[0])
+    program = "-m benchmarks.paper" if script.name == "__main__.py" else f"benchmarks/{script.name}"
+    return f"python {program} {shlex.join(sys.argv[1:])}".strip()
+
+
+def save(name: str, results: dict, dataset=None) -> None:
+    """Write results with command, commit, data fingerprints and versions to results/NAME.json."""
     fingerprints = None
     if dataset is not None:
         splits = ("train", "query", "gallery")
@@ -63,13 +72,11 @@ def save(name: str, figures: dict, dataset=None) -> None:
     write_json(
         RESULTS / f"{name}.json",
         {
-            "command": shlex.join(
-                ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-            ),
+            "command": command(),
             "commit": commit(),
             "data": fingerprints,
             "threads": torch.get_num_threads(),
             "versions": library_versions(),
-            **figures,
+            **results,
         },
     )

@@ -8,14 +8,15 @@ import re
 import textwrap
 from pathlib import Path
 
-from benchmarks.paper import paper_pictures, paper_tables
+from common import RESULTS
 
-HERE = Path(__file__).parent
+from benchmarks.paper import paper_figures, paper_tables
+
 WHERE_DRAWN = (
-    "The picture is the beginning of the page that ``benchmarks/paper.py`` draws "
+    "The picture is the top of the page that ``python -m benchmarks.paper`` draws "
     "(``docs/images/draw_paper_figures.py``)."
 )
-DOCS, RESULTS = HERE.parent / "docs", HERE / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 
 # What the paper claims: its words, the tables that show it, and the conditions that it compares.
 PLAIN = {"meta": False, "extra": "none"}
@@ -495,7 +496,7 @@ def inner_steps(data) -> list[str]:
         for r in steps
         if family != "defense"
     ]
-    hardening = [
+    parse_defense = [
         [
             r["inner"],
             f"{r['train']:.3f}",
@@ -520,7 +521,7 @@ learning rate is Algorithm 2, and the default:
 """),
         listing(
             ["inner step", "meta-train loss", "meta-test loss", "share", "cosine to mixed"],
-            hardening,
+            parse_defense,
         ),
     ]
 
@@ -586,8 +587,8 @@ def paper() -> list[str]:
         prose("""None of these is the paper's experiment: its datasets, but for Market-1501, and
 its networks are not at hand. What stands in for them is said above each table, and the differences
 show the method on other people and networks, not an error of the paper or of this library.
-``python benchmarks/paper.py`` measures them, and ``benchmarks/results/paper_*.json`` keep all
-figures; ``reidguard paper tableN`` does the same for one table (:doc:`paper`).
+``python -m benchmarks.paper all`` measures them, and ``benchmarks/results/paper_*.json`` have all
+values; ``python -m benchmarks.paper tableN`` does the same for one table (:doc:`paper`).
 """),
         prose("""Each part begins with how its tables compare with the paper's as a whole: of all
 pairs of cells whose mAP differs by 1 or more in the paper (SSIM: 0.01), clean ones among them, how
@@ -624,7 +625,7 @@ def overview(tables: dict) -> list[str]:
     rows = []
     for content in sorted((t for t in tables.values() if "table" in t), key=lambda t: t["table"]):
         wanted = paper_tables()[content["table"]]
-        every = [f for f in content["figures"] if f["metric"] == wanted.metrics[0]]
+        every = [f for f in content["values"] if f["metric"] == wanted.metrics[0]]
         found = [f for f in every if f["measured"] is not None]
         apart = 1 if wanted.metrics[0] != "SSIM" else 0.01
         kept = [
@@ -643,8 +644,8 @@ def claims(tables: dict) -> list[str]:
     for name, numbers, with_it, without in CLAIMS:
         changes = []
         for number in numbers:
-            figures = [f for f in paper_tables()[number].figures if f.metric == "mAP"]
-            found = tables.get(f"table{number}", {"figures": []})["figures"]
+            figures = [f for f in paper_tables()[number].values if f.metric == "mAP"]
+            found = tables.get(f"table{number}", {"values": []})["values"]
             ours = {(f["row"], f["column"]): f["measured"] for f in found if f["metric"] == "mAP"}
             by_conditions = {frozenset(f.conditions.items()): f for f in figures}
             for f in figures:
@@ -666,7 +667,7 @@ def order(name: str) -> tuple[bool, int]:
 
 
 def stand_ins_of(data: dict) -> str:
-    plan, tables = data["plan"], data["tables"].values()
+    plan, tables = data["setup"], data["tables"].values()
     domains = "; ".join(f"{n} = ``virtual:{d}``" for n, d in plan["domains"].items())
     nets = "; ".join(
         f"{n} = {s['options'].get('backbone', s['name'])}, {s['steps']} steps"
@@ -690,7 +691,7 @@ def paper_table(content: dict) -> list[str]:
     for metric in wanted.metrics:
         head += [f"{metric}: paper", "here", "8-bit"]
     places = {}
-    for figure in content["figures"]:
+    for figure in content["values"]:
         places.setdefault((figure["row"], figure["column"]), []).append(figure)
     rows = []
     for (row, column), figures in places.items():
@@ -713,7 +714,7 @@ def paper_table(content: dict) -> list[str]:
 
 def paper_picture(what: str, content: dict, real: bool) -> list[str]:
     """A picture's counts, and itself where it is kept and shows nobody real."""
-    wanted = paper_pictures()[content["figure"]]
+    wanted = paper_figures()[content["figure"]]
     parts = [title(f"Figure {wanted.number}: {wanted.caption}", "~")]
     where = "The page shows real people, so it is not here." if real else ""
     if not real and (DOCS / "images" / f"paper-{what}.png").exists():

@@ -1,16 +1,17 @@
-"""All figures with one command: python benchmarks/run_all.py.
+"""Measure all results with one command: python benchmarks/run_all.py.
 
 Takes some hours on two quiet cores, most of them for meta.py. Needs REIDGUARD_DATA and
-REIDGUARD_WEIGHTS; each result lies in benchmarks/results/ with its command, commit and data
-fingerprint.
+REIDGUARD_WEIGHTS; each result is written to benchmarks/results/ with its command, commit and data
+fingerprints.
 """
 
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-# Models to which attacks are transferred, trained by `reidguard train` as docs/results.rst says.
+# Target models of transferred attacks, trained by `reidguard train` as docs/results.rst says.
 TARGETS = (
     "--target market_resnet18=runs/market_resnet18/model.safetensors "
     "--target campus_resnet18=runs/campus_resnet18/model.safetensors@virtual:campus"
@@ -46,18 +47,21 @@ SCRIPTS = (
     f"settings.py --keep runs/settings {NETWORKS}",
     f"variations.py {TARGETS}",
     "defenses.py --keep runs/defenses --attack runs/meta/combinatorial-maml-0.safetensors",
-    "paper.py stand_in --keep runs/paper_stand_in",
-    "paper.py market --keep runs/paper_market --query-every 8 "
-    "--model Market-IDE=runs/market_osnet025/model.safetensors",
+    "-m benchmarks.paper all --stand-in --out runs/paper_stand_in --results paper_stand_in",
+    "-m benchmarks.paper all --stand-in --data market1501:$REIDGUARD_DATA --blur --query-every 8 "
+    "--model Market-IDE=runs/market_osnet025/model.safetensors --only-given-models "
+    "--out runs/paper_market --results paper_market",
     "page.py",
 )
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
+    root = Path(__file__).resolve().parents[1]
     failed = []
     for script in SCRIPTS:
         print(f"== {script}", flush=True)
-        name, *rest = shlex.split(script)
-        if subprocess.run([sys.executable, str(here / name), *rest], check=False).returncode:
+        arguments = shlex.split(os.path.expandvars(script))
+        if arguments[0] != "-m":
+            arguments[0] = f"benchmarks/{arguments[0]}"
+        if subprocess.run([sys.executable, *arguments], cwd=root, check=False).returncode:
             failed.append(script)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -1,39 +1,56 @@
-"""The paper's tables and figures: what it reports, and how to measure and draw it again."""
+"""Tables and figures of the paper: their values, and how to measure and draw them again."""
 
-from benchmarks.paper.experiments import PAPER, READERS, STAND_IN, Network, Plan, missing, reasons
-from benchmarks.paper.figures import draw_picture, shown_picture
-from benchmarks.paper.results import measurable, measure_table, shown_table, table_beside_paper
-from benchmarks.paper.runner import Workshop
+from benchmarks.paper.experiments import (
+    DATASETS,
+    PAPER,
+    STAND_IN,
+    DefenseSpec,
+    NetworkSpec,
+    Setup,
+    missing,
+    parse_defense,
+    summarize,
+)
+from benchmarks.paper.figures import describe_figure, draw_figure
+from benchmarks.paper.results import (
+    compare_table,
+    count_measurable,
+    describe_table,
+    measure_table,
+)
+from benchmarks.paper.runner import Runner
 from benchmarks.paper.tables import (
     Contradiction,
-    Figure,
-    PaperPicture,
+    PaperFigure,
     PaperTable,
+    PaperValue,
     contradictions,
-    paper_pictures,
+    paper_figures,
     paper_tables,
 )
 
 __all__ = [
+    "DATASETS",
     "PAPER",
-    "READERS",
     "STAND_IN",
     "Contradiction",
-    "Figure",
-    "Network",
-    "PaperPicture",
+    "DefenseSpec",
+    "NetworkSpec",
+    "PaperFigure",
     "PaperTable",
-    "Plan",
-    "Workshop",
+    "PaperValue",
+    "Runner",
+    "Setup",
+    "compare_table",
     "contradictions",
-    "draw_picture",
-    "measurable",
+    "count_measurable",
+    "describe_figure",
+    "describe_table",
+    "draw_figure",
     "measure_table",
     "missing",
-    "paper_pictures",
+    "paper_figures",
     "paper_tables",
-    "reasons",
-    "shown_picture",
-    "shown_table",
-    "table_beside_paper",
+    "parse_defense",
+    "summarize",
 ]

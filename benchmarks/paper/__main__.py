@@ -1,227 +1,446 @@
-"""``reidguard paper``."""
+"""Show, measure or draw tables and figures of the paper: ``python -m benchmarks.paper --help``."""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import shlex
+import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NoReturn
 
-from benchmarks.paper import (
-    PAPER,
-    READERS,
-    STAND_IN,
-    PaperPicture,
-    PaperTable,
-    Plan,
-    Workshop,
-    draw_picture,
-    measurable,
-    measure_table,
-    missing,
-    paper_pictures,
-    paper_tables,
-    reasons,
-    shown_picture,
-    shown_table,
-    table_beside_paper,
-)
-from reidguard.cli import common
-from reidguard.cli.options import Options, Parser, pathname, positive
-from reidguard.cli.progress import note
-from reidguard.cli.run_dir import RunFolder, default_folder
+import torch
+
+import benchmarks.paper as paper
+from benchmarks.common import RESULTS, commit, save
+from benchmarks.paper import PaperFigure, PaperTable, Runner, Setup
+from reidguard.cli.progress import Display, note
+from reidguard.cli.run_dir import RunFolder, default_folder, open_run
 from reidguard.data import ReIDDataset, load_dataset
-from reidguard.errors import InputError
+from reidguard.errors import DataError, InputError, ReIDGuardError, TrainingError
 from reidguard.report import save_page
-from reidguard.report.markdown import markdown_table
 from reidguard.storage import atomic_write, write_json
+from reidguard.tables import Table
 
-# In a run folder: networks of the user's own, or what another table's run has made.
-KEPT = ("models", "attacks", "people", "features")
+PROGRAM = "python -m benchmarks.paper"
+# In the output folder: networks of the user's, or files of other tables' runs.
+SHARED = ("models", "attacks", "people", "features")
 
-EXAMPLES = """\
-  reidguard paper list
-  the paper's figures of a table, what is odd about them, and what measuring them takes:
-    reidguard paper table1
-  measured on your data, beside the paper's figures (datasets that are not given are left out):
-    reidguard paper table1 --data market1501:/data/market1501 --data personx-456:/data/personx
-  what it looks like, without data: virtual people and small networks stand in
-    reidguard paper table1 --stand-in
-    reidguard paper figure7 --stand-in
+Item = PaperTable | PaperFigure
+
+EXAMPLES = f"""\
+examples:
+  {PROGRAM} list
+  the paper's values of a table, their peculiarities, and what measuring them requires:
+    {PROGRAM} table1
+  measured on your data, beside the paper's values (cells of missing datasets are left out):
+    {PROGRAM} table1 --data market1501:/data/market1501 --data personx-456:/data/personx
+  without data: virtual people and small networks stand in
+    {PROGRAM} table1 --stand-in
+    {PROGRAM} figure7 --stand-in
   with some of the data: virtual people stand in for the rest
-    reidguard paper table1 --data market1501:/data/market1501 --stand-in
+    {PROGRAM} table1 --data market1501:/data/market1501 --stand-in
+  all that can be measured with one network of yours
+    {PROGRAM} all --data market1501:/data/market1501 --stand-in --blur \\
+      --model Market-IDE=model.safetensors --only-given-models --out runs/market
 
-Networks are trained as the paper says where OUT/models/ does not hold them yet: a file of your own,
-such as OUT/models/Market-IDE.safetensors, is used as it is. The same command goes on after an
-interruption. Figures of stand-ins say nothing about the paper's.
+Networks are trained as the paper describes unless RUN_DIR/models/ has them: a file of yours, such
+as RUN_DIR/models/Market-IDE.safetensors, is used as it is. An interrupted command resumes when it
+is repeated. Results of stand-ins say nothing about the paper's values.
 """
 
 
-def parser(summary: str) -> Parser:
-    """Return the command's parser."""
-    made = Parser("paper", summary, EXAMPLES)
-    made.usage = "reidguard paper list\n       reidguard paper tableN|figureN [options]"
-    made.add_argument(
-        "what", metavar="list|tableN|figureN", help="table1 to table19, figure4 to figure8"
+class Options(argparse.Namespace):
+    """Values of the command line's options.
+
+    Attributes:
+        argv: The command line.
+    """
+
+    argv: Sequence[str]
+
+    def values(self) -> dict[str, Any]:
+        """Return the values as JSON."""
+        items = ((k, v) for k, v in sorted(vars(self).items()) if k != "argv")
+        return {k: str(v) if isinstance(v, Path) else v for k, v in items}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {PROGRAM} --help)")
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Parse the command line."""
+    parser = Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} list\n       {PROGRAM} NAME [NAME ...] [options]",
+        description="Show, measure or draw tables and figures of the paper.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    made.add_argument(
-        "--data",
-        action="append",
-        metavar="NAME:PATH",
-        help=f"a dataset at hand, once for each: {', '.join(READERS)}",
-    )
-    made.defaults["data"] = []
-    made.flag(
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="table1 to table19, figure4 to figure8, or all")
+    readers = ", ".join(paper.DATASETS)
+    add("--data", action="append", default=[], metavar="NAME:PATH", help=f"a dataset: {readers}")
+    add(
         "--stand-in",
-        "virtual people for datasets that are not given, and small networks for the paper's",
+        action="store_true",
+        help="virtual people for missing datasets, and small networks for the paper's",
     )
-    made.option("--steps", "of each attack (default: the paper's 10 epochs)", positive, metavar="N")
-    made.option(
-        "--model-steps", "of each network and defense (default: 85 epochs)", positive, metavar="N"
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="DATA-NETWORK=FILE",
+        help="a network of yours, such as Market-IDE=model.safetensors",
     )
-    made.option("--query-every", "use every n-th query", positive, metavar="N", default=1)
-    common.add_seed(made)
-    made.flag("--blur", "draw real people in a figure, as a few blocks of colour")
-    made.flag("--images", "draw real people in a figure as they are")
-    made.exclusive("blur", "images")
-    made.option("--out", "run folder (default: one below runs/)", pathname, metavar="RUN_DIR")
-    common.add_device(made)
-    return made
+    add(
+        "--only-given-models",
+        action="store_true",
+        help="train no other networks than those of --model: leave out cells that require them",
+    )
+    add("--steps", type=positive, metavar="N", help="of each attack (default: 10 epochs)")
+    add(
+        "--model-steps",
+        type=positive,
+        metavar="N",
+        help="of each network and defense (default: 85 epochs)",
+    )
+    add("--query-every", type=positive, metavar="N", default=1, help="use every n-th query")
+    add("--seed", type=int, metavar="N", default=0, help="fixes every random draw (default: 0)")
+    people = parser.add_mutually_exclusive_group()
+    people.add_argument(
+        "--blur", action="store_true", help="draw real people in a figure as blocks of colour"
+    )
+    people.add_argument(
+        "--images", action="store_true", help="draw real people in a figure as they are"
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="RUN_DIR",
+        help="run folder (default: one in runs/); with several names, each has a folder in it and "
+        "they share networks, attacks, people and features",
+    )
+    add(
+        "--results",
+        metavar="NAME",
+        help="also collect the values in benchmarks/results/NAME.json; what is there already is "
+        "not measured again",
+    )
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    options = parser.parse_args(list(argv), Options())
+    options.argv = argv
+    return options
 
 
-def run(options: Options) -> int:
-    """List what the paper shows, show one of it, or measure it."""
-    if options.what == "list":
-        _list()
-        return 0
-    wanted = _wanted(options.what)
-    if not (options.stand_in or options.data):
-        print(shown_table(wanted) if isinstance(wanted, PaperTable) else shown_picture(wanted))
-        return 0
-    device = common.set_up_machine(options)
-    given = _datasets(options.data)
-    plan = _plan(options, given)
-    _say_what_lacks(options, wanted, plan, set(plan.domains) | set(given))
-    settings = {
-        "command": "paper",
-        **(
-            {"table": wanted.number} if isinstance(wanted, PaperTable) else {"figure": options.what}
-        ),
-        "stand_in": options.stand_in,
-        "plan": asdict(plan),
-        "data": {n: common.data_settings(d, "train", "query", "gallery") for n, d in given.items()},
-        "seed": options.seed,
-        "device": device.type,
-    }
-    if options.blur:
-        settings["blur"] = True
-    out = options.out or default_folder("paper", options.what, settings)
-    made = ("result.json", "result.md" if isinstance(wanted, PaperTable) else "figure.html")
-    with common.running(out, options, settings, made, KEPT) as (folder, display):
-        if not folder.finished:
-            workshop = Workshop(
-                plan, folder.path, given, seed=options.seed, device=device, progress=display
-            )
-            if isinstance(wanted, PaperTable):
-                _measure(wanted, workshop, folder)
-            else:
-                content, page = draw_picture(wanted, workshop, blur=options.blur)
-                save_page(folder / "figure.html", page)
-                write_json(folder / "result.json", content)
-            folder.finish()
-        if isinstance(wanted, PaperTable):
-            print((folder / "result.md").read_text("utf-8"))
-            print(f"run: {out}")
-        else:
-            print(f"page: {(folder / 'figure.html').resolve()}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0 if done, 1 for a failed training, 2 for an error of the user's, 130 if interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(parse(argv))
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        command = f"{PROGRAM} {shlex.join(argv)}"
+        print(f"\nbenchmarks.paper: interrupted; to resume: {command}", file=sys.stderr)
+        return 130
+    except ReIDGuardError as error:
+        print(f"benchmarks.paper: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
     return 0
 
 
-def _wanted(what: str) -> PaperTable | PaperPicture:
-    tables, pictures = paper_tables(), paper_pictures()
-    named: dict[str, PaperTable | PaperPicture] = {f"table{n}": t for n, t in tables.items()}
-    named |= {f"figure{n}": p for n, p in pictures.items()}
-    if what not in named:
-        raise InputError(
-            f"{what!r} is no table and no figure: use list, table1 to table{len(tables)}, or "
-            f"figure{min(pictures)} to figure{max(pictures)}"
-        )
-    return named[what]
+def run(options: Options) -> None:
+    """List the tables and figures, describe some of them, or measure and draw them."""
+    if options.names == ["list"]:
+        print(list_items().to_markdown())
+        return
+    items = find_items(options.names)
+    if not (options.stand_in or options.data):
+        describe = [paper.describe_table, paper.describe_figure]
+        print("\n\n".join(describe[isinstance(item, PaperFigure)](item) for item in items))
+        return
+    device = select_device(options)
+    datasets = load_datasets(options.data)
+    models = parse_models(options.model)
+    setup = make_setup(options, datasets, models)
+    items = possible_items(options, items, setup, set(setup.domains) | set(datasets))
+    settings = {
+        "command": "paper",
+        "stand_in": options.stand_in,
+        "setup": asdict(setup),
+        "data": {name: fingerprints(dataset) for name, dataset in datasets.items()},
+        "seed": options.seed,
+        "device": device.type,
+        **({"blur": True} if options.blur else {}),
+        **({"models": {name: digest(file) for name, file in models.items()}} if models else {}),
+    }
+    label = items[0].name if len(items) == 1 else "all"
+    out = options.out or default_folder("paper", label, {**settings, "names": options.names})
+    for name, file in models.items():
+        (out / "models").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, out / "models" / f"{name}.safetensors")
+    with Display() as display:
+        runner = Runner(setup, out, datasets, seed=options.seed, device=device, progress=display)
+        for item in items:
+            folder = out if len(items) == 1 else out / item.name
+            if options.results is None:
+                run_item(item, runner, folder, options, settings)
+            elif item.name not in (collected := collected_results(options.results)):
+                start = time.time()
+                content = run_item(item, runner, folder, options, settings)
+                collected[item.name] = {
+                    **compact(content),
+                    "commit": commit(),
+                    "minutes": round((time.time() - start) / 60, 1),
+                }
+                results = {"setup": settings["setup"], "tables": collected}
+                save(options.results, results, datasets.get("Market"))
 
 
-def _plan(options: Options, given: Mapping[str, ReIDDataset]) -> Plan:
-    plan = PAPER
-    if options.stand_in:
-        absent = {name: domain for name, domain in STAND_IN.domains.items() if name not in given}
-        # Photographs keep the paper's size: their detail is what networks of one's own know.
-        plan = replace(STAND_IN, domains=absent, size=PAPER.size if given else STAND_IN.size)
-    if options.model_steps:
-        longer = {k: replace(n, steps=options.model_steps) for k, n in plan.networks.items()}
-        plan = replace(plan, networks=longer, defense_steps=options.model_steps)
-    steps = options.steps or plan.attack_steps
-    return replace(plan, attack_steps=steps, query_every=options.query_every)
+def run_item(
+    item: Item, runner: Runner, path: Path, options: Options, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure a table or draw a figure in a run folder, unless it is finished; print the result.
 
-
-def _datasets(specs: Sequence[str]) -> dict[str, ReIDDataset]:
-    found: dict[str, ReIDDataset] = {}
-    for spec in specs:
-        reader = spec.partition(":")[0]
-        if reader not in READERS:
-            raise InputError(
-                f"{reader!r} is none of the paper's datasets ({', '.join(READERS)}); --stand-in "
-                "takes virtual people in their place"
-            )
-        if READERS[reader] in found:
-            raise InputError(f"{READERS[reader]} is given twice: {spec}")
-        found[READERS[reader]] = load_dataset(spec)
-    return found
-
-
-def _say_what_lacks(
-    options: Options, wanted: PaperTable | PaperPicture, plan: Plan, datasets: set[str]
-) -> None:
-    """Before anything slow: a table is measured in parts, a figure is drawn whole or not at all."""
-    if isinstance(wanted, PaperTable):
-        cells = {(f.row, f.column): f.conditions for f in wanted.figures}
-        every = [missing(c, plan, datasets) for c in cells.values()]
-        impossible = all(every)
+    Returns:
+        The content of result.json.
+    """
+    is_table = isinstance(item, PaperTable)
+    settings = {**settings, **({"table": item.number} if is_table else {"figure": item.name})}
+    products = ("result.json", "result.md" if is_table else "figure.html")
+    with open_run(path, options, settings=settings, products=products, brought=SHARED) as folder:
+        folder.manifest["command"] = [*PROGRAM.split(), *options.argv]
+        if folder.finished:
+            note(f"{path} is already finished; skipping")
+        else:
+            runner.own_networks.clear()
+            if isinstance(item, PaperTable):
+                measure(item, runner, folder)
+            else:
+                content, page = paper.draw_figure(item, runner, blur=options.blur)
+                save_page(folder / "figure.html", page)
+                write_json(folder / "result.json", content)
+            folder.finish()
+    if is_table:
+        print((path / "result.md").read_text("utf-8"))
+        print(f"run: {path}")
     else:
-        every = [missing(c, plan, datasets) for c in wanted.rows]
-        impossible = any(every)
-        if options.data and not (options.blur or options.images):
-            raise InputError(
-                "a figure shows real people: --blur draws them as blocks of colour, --images as "
-                "they are"
-            )
-    if impossible:
-        raise InputError(
-            f"nothing of {options.what} can be measured: {'; '.join(reasons(every))} "
-            f"(reidguard paper {options.what} shows what it takes)"
-        )
-    for reason in reasons(every):
-        note(f"left out: {reason}")
+        print(f"page: {(path / 'figure.html').resolve()}")
+    return dict(json.loads((path / "result.json").read_text("utf-8")))
 
 
-def _measure(wanted: PaperTable, workshop: Workshop, folder: RunFolder) -> None:
-    content, grid = measure_table(wanted, workshop)
+def measure(table: PaperTable, runner: Runner, folder: RunFolder) -> None:
+    """Measure a table into a run folder."""
+    content, grid = paper.measure_table(table, runner)
     if grid is not None:
         grid.save(folder / "grid.json")
     write_json(folder / "result.json", content)
-    command = f"`{shlex.join(folder.manifest['command'])}`\n"
+    text = paper.compare_table(table, content, runner.setup)
     with atomic_write(folder / "result.md") as temporary:
-        text = table_beside_paper(wanted, content, workshop.plan)
-        temporary.write_text(f"{text}\n{command}", "utf-8")
+        temporary.write_text(f"{text}\n`{shlex.join(folder.manifest['command'])}`\n", "utf-8")
 
 
-def _list() -> None:
-    rows = [["name", "shows", "figures", "this library has", "with --stand-in"]]
-    for table in paper_tables().values():
-        total = len(table.figures)
-        able = ["all" if count == total else str(count) for count in measurable(table)]
-        rows.append([f"table{table.number}", table.caption, str(total), *able])
-    for drawn in paper_pictures().values():
-        able = [
-            "no" if any(missing(c, plan, names) for c in drawn.rows) else "all"
-            for plan, names in ((PAPER, {*READERS.values()}), (STAND_IN, {*STAND_IN.domains}))
+def all_items() -> dict[str, Item]:
+    """Return all tables and figures by their names."""
+    items = (*paper.paper_tables().values(), *paper.paper_figures().values())
+    return {item.name: item for item in items}
+
+
+def find_items(names: Sequence[str]) -> list[Item]:
+    """Return the tables and figures of these names; "all" for all of them."""
+    items = all_items()
+    if names == ["all"]:
+        return [*items.values()]
+    for name in names:
+        if name not in items:
+            raise InputError(
+                f"{name!r} is no table and no figure: use list, all, table1 to table19, or figure4 "
+                "to figure8"
+            )
+    return [items[name] for name in dict.fromkeys(names)]
+
+
+def list_items() -> Table:
+    """Return a table of all tables and figures, and how much of each can be measured."""
+    rows = []
+    for table in paper.paper_tables().values():
+        total = len(table.values)
+        counts = ["all" if n == total else str(n) for n in paper.count_measurable(table)]
+        rows.append([table.name, table.caption, str(total), *counts])
+    for figure in paper.paper_figures().values():
+        counts = [
+            "no" if any(paper.missing(c, setup, datasets) for c in figure.rows) else "all"
+            for setup, datasets in (
+                (paper.PAPER, {*paper.DATASETS.values()}),
+                (paper.STAND_IN, {*paper.STAND_IN.domains}),
+            )
         ]
-        rows.append([f"figure{drawn.number}", drawn.caption, "-", *able])
-    print(markdown_table(rows))
+        rows.append([figure.name, figure.caption, "-", *counts])
+    return Table(["name", "shows", "values", "measurable", "with --stand-in"], rows)
+
+
+def select_device(options: Options) -> torch.device:
+    """Set the number of threads and return the device."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu"
+        ) from error
+    return device
+
+
+def load_datasets(specs: Sequence[str]) -> dict[str, ReIDDataset]:
+    """Load the datasets of ``--data``, by the paper's names."""
+    datasets: dict[str, ReIDDataset] = {}
+    for spec in specs:
+        reader = spec.partition(":")[0]
+        if reader not in paper.DATASETS:
+            raise InputError(
+                f"{reader!r} is none of the paper's datasets ({', '.join(paper.DATASETS)}); "
+                "--stand-in uses virtual people in their place"
+            )
+        name = paper.DATASETS[reader]
+        if name in datasets:
+            raise InputError(f"{name} is given twice: {spec}")
+        datasets[name] = load_dataset(spec)
+    return datasets
+
+
+def parse_models(specs: Sequence[str]) -> dict[str, Path]:
+    """Parse the values of ``--model``: files by names such as "Market-IDE"."""
+    models = {}
+    for spec in specs:
+        name, _, file = spec.partition("=")
+        data, _, network = name.partition("-")
+        if data not in paper.DATASETS.values() or network not in paper.PAPER.networks or not file:
+            raise InputError(f"--model {spec!r} is not of the form Market-IDE=FILE")
+        models[name] = Path(file).expanduser()
+        if not models[name].is_file():
+            raise InputError(f"--model {name}: there is no file {file}")
+    return models
+
+
+def make_setup(
+    options: Options, datasets: Mapping[str, ReIDDataset], models: Mapping[str, Path]
+) -> Setup:
+    """Return the paper's setup or the stand-ins, changed as the options say."""
+    setup = paper.PAPER
+    if options.stand_in:
+        # Photographs have the paper's size, for which networks of the user's were trained.
+        size = paper.PAPER.size if datasets else paper.STAND_IN.size
+        domains = {n: d for n, d in paper.STAND_IN.domains.items() if n not in datasets}
+        setup = replace(paper.STAND_IN, domains=domains, size=size)
+    if options.only_given_models:
+        used = {*(name.split("-")[0] for name in models), "PersonX"}
+        networks = {name.split("-")[1] for name in models}
+        setup = replace(
+            setup,
+            networks={n: spec for n, spec in setup.networks.items() if n in networks},
+            domains={n: domain for n, domain in setup.domains.items() if n in used},
+        )
+    if options.model_steps:
+        networks = {k: replace(n, steps=options.model_steps) for k, n in setup.networks.items()}
+        setup = replace(setup, networks=networks, defense_steps=options.model_steps)
+    steps = options.steps or setup.attack_steps
+    return replace(setup, attack_steps=steps, query_every=options.query_every)
+
+
+def possible_items(
+    options: Options, items: Sequence[Item], setup: Setup, datasets: set[str]
+) -> list[Item]:
+    """Return the items that can be measured or drawn, and print what is left out.
+
+    A table may be measured in part; a figure is drawn completely or not at all.
+
+    Raises:
+        InputError: If an item cannot be measured or drawn, unless all were requested.
+    """
+    possible = []
+    for item in items:
+        if isinstance(item, PaperTable):
+            reasons = [*paper.results.missing_by_cell(item, setup, datasets).values()]
+            impossible = all(reasons)
+        else:
+            reasons = [paper.missing(c, setup, datasets) for c in item.rows]
+            impossible = any(reasons)
+            if options.data and not (options.blur or options.images):
+                raise InputError(
+                    "a figure shows real people: --blur draws them as blocks of colour, --images "
+                    "as they are"
+                )
+        if not impossible:
+            possible.append(item)
+        elif options.names != ["all"]:
+            raise InputError(
+                f"nothing of {item.name} can be measured: {'; '.join(paper.summarize(reasons))} "
+                f"({PROGRAM} {item.name} shows what it requires)"
+            )
+        for reason in paper.summarize(reasons):
+            note(f"{item.name}: left out: {reason}")
+    if not possible:
+        raise InputError("nothing can be measured with these datasets and models")
+    return possible
+
+
+def fingerprints(dataset: ReIDDataset) -> dict[str, str]:
+    """Return what identifies a dataset in a manifest."""
+    splits = ("train", "query", "gallery")
+    for split in splits[1:]:
+        if not dataset.split(split):
+            raise DataError(f"{dataset.name} has no {split} images, so nothing can be evaluated")
+    return {"name": dataset.name, **{s: dataset.fingerprint(s) for s in splits if dataset.split(s)}}
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def collected_results(name: str) -> dict[str, Any]:
+    """Return the contents of tables and figures in a file of results, by their names."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text("utf-8"))["tables"]) if path.exists() else {}
+
+
+def compact(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result without its setup and without what paper.toml has already."""
+    if "table" not in content:
+        return {**content, "stand_in": None}
+    keys = ("row", "column", "metric", "paper", "measured", "measured_8bit")
+    values = [
+        {key: round(v[key], 4) if isinstance(v[key], float) else v[key] for key in keys}
+        for v in content["values"]
+    ]
+    return {**content, "stand_in": None, "values": values}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

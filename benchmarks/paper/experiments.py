@@ -1,4 +1,4 @@
-"""What a figure of the paper takes, and what stands for it."""
+"""Experimental setups: the paper's, small stand-ins, and what a value of the paper requires."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from reidguard.data import Augment
 from reidguard.models import MODELS
 
 __all__ = [
+    "DATASETS",
     "FAMILIES",
     "PAPER",
-    "READERS",
     "STAND_IN",
     "DefenseSpec",
-    "Network",
-    "Plan",
+    "NetworkSpec",
+    "Setup",
     "data_option",
-    "hardening",
     "missing",
-    "needs",
-    "reasons",
+    "parse_defense",
+    "requirements",
+    "summarize",
 ]
 
-# The paper's names, and ours.
-READERS = {
+# The paper's names of the datasets, by the names of the readers.
+DATASETS = {
     "market1501": "Market",
     "dukemtmc-reid": "Duke",
     "msmt17": "MSMT",
@@ -37,55 +37,78 @@ READERS = {
     "unrealperson": "UnrealPerson",
     "deepchange": "DeepChange",
 }
+# Attack and objective of each of the paper's attacks.
 FAMILIES = {
     "color": ("color", None),
     "delta": ("delta", None),
     "color+delta": ("combinatorial", None),
     "misrank": ("misrank", None),
-    "misrank+personx": ("misrank", None),  # learnt jointly
+    "misrank+personx": ("misrank", None),  # joint training
     "uap": ("uap", None),
-    "uap+sma": ("uap", "self_metric"),  # with this objective
+    "uap+sma": ("uap", "self_metric"),
     "sma": ("sma", None),
 }
 COSINE = "sma"  # Table 13 scores this attack with cosine similarity
 
 
 @dataclass(frozen=True)
-class Network:
-    """What stands for one of the paper's networks, and how long it learns."""
+class NetworkSpec:
+    """A network and its training: the paper's own, or its stand-in.
+
+    Attributes:
+        name: In the registry of models.
+        options: Of its constructor.
+        steps: Training steps; None for 85 epochs.
+        lr: Learning rate.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None  # None: 85 epochs
+    steps: int | None = None
     lr: float = 3e-4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that the figures depend on, but for data and seed."""
+class Setup:
+    """Everything that the results depend on, apart from data and seed.
 
-    networks: dict[str, Network]
-    domains: dict[str, str] = field(default_factory=dict)  # virtual ones, in place of datasets
-    people: dict[str, Any] = field(default_factory=dict)  # arguments of read_virtual
+    Attributes:
+        networks: By the paper's names.
+        domains: Virtual domains in place of datasets, by the paper's names of these.
+        virtual_options: Arguments of :func:`~reidguard.virtual.read_virtual`.
+        augment: Of the training of networks and defenses.
+        size: Height and width of images in pixels.
+        identities: Per batch.
+        images_per_identity: Per batch.
+        attack_steps: Of each attack; None for 10 epochs.
+        attack_options: Of attacks' constructors, by their names in the registry.
+        defense_steps: Of each defense; None for 85 epochs.
+        query_every: Use every n-th query.
+        stand_in: Whether small networks, and virtual people where data is absent, stand in.
+    """
+
+    networks: dict[str, NetworkSpec]
+    domains: dict[str, str] = field(default_factory=dict)
+    virtual_options: dict[str, Any] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     size: tuple[int, int] = (256, 128)
     identities: int = 8
     images_per_identity: int = 8
-    attack_steps: int | None = None  # None: 10 epochs
-    attack_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name in ATTACKS
-    defense_steps: int | None = None  # None: 85 epochs
+    attack_steps: int | None = None
+    attack_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defense_steps: int | None = None
     query_every: int = 1
-    stand_in: bool = False  # small networks, and virtual people where data is absent
+    stand_in: bool = False
 
 
-PAPER = Plan({name: Network(name.lower()) for name in ("IDE", "PCB", "AGW")})
-STAND_IN = Plan(
+PAPER = Setup({name: NetworkSpec(name.lower()) for name in ("IDE", "PCB", "AGW")})
+STAND_IN = Setup(
     networks={
-        "IDE": Network("ide", {"backbone": "test_efficientnet_gn"}, 520, 1e-3),
-        "PCB": Network("ide", {"backbone": "test_resnet"}, 440, 1e-3),
+        "IDE": NetworkSpec("ide", {"backbone": "test_efficientnet_gn"}, 520, 1e-3),
+        "PCB": NetworkSpec("ide", {"backbone": "test_resnet"}, 440, 1e-3),
     },
     domains={"Market": "plaza", "Duke": "campus", "MSMT": "mall", "PersonX": "station"},
-    people={
+    virtual_options={
         "train_identities": 100,
         "test_identities": 25,
         "cameras": 3,
@@ -104,13 +127,13 @@ STAND_IN = Plan(
 
 @dataclass(frozen=True)
 class DefenseSpec:
-    """How the paper hardened a network.
+    """A defense of the paper.
 
     Attributes:
         kind: Name of the defense: "adversarial", "mixed" or "meta".
-        attack: What it was shown, in the paper's words.
-        extra: The other dataset, or "none".
-        losses: What it learnt by.
+        attack: The attack that it trains against, in the paper's words.
+        extra: The meta-test or additional dataset, or "none".
+        losses: Training losses.
     """
 
     kind: str
@@ -119,11 +142,11 @@ class DefenseSpec:
     losses: tuple[str, ...] = ("triplet", "identity")
 
 
-def hardening(text: str) -> DefenseSpec | None:
-    """Read a defense such as "M(delta), meta-test MSMT"; None where it is "none" or unknown.
+def parse_defense(text: str) -> DefenseSpec | None:
+    """Parse a defense such as "M(delta), meta-test MSMT"; None if it is "none" or unknown.
 
     Example:
-        >>> hardening("M(color+delta), triplet only").losses
+        >>> parse_defense("M(color+delta), triplet only").losses
         ('triplet',)
     """
     if text == "adversarial":
@@ -139,8 +162,8 @@ def hardening(text: str) -> DefenseSpec | None:
     return DefenseSpec("meta", match[1], rest.removeprefix("meta-test ") or "PersonX")
 
 
-def needs(conditions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return the paper's names of all datasets and networks that a figure takes."""
+def requirements(conditions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the paper's names of the datasets and networks that an experiment requires."""
     if "data" not in conditions:
         return set(), set()
     datasets, networks = {conditions["data"]}, {conditions["model"]}
@@ -149,48 +172,50 @@ def needs(conditions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
         networks.add(conditions["source_model"])
         if conditions["extra"] != "none":
             datasets.add(conditions["extra"])
-    if (made := hardening(conditions["defense"])) is not None:
-        datasets |= {"PersonX"} | ({made.extra} - {"none"})  # the attack's meta-test set, too
+    if (defense := parse_defense(conditions["defense"])) is not None:
+        datasets |= {"PersonX"} | ({defense.extra} - {"none"})  # the attack's meta-test set, too
     return datasets, networks
 
 
-def missing(conditions: Mapping[str, Any], plan: Plan, datasets: set[str]) -> list[str]:
-    """Return the reasons why a figure cannot be measured with these datasets.
+def missing(conditions: Mapping[str, Any], setup: Setup, datasets: set[str]) -> list[str]:
+    """Return the reasons why an experiment cannot be run.
 
     Args:
-        conditions: Of the figure.
-        plan: How it would be measured.
-        datasets: The paper's names of those at hand.
+        conditions: Of a value of the paper.
+        setup: How it would be run.
+        datasets: The paper's names of the available datasets.
     """
     if "data" not in conditions:
-        return ["seconds depend on the machine; the results page has ours"]
-    found = []
+        return ["seconds depend on the machine; see docs/results.rst"]
+    reasons = []
     attack = conditions["attack"]
     if attack != "none":
         name, _ = FAMILIES.get(attack, (None, None))
         if name is None or name not in ATTACKS:
-            found.append(f"attack {attack} is not in this library")
+            reasons.append(f"attack {attack} is not in this library")
     defense = conditions["defense"]
-    if defense != "none" and hardening(defense) is None:
-        found.append(f"the paper does not say how {defense} was trained")
-    data, networks = needs(conditions)
+    if defense != "none" and parse_defense(defense) is None:
+        reasons.append(f"the paper does not say how {defense} was trained")
+    data, networks = requirements(conditions)
     for network in sorted(networks):
-        if network not in plan.networks or plan.networks[network].name not in MODELS:
-            found.append(f"network {network} is not there")
+        if network not in setup.networks or setup.networks[network].name not in MODELS:
+            reasons.append(f"network {network} is missing")
     for name in sorted(data - datasets):
-        instead = (
-            "has no stand-in" if plan.stand_in else f"is not given (--data {data_option(name)})"
-        )
-        found.append(f"{name} {instead}")
-    return found
+        reason = "has no stand-in" if setup.stand_in else f"is missing (--data {data_option(name)})"
+        reasons.append(f"{name} {reason}")
+    return reasons
 
 
-def reasons(every: Sequence[Sequence[str]]) -> list[str]:
-    """Return all reasons once, each with the number of cells that it concerns."""
-    flat = [reason for found in every for reason in found]
-    return [f"{r} ({flat.count(r)} of {len(every)} cells)" for r in dict.fromkeys(flat)]
+def summarize(reasons: Sequence[Sequence[str]]) -> list[str]:
+    """Return each reason once, with the number of cells that it concerns.
+
+    Args:
+        reasons: Of each cell.
+    """
+    flat = [reason for cell in reasons for reason in cell]
+    return [f"{r} ({flat.count(r)} of {len(reasons)} cells)" for r in dict.fromkeys(flat)]
 
 
 def data_option(name: str) -> str:
-    """Return what to write behind ``--data`` for one of the paper's datasets."""
-    return next(f"{reader}:PATH" for reader, known in READERS.items() if known == name)
+    """Return the value of ``--data`` for one of the paper's datasets."""
+    return next(f"{reader}:PATH" for reader, known in DATASETS.items() if known == name)

@@ -1,4 +1,4 @@
-"""A table of the paper: shown, measured, and both side by side."""
+"""A table of the paper: described, measured, and compared with the measured values."""
 
 from __future__ import annotations
 
@@ -7,210 +7,214 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.paper.experiments import (
+    DATASETS,
     PAPER,
-    READERS,
     STAND_IN,
-    Plan,
+    Setup,
     data_option,
     missing,
-    needs,
-    reasons,
+    requirements,
+    summarize,
 )
-from benchmarks.paper.runner import Workshop
+from benchmarks.paper.runner import Runner
 from benchmarks.paper.tables import PaperTable, contradictions
 from reidguard.evaluation import GridCell, GridResult
-from reidguard.report.markdown import markdown_table
+from reidguard.tables import Table
 
 __all__ = [
-    "measurable",
+    "compare_table",
+    "count_measurable",
+    "describe_own_networks",
+    "describe_stand_ins",
+    "describe_table",
     "measure_table",
-    "own_networks",
-    "shown_table",
-    "stand_ins",
-    "table_beside_paper",
+    "missing_by_cell",
 ]
 
-Place = tuple[int, int]
+CellIndex = tuple[int, int]  # row and column
 
 
-def lacking_cells(wanted: PaperTable, plan: Plan, datasets: set[str]) -> dict[Place, list[str]]:
-    """Return the reasons against measuring, by row and column."""
-    return {(f.row, f.column): missing(f.conditions, plan, datasets) for f in wanted.figures}
+def missing_by_cell(
+    table: PaperTable, setup: Setup, datasets: set[str]
+) -> dict[CellIndex, list[str]]:
+    """Return the reasons why each cell cannot be measured, by row and column."""
+    return {(v.row, v.column): missing(v.conditions, setup, datasets) for v in table.values}
 
 
-def measurable(wanted: PaperTable) -> list[int]:
-    """Return how many of its figures can be measured: with all datasets, and with stand-ins."""
+def count_measurable(table: PaperTable) -> list[int]:
+    """Return how many values can be measured: with all datasets, and with stand-ins."""
     return [
-        sum(not missing(f.conditions, plan, datasets) for f in wanted.figures)
-        for plan, datasets in ((PAPER, {*READERS.values()}), (STAND_IN, {*STAND_IN.domains}))
+        sum(not missing(v.conditions, setup, datasets) for v in table.values)
+        for setup, datasets in ((PAPER, {*DATASETS.values()}), (STAND_IN, {*STAND_IN.domains}))
     ]
 
 
-def shown_table(wanted: PaperTable) -> str:
-    """Return the paper's figures for people, and what measuring them takes."""
-    head = [*wanted.fields]
-    for column in range(len(wanted.columns)):
-        head += [" ".join(filter(None, [wanted.column_label(column), m])) for m in wanted.metrics]
+def describe_table(table: PaperTable) -> str:
+    """Return the paper's table as text, its peculiarities and what measuring it requires."""
+    header = [*table.fields]
+    for column in range(len(table.columns)):
+        label = table.column_label(column)
+        header += [" ".join(filter(None, [label, metric])) for metric in table.metrics]
     rows = [
-        [*map(_plain, values), *(_shown(f.value, f.metric) for f in wanted.figures if f.row == row)]
-        for row, values in enumerate(wanted.heads)
+        [
+            *map(_condition_text, head),
+            *(_value_text(v.value, v.metric) for v in table.values if v.row == row),
+        ]
+        for row, head in enumerate(table.heads)
     ]
-    lines = [f"Table {wanted.number} of the paper: {wanted.caption}", ""]
-    lines += [markdown_table([head, *rows]), "", *_remarks(wanted)]
-    names = sorted({data_option(n) for f in wanted.figures for n in needs(f.conditions)[0]})
+    lines = [f"Table {table.number} of the paper: {table.caption}", ""]
+    lines += [Table(header, rows).to_markdown(), "", *_remarks(table)]
+    names = sorted({data_option(n) for v in table.values for n in requirements(v.conditions)[0]})
     if names:
-        lines.append(f"measuring it takes: {', '.join(f'--data {n}' for n in names)}")
-    everything = lacking_cells(wanted, PAPER, {*READERS.values()})
-    lines += [f"not measurable: {reason}" for reason in reasons([*everything.values()])]
-    if measurable(wanted)[1]:
-        lines.append(f"without data: reidguard paper table{wanted.number} --stand-in")
+        lines.append(f"measuring it requires: {', '.join(f'--data {n}' for n in names)}")
+    reasons = missing_by_cell(table, PAPER, {*DATASETS.values()})
+    lines += [f"not measurable: {reason}" for reason in summarize([*reasons.values()])]
+    if count_measurable(table)[1]:
+        lines.append(f"without data: python -m benchmarks.paper {table.name} --stand-in")
     return "\n".join(lines)
 
 
-def measure_table(
-    wanted: PaperTable, workshop: Workshop
-) -> tuple[dict[str, Any], GridResult | None]:
-    """Measure what can be, and put it beside the paper's figures.
+def measure_table(table: PaperTable, runner: Runner) -> tuple[dict[str, Any], GridResult | None]:
+    """Measure the cells of a table whose requirements are met.
 
     Returns:
-        JSON values: ``table``, ``stand_in`` (the plan, if one was used), ``own_networks`` (those
-        that a file of the user's gave), ``figures`` (each of the paper's, with ``measured``,
+        JSON values: ``table``, ``stand_in`` (the setup, if stand-ins were used), ``own_networks``
+        (those from files of the user's), ``values`` (each of the paper's, with ``measured``,
         ``measured_8bit`` and ``difference``, None where it was left out) and ``left_out``, the
-        reasons. And the cells of attacks, if there is any.
+        reasons. And the cells under attack, if there are any.
     """
-    plan = workshop.plan
-    without = lacking_cells(wanted, plan, set(plan.domains) | set(workshop.given))
+    setup = runner.setup
+    reasons = missing_by_cell(table, setup, set(setup.domains) | set(runner.datasets))
     cells = {
-        (f.row, f.column): dict(f.conditions)
-        for f in wanted.figures
-        if not without[f.row, f.column]
+        (v.row, v.column): dict(v.conditions) for v in table.values if not reasons[v.row, v.column]
     }
-    groups: dict[tuple[str, str, str], list[Place]] = {}
-    for place, c in cells.items():
-        groups.setdefault((c["model"], c["data"], c["defense"]), []).append(place)
-    measured: dict[Place, dict[str, Any]] = {}
+    by_model: dict[tuple[str, str, str], list[CellIndex]] = {}
+    for index, c in cells.items():
+        by_model.setdefault((c["model"], c["data"], c["defense"]), []).append(index)
+    measured: dict[CellIndex, dict[str, Any]] = {}
     grid: list[GridCell] = []
-    for victim, places in groups.items():
-        model = workshop.robust(*victim)
-        for place in places:
-            measured[place], cell = workshop.measure(model, cells[place])
+    for target, indices in by_model.items():
+        model = runner.defended_model(*target)
+        for index in indices:
+            measured[index], cell = runner.measure(model, cells[index])
             grid += [] if cell is None else [cell]
     content = {
-        "table": wanted.number,
-        "stand_in": asdict(plan) if plan.stand_in else None,
-        "own_networks": dict(workshop.own),
-        "figures": list(_figures(wanted, measured)),
-        "left_out": reasons([*without.values()]),
+        "table": table.number,
+        "stand_in": asdict(setup) if setup.stand_in else None,
+        "own_networks": dict(runner.own_networks),
+        "values": list(_compared_values(table, measured)),
+        "left_out": summarize([*reasons.values()]),
     }
     return content, GridResult(tuple(grid)) if grid else None
 
 
-def _figures(wanted: PaperTable, measured: Mapping[Place, Any]) -> Iterator[dict[str, Any]]:
-    """Each of the paper's figures, beside what was measured."""
-    for f in wanted.figures:
-        found = measured.get((f.row, f.column))
-        ours = None if found is None else _figure(found, f.metric, "attacked")
-        saved = None if found is None else _figure(found, f.metric, "attacked_8bit")
+def _compared_values(
+    table: PaperTable, measured: Mapping[CellIndex, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for v in table.values:
+        evaluation = measured.get((v.row, v.column))
+        floats = evaluation and _metric(evaluation, v.metric, "attacked")
         yield {
-            "row": f.row,
-            "column": f.column,
-            "conditions": dict(f.conditions),
-            "metric": f.metric,
-            "paper": f.value,
-            "measured": ours,
-            "measured_8bit": saved,
-            "difference": None if ours is None else ours - f.value,
+            "row": v.row,
+            "column": v.column,
+            "conditions": dict(v.conditions),
+            "metric": v.metric,
+            "paper": v.value,
+            "measured": floats,
+            "measured_8bit": evaluation and _metric(evaluation, v.metric, "attacked_8bit"),
+            "difference": None if floats is None else floats - v.value,
         }
 
 
-def table_beside_paper(wanted: PaperTable, content: Mapping[str, Any], plan: Plan) -> str:
-    """Return what :func:`measure_table` gave, for people."""
-    lines = [f"Table {wanted.number} of the paper: {wanted.caption}"]
-    if plan.stand_in:
-        used = {name for f in wanted.figures for name in needs(f.conditions)[0]}
-        lines.append(stand_ins(plan, used))
+def compare_table(table: PaperTable, content: Mapping[str, Any], setup: Setup) -> str:
+    """Return the result of :func:`measure_table` as Markdown, beside the paper's values."""
+    parts = [f"Table {table.number} of the paper: {table.caption}"]
+    if setup.stand_in:
+        used = {name for v in table.values for name in requirements(v.conditions)[0]}
+        parts.append(describe_stand_ins(setup, used))
     if content["own_networks"]:
-        lines.append(own_networks(content["own_networks"]))
-    head = [*wanted.fields, "of"]
-    for metric in wanted.metrics:
-        head += [f"{metric} paper", "here", "8-bit", "difference"]
+        parts.append(describe_own_networks(content["own_networks"]))
+    header = [*table.fields, "of"]
+    for metric in table.metrics:
+        header += [f"{metric} paper", "here", "8-bit", "difference"]
+    by_cell: dict[CellIndex, list[dict[str, Any]]] = {}
+    for value in content["values"]:
+        by_cell.setdefault((value["row"], value["column"]), []).append(value)
     rows = []
-    by_place: dict[Place, list[dict[str, Any]]] = {}
-    for one in content["figures"]:
-        by_place.setdefault((one["row"], one["column"]), []).append(one)
-    for (row, column), figures in by_place.items():
-        line = [*map(_plain, wanted.heads[row]), wanted.column_label(column) or "-"]
-        for one in figures:
-            line.append(_shown(one["paper"], one["metric"]))
-            for key, sign in (("measured", ""), ("measured_8bit", ""), ("difference", "+")):
-                value = one[key]
-                line.append("-" if value is None else _shown(value, one["metric"], sign))
+    for (row, column), values in by_cell.items():
+        line = [*map(_condition_text, table.heads[row]), table.column_label(column) or "-"]
+        for value in values:
+            metric = value["metric"]
+            line += [_value_text(value[key], metric) for key in ("paper", "measured")]
+            line.append(_value_text(value["measured_8bit"], metric))
+            line.append(_value_text(value["difference"], metric, "+"))
         rows.append(line)
-    lines.append(markdown_table([head, *rows]))
+    parts.append(Table(header, rows).to_markdown())
     if content["left_out"]:
-        lines.append("\n".join(["left out:", *(f"- {r}" for r in content["left_out"])]))
-    if remarks := list(_remarks(wanted)):
-        lines.append("\n".join(f"- {remark}" for remark in remarks))
-    return "\n\n".join(lines) + "\n"
+        parts.append("\n".join(["left out:", *(f"- {reason}" for reason in content["left_out"])]))
+    if remarks := list(_remarks(table)):
+        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    return "\n\n".join(parts) + "\n"
 
 
-def stand_ins(plan: Plan, used: set[str]) -> str:
-    """Return what says that a result is none of the paper's experiment.
+def describe_stand_ins(setup: Setup, used: set[str]) -> str:
+    """Return a warning that a result is not of the paper's experiment.
 
     Args:
-        plan: With the stand-ins.
-        used: The paper's names of the datasets that matter.
+        setup: With the stand-ins.
+        used: The paper's names of the datasets that the result uses.
     """
-    domains = [f"{n} = virtual:{d}" for n, d in plan.domains.items() if n in used]
-    nets = [
+    domains = [f"{n} = virtual:{d}" for n, d in setup.domains.items() if n in used]
+    networks = [
         f"{n} = {s.name} {s.options.get('backbone', '')}, {s.steps} steps, unless from a file"
-        for n, s in plan.networks.items()
+        for n, s in setup.networks.items()
     ]
-    narrowed = [
+    attacks = [
         f"{name} with {', '.join(f'{key} {value}' for key, value in options.items())}"
-        for name, options in plan.attack_options.items()
+        for name, options in setup.attack_options.items()
     ]
     return (
         "**STAND-INS, not the paper's experiment:** "
-        f"{'; '.join([*domains, *nets, *narrowed])}. The "
-        "differences say nothing about the paper's figures."
+        f"{'; '.join([*domains, *networks, *attacks])}. The "
+        "differences say nothing about the paper's values."
     )
 
 
-def own_networks(own: Mapping[str, str]) -> str:
-    """Return what says which networks a file of the user's gave."""
+def describe_own_networks(own: Mapping[str, str]) -> str:
+    """Return a sentence on the networks that came from files of the user's."""
     return f"From files in models/: {', '.join(f'{name} ({kind})' for name, kind in own.items())}."
 
 
-def _remarks(wanted: PaperTable) -> Iterator[str]:
-    """What is odd about a table's figures."""
-    yield from (f"note: {text}" for text in wanted.notes)
-    for one in contradictions():
-        if wanted.number in one.values:
-            where_said: dict[float, list[str]] = {}
-            for number, value in one.values.items():
-                where_said.setdefault(value, []).append(str(number))
-            told = "; ".join(
-                f"{_shown(value, one.metric)} in {'Tables' if numbers[1:] else 'Table'} "
-                f"{', '.join(numbers)}"
-                for value, numbers in where_said.items()
-            )
-            c = one.conditions
-            what = f"{c['attack']}{' meta' if c['meta'] else ''} ε={c['eps']:g}"
-            where = f"{c['source_model']}→{c['model']} {c['data']}, defense {c['defense']}"
-            yield f"the paper contradicts itself: {one.metric} of {what}, {where}: {told}"
+def _remarks(table: PaperTable) -> Iterator[str]:
+    yield from (f"note: {text}" for text in table.notes)
+    for contradiction in contradictions():
+        if table.number not in contradiction.values:
+            continue
+        metric, c = contradiction.metric, contradiction.conditions
+        tables: dict[float, list[str]] = {}
+        for number, value in contradiction.values.items():
+            tables.setdefault(value, []).append(str(number))
+        values = "; ".join(
+            f"{_value_text(value, metric)} in {'Tables' if numbers[1:] else 'Table'} "
+            f"{', '.join(numbers)}"
+            for value, numbers in tables.items()
+        )
+        attack = f"{c['attack']}{' meta' if c['meta'] else ''} ε={c['eps']:g}"
+        target = f"{c['source_model']}→{c['model']} {c['data']}, defense {c['defense']}"
+        yield f"the paper contradicts itself: {metric} of {attack}, {target}: {values}"
 
 
-def _shown(value: float, metric: str, sign: str = "") -> str:
-    return f"{value:{sign}.{4 if metric == 'SSIM' else 1}f}"
+def _value_text(value: float | None, metric: str, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{4 if metric == 'SSIM' else 1}f}"
 
 
-def _plain(value: Any) -> str:
+def _condition_text(value: Any) -> str:
     return {True: "meta", False: "-"}[value] if isinstance(value, bool) else str(value)
 
 
-def _figure(evaluation: Mapping[str, Any], metric: str, kind: str) -> float:
-    found = evaluation[kind] or evaluation["clean"]
+def _metric(evaluation: Mapping[str, Any], metric: str, kind: str) -> float:
+    """Return a metric as the paper gives it: percent, but for SSIM."""
+    measured = evaluation[kind] or evaluation["clean"]
     if metric == "SSIM":
-        return float(found["ssim"])
-    return 100 * float(found["cmc"][0] if metric == "rank-1" else found["mAP"])
+        return float(measured["ssim"])
+    return 100 * float(measured["cmc"][0] if metric == "rank-1" else measured["mAP"])

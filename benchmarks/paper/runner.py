@@ -1,4 +1,4 @@
-"""Makes what figures of the paper take, each thing once: people, networks, attacks, defenses."""
+"""Runner of the paper's experiments: renders, trains and measures what they require, once each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paper.experiments import COSINE, FAMILIES, Plan, hardening
+from benchmarks.paper.experiments import COSINE, FAMILIES, Setup, parse_defense
 from reidguard.attacks import (
     ATTACKS,
     Attack,
@@ -29,191 +29,194 @@ from reidguard.training import MetricsFile, Progress, ProgressCallback, train_mo
 from reidguard.types import Budget
 from reidguard.virtual import read_virtual
 
-__all__ = ["Workshop"]
+__all__ = ["Runner"]
 
 DEFENSES = {"adversarial": AdversarialTraining, "mixed": MixedTraining, "meta": MetaDefense}
 
 
-class Workshop:
-    """Makes and measures, by the conditions of a figure.
+class Runner:
+    """Trains and measures by the conditions of the paper's values.
 
-    What is learnt is kept under its name in ``models/`` and ``attacks/``, with a line for each step
-    beside it; what is there already is used as it is. A killed run goes on.
+    Trained networks and attacks are saved in ``models/`` and ``attacks/``, each with a JSONL file
+    of its training steps; files that exist already are used as they are. A run that was killed
+    resumes.
 
     Args:
-        plan: Networks, stand-ins, lengths.
-        folder: Keeps everything.
-        given: Datasets by the paper's names; stand-ins are rendered when they are needed.
+        setup: Networks, stand-ins, lengths.
+        folder: For all files.
+        datasets: By the paper's names; stand-ins are rendered when they are first used.
         seed: Fixes every random draw.
         device: Where models and attacks are.
-        progress: Told how far all is.
+        progress: Progress callback.
 
     Attributes:
-        own: Networks that came from a file of the user's, by their names in ``models/``, with the
-            name of their class.
+        own_networks: Networks that came from files of the user's, by their names in ``models/``,
+            with the names of their classes.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        setup: Setup,
         folder: Path,
-        given: Mapping[str, ReIDDataset] | None = None,
+        datasets: Mapping[str, ReIDDataset] | None = None,
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: ProgressCallback | None = None,
     ) -> None:
-        self.plan = plan
+        self.setup = setup
         self.folder = folder
-        self.given = dict(given or {})
+        self.datasets = dict(datasets or {})
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
-        self.own: dict[str, str] = {}
-        self.protocol = Protocol(image_size=plan.size)
+        self.own_networks: dict[str, str] = {}
+        self.protocol = Protocol(image_size=setup.size)
         self.store = FeatureStore(folder / "features")
-        self.learning: dict[str, Any] = {
-            "identities": plan.identities,
-            "images_per_identity": plan.images_per_identity,
-            "image_size": plan.size,
+        self.fit_options: dict[str, Any] = {
+            "identities": setup.identities,
+            "images_per_identity": setup.images_per_identity,
+            "image_size": setup.size,
             "seed": seed,
         }
 
-    def people(self, name: str) -> ReIDDataset:
-        """Return a dataset, rendered first where it is a stand-in."""
-        if name not in self.given:
-            domain = self.plan.domains[name]
-            self.given[name] = read_virtual(
+    def dataset(self, name: str) -> ReIDDataset:
+        """Return a dataset; a stand-in is rendered first."""
+        if name not in self.datasets:
+            domain = self.setup.domains[name]
+            self.datasets[name] = read_virtual(
                 domain,
-                **self.plan.people,
+                **self.setup.virtual_options,
                 seed=self.seed,
                 root=self.folder / "people" / domain,
-                progress=self._counted(f"rendering {domain}"),
+                progress=self._phase(f"rendering {domain}"),
             )
-        return self.given[name]
+        return self.datasets[name]
 
-    def normal(self, network: str, data: str) -> ReIDModel:
-        """Return a network trained on a dataset."""
-        target = self.folder / "models" / f"{data}-{network}.safetensors"
-        remove_temporaries(target)
-        if not target.exists():
-            people, spec = self.people(data), self.plan.networks[network]
+    def model(self, network: str, data: str) -> ReIDModel:
+        """Return an undefended network, trained on a dataset."""
+        path = self.folder / "models" / f"{data}-{network}.safetensors"
+        remove_temporaries(path)
+        if not path.exists():
+            dataset, spec = self.dataset(data), self.setup.networks[network]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                options = {"size": self.plan.size, **spec.options}
-                model = create_model(spec.name, num_classes=people.num_train_pids, **options)
-            with self._noted(target, f"training {network} on {data}") as progress:
+                options = {"size": self.setup.size, **spec.options}
+                model = create_model(spec.name, num_classes=dataset.num_train_pids, **options)
+            with self._metrics_file(path, f"training {network} on {data}") as progress:
                 train_model(
                     model.to(self.device),
-                    people,
+                    dataset,
                     epochs=85,
                     steps=spec.steps,
                     lr=spec.lr,
-                    augment=self.plan.augment,
-                    **self.learning,
-                    checkpoint=target.with_suffix(".checkpoint"),
+                    augment=self.setup.augment,
+                    **self.fit_options,
+                    checkpoint=path.with_suffix(".checkpoint"),
                     progress=progress,
                 )
-            model.save(target)
-        target.with_suffix(".checkpoint").unlink(missing_ok=True)
-        model = load_model(target).to(self.device)
-        if not target.with_suffix(".jsonl").exists():  # no step of ours made it
-            self.own[target.stem] = type(model).__name__
+            model.save(path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        model = load_model(path).to(self.device)
+        if not path.with_suffix(".jsonl").exists():  # not trained here
+            self.own_networks[path.stem] = type(model).__name__
         return model
 
-    def robust(self, network: str, data: str, defense: str) -> ReIDModel:
-        """Return a network hardened by a defense of the paper, or the normal one."""
-        made = hardening(defense)
-        if made is None:
-            return self.normal(network, data)
-        target = self.folder / "models" / f"{data}-{network}-{file_name(defense)}.safetensors"
-        remove_temporaries(target)
-        if not target.exists():
-            attack = self.attack(_own_meta_attack(network, data, made.attack))
-            defended = DEFENSES[made.kind](attack, losses=made.losses)  # type: ignore[arg-type]
-            with self._noted(target, f"{defense} on {data}") as progress:
-                robust = defended.fit(
-                    self.normal(network, data),
-                    self.people(data),
-                    None if made.extra == "none" else self.people(made.extra),
-                    steps=self.plan.defense_steps,
-                    augment=self.plan.augment,
-                    **self.learning,
-                    checkpoint=target.with_suffix(".checkpoint"),
+    def defended_model(self, network: str, data: str, defense: str) -> ReIDModel:
+        """Return a network trained with a defense of the paper; undefended if that is "none"."""
+        spec = parse_defense(defense)
+        if spec is None:
+            return self.model(network, data)
+        path = self.folder / "models" / f"{data}-{network}-{file_name(defense)}.safetensors"
+        remove_temporaries(path)
+        if not path.exists():
+            attack = self.attack(_defense_attack(network, data, spec.attack))
+            trainer = DEFENSES[spec.kind](attack, losses=spec.losses)  # type: ignore[arg-type]
+            with self._metrics_file(path, f"{defense} on {data}") as progress:
+                model = trainer.fit(
+                    self.model(network, data),
+                    self.dataset(data),
+                    None if spec.extra == "none" else self.dataset(spec.extra),
+                    steps=self.setup.defense_steps,
+                    augment=self.setup.augment,
+                    **self.fit_options,
+                    checkpoint=path.with_suffix(".checkpoint"),
                     progress=progress,
                 )
-            robust.save(target)
-        target.with_suffix(".checkpoint").unlink(missing_ok=True)
-        return load_model(target).to(self.device)
+            model.save(path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        return load_model(path).to(self.device)
 
     def attack(self, c: Mapping[str, Any]) -> Attack:
-        """Return the attack of some conditions, learnt or bound."""
+        """Return the attack of an experiment, fitted or bound.
+
+        Args:
+            c: Conditions of the experiment.
+        """
         family, objective = FAMILIES[c["attack"]]
         budget = Budget(c["eps"] / 255)
-        sized: dict[str, Any] = {} if family in ("color", "sma") else {"size": self.plan.size}
-        sized |= self.plan.attack_options.get(family, {})
         factory = ATTACKS.get(family)
         if isinstance(factory, type) and issubclass(factory, InstanceAttack):
-            # On the normal model, as all attacks on hardened ones are in the paper: transfer.
-            made_on = self.normal(c["source_model"], c["source_data"])
-            return factory(budget).bind(made_on)
-        learnt = "meta" if c["meta"] else "plain" if c["extra"] == "none" else "joint"
-        parts = (c["attack"], learnt, c["extra"], c["source_model"], c["source_data"])
+            # Transferred from the undefended model, as all attacks on defended ones in the paper.
+            return factory(budget).bind(self.model(c["source_model"], c["source_data"]))
+        learner = "maml" if c["meta"] else "plain" if c["extra"] == "none" else "joint"
+        label = "meta" if c["meta"] else learner
+        parts = (c["attack"], label, c["extra"], c["source_model"], c["source_data"])
         name = file_name("-".join((*parts, c["attack_data"], f"eps{c['eps']}")))
-        target = self.folder / "attacks" / f"{name}.safetensors"
-        remove_temporaries(target)
-        if not target.exists():
+        path = self.folder / "attacks" / f"{name}.safetensors"
+        remove_temporaries(path)
+        if not path.exists():
+            options: dict[str, Any] = {} if family == "color" else {"size": self.setup.size}
+            options |= self.setup.attack_options.get(family, {})
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                made: Attack = (
-                    MetaAttack(family, budget, **sized)
+                attack: Attack = (
+                    MetaAttack(family, budget, **options)
                     if c["meta"]
-                    else create_attack(family, budget=budget, **sized)
+                    else create_attack(family, budget=budget, **options)
                 )
-            assert isinstance(made, LearnedAttack)
-            extra = None if c["extra"] == "none" else self.people(c["extra"])
-            how: dict[str, Any] = {} if objective is None else {"objective": objective}
-            if learnt == "joint":
-                how["learner"] = "joint"
-            learning = dict(self.learning)
+            assert isinstance(attack, LearnedAttack)
+            fit_options = dict(self.fit_options)
+            if objective is not None:
+                fit_options["objective"] = objective
+            if learner == "joint":
+                fit_options["learner"] = learner
             if family == "misrank":
-                del learning["images_per_identity"]  # it has a batch of its own
-            with self._noted(target, f"learning {name}") as progress:
-                made.to(self.device).fit(
-                    self.normal(c["source_model"], c["source_data"]),
-                    self.people(c["attack_data"]),
-                    extra,
-                    steps=self.plan.attack_steps,
-                    **how,
-                    **learning,
-                    checkpoint=target.with_suffix(".checkpoint"),
+                del fit_options["images_per_identity"]  # MisRank has its own batches
+            with self._metrics_file(path, f"learning {name}") as progress:
+                attack.to(self.device).fit(
+                    self.model(c["source_model"], c["source_data"]),
+                    self.dataset(c["attack_data"]),
+                    None if c["extra"] == "none" else self.dataset(c["extra"]),
+                    steps=self.setup.attack_steps,
+                    **fit_options,
+                    checkpoint=path.with_suffix(".checkpoint"),
                     progress=progress,
                 )
-            made.save(target)
-        target.with_suffix(".checkpoint").unlink(missing_ok=True)
-        return load_attack(target).to(self.device)
+            attack.save(path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        return load_attack(path).to(self.device)
 
     def measure(
         self, model: ReIDModel, c: Mapping[str, Any]
     ) -> tuple[dict[str, Any], GridCell | None]:
-        """Return what was measured under some conditions, and its cell of a grid if attacked.
+        """Return the evaluation of an experiment, and its grid cell if there is an attack.
 
         Args:
-            model: The one that is measured: of :meth:`robust`.
-            c: Conditions of a :class:`~benchmarks.paper.Figure`.
+            model: From :meth:`defended_model`.
+            c: Conditions of a :class:`~benchmarks.paper.PaperValue`.
         """
-        people = self.people(c["data"])
-        every = self.plan.query_every
+        dataset = self.dataset(c["data"])
+        query_every = self.setup.query_every
         if c["attack"] == "none":
-            phase = self._counted(f"{c['model']} on {c['data']}")
             clean = evaluate(
                 model,
-                people,
+                dataset,
                 None,
                 self.protocol,
                 store=self.store,
-                query_every=every,
-                progress=phase,
+                query_every=query_every,
+                progress=self._phase(f"{c['model']} on {c['data']}"),
             )
             return clean.to_dict(), None
         attack = self.attack(c)
@@ -222,36 +225,36 @@ class Workshop:
         (cell,) = evaluate_grid(
             {name: attack},
             {network: model},
-            {c["data"]: people},
+            {c["data"]: dataset},
             replace(self.protocol, metric="cosine") if c["attack"] == COSINE else self.protocol,
             sources={name: (c["source_model"], c["source_data"])},
             folder=self.folder,
             store=self.store,
-            query_every=every,
-            progress=self._counted(f"{name} on {network}, {c['data']}"),
+            query_every=query_every,
+            progress=self._phase(f"{name} on {network}, {c['data']}"),
         ).cells
         return cell.evaluation, cell
 
-    def _noted(self, target: Path, name: str) -> MetricsFile:
-        """Return what notes the steps of something that is learnt, and shows how far it is."""
+    def _metrics_file(self, path: Path, name: str) -> MetricsFile:
+        """Return a callback that logs training steps beside a file and reports progress."""
 
-        def show(told: Progress) -> None:
+        def report(progress: Progress) -> None:
             if self.progress is not None:
-                phase = name if told.phase == "learning" else f"{name}: {told.phase}"
-                self.progress(replace(told, phase=phase))
+                phase = name if progress.phase == "learning" else f"{name}: {progress.phase}"
+                self.progress(replace(progress, phase=phase))
 
-        return MetricsFile(target.with_suffix(".jsonl"), show)
+        return MetricsFile(path.with_suffix(".jsonl"), report)
 
-    def _counted(self, name: str) -> Callable[[int, int], None]:
-        def show(done: int, total: int) -> None:
+    def _phase(self, name: str) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(Progress(name, done, total))
 
-        return show
+        return report
 
 
-def _own_meta_attack(network: str, data: str, family: str) -> dict[str, Any]:
-    """The attack that a defense hardens against: meta-learnt on the normal model at ε = 8."""
+def _defense_attack(network: str, data: str, family: str) -> dict[str, Any]:
+    """The attack that a defense trains against: meta-learnt on the undefended model at ε = 8."""
     return {
         "attack": family,
         "meta": True,
@@ -264,5 +267,5 @@ def _own_meta_attack(network: str, data: str, family: str) -> dict[str, Any]:
 
 
 def file_name(name: str) -> str:
-    """Return a name with nothing that a file's name may not have."""
+    """Replace characters that a file name may not have."""
     return re.sub(r"[^\w+.-]+", "_", name)

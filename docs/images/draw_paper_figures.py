@@ -1,8 +1,8 @@
-"""Draw the pictures of docs/paper_results.rst: the beginnings of pages of benchmarks/paper.py.
+"""Draw the pictures of docs/paper_results.rst: the tops of pages of `python -m benchmarks.paper`.
 
 Run: python docs/images/draw_paper_figures.py runs/paper_stand_in
-Takes the pages figure4.html, ... that `python benchmarks/paper.py stand_in --keep DIR` wrote
-to DIR, and Chromium.
+Requires Chromium, and the pages figure4/figure.html, ... that
+`python -m benchmarks.paper all --stand-in --out DIR` wrote to DIR.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 WIDTH = 900
-# As much of each page as shows what it is about. Figure 6 found no query of its kind.
+# Enough of each page to show its content. No query had Figure 6's outcomes.
 HEIGHTS = {4: 765, 5: 1450, 7: 1100, 8: 890}
 COLOURS = 192  # with 64, clothes change colour
 
@@ -34,13 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", type=Path, help="the folder of the pages")
+    parser.add_argument("pages", type=Path, help="folder of the pages")
     folder = parser.parse_args().pages
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         parser.error("neither chromium nor google-chrome is on PATH")
     for number, height in HEIGHTS.items():
-        if (page := folder / f"figure{number}.html").exists():
+        if (page := folder / f"figure{number}" / "figure.html").exists():
             target = Path(__file__).with_name(f"paper-figure{number}.png")
             draw(browser, page, height).save(target, optimize=True)
             print(target)

@@ -74,7 +74,7 @@ def read_run(path: Path | str) -> Run:
     manifest = _json(path / "manifest.json")
     names = ("grid.json",) if manifest is None else ("result.json", "audit.json", "grid.json")
     result = next((found for n in names if (found := _json(path / n)) is not None), None)
-    if result is not None and "figures" in result:  # a table of the paper: its cells are a grid
+    if result is not None and "values" in result:  # a table of the paper: its cells are a grid
         result = {**(_json(path / "grid.json") or {}), **result}
     if manifest is None and result is None:
         raise InputError(
@@ -350,18 +350,18 @@ def _members(run: Run) -> list[str]:
 def _as_printed(run: Run) -> list[str]:
     """The printed result, of commands that this page does not know better."""
     result = run.result or {}
-    if not run.text or run.cells or "findings" in result or "figures" in result:
+    if not run.text or run.cells or "findings" in result or "values" in result:
         return []
     return [f'<div class="wide"><pre>{escape(run.text)}</pre></div>']
 
 
 def _beside_paper(run: Run) -> list[str]:
-    """The paper's figures and ours, for a run of ``reidguard paper``."""
+    """The paper's values and ours, for a run of ``python -m benchmarks.paper``."""
     result = run.result or {}
-    if "figures" not in result:
+    if "values" not in result:
         return []
     rows: dict[tuple[int, int], list[str]] = {}
-    for one in result["figures"]:
+    for one in result["values"]:
         c = one["conditions"]
         if one["measured"] is None:
             continue
@@ -377,7 +377,7 @@ def _beside_paper(run: Run) -> list[str]:
             f"{value:{sign}.{digits}f}" for value, sign in zip(numbers, ("", "", "+"), strict=True)
         ]
         rows.setdefault((one["row"], one["column"]), head).extend(told)
-    metrics = list(dict.fromkeys(one["metric"] for one in result["figures"]))
+    metrics = list(dict.fromkeys(one["metric"] for one in result["values"]))
     head = ["attacked", "attack", "ε ·255"]
     for metric in metrics:
         head += [f"{metric}, paper", "here", "difference"]

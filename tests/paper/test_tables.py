@@ -1,11 +1,11 @@
-"""The paper's figures: transcribed right, as far as the paper can be held against itself."""
+"""The paper's values: transcribed correctly, as far as the paper can be checked against itself."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.paper import contradictions, paper_pictures, paper_tables
+from benchmarks.paper import contradictions, paper_figures, paper_tables
 from reidguard.evaluation import ssim
 
 
@@ -13,7 +13,7 @@ def figure(number: int, metric: str = "mAP", **conditions: object) -> float:
     """The one figure of a table under these conditions."""
     (value,) = {
         f.value
-        for f in paper_tables()[number].figures
+        for f in paper_tables()[number].values
         if f.metric == metric and conditions.items() <= f.conditions.items()
     }
     return value
@@ -30,15 +30,15 @@ def test_all_tables_are_there():
     rows = [len(table.heads) for table in tables.values()]
     assert rows == [14, 14, 14, 16, 19, 9, 3, 6, 2, 4, 3, 2, 14, 6, 22, 6, 4, 3, 4]
     for table in tables.values():
-        assert len(table.figures) == len(table.heads) * len(table.columns) * len(table.metrics)
-        for one in table.figures:
+        assert len(table.values) == len(table.heads) * len(table.columns) * len(table.metrics)
+        for one in table.values:
             top = {"SSIM": 1, "s/epoch": 1000}.get(one.metric, 100)
             assert 0 <= one.value <= top
             if one.conditions.get("attack") == "none":
                 assert "eps" not in one.conditions
     # No experiment twice within a table, but where the paper repeats the clean figures.
     for table in tables.values():
-        seen = [(*f.conditions.items(), f.metric) for f in table.figures]
+        seen = [(*f.conditions.items(), f.metric) for f in table.values]
         twice = {dict(key[:-1])["attack"] for key in seen if seen.count(key) > 1}
         assert twice <= {"none"}, table.number
 
@@ -47,10 +47,10 @@ def test_no_attack_helps():
     for table in paper_tables().values():
         clean = {
             (f.conditions["model"], f.conditions["data"], f.conditions["defense"], f.metric): f
-            for f in table.figures
+            for f in table.values
             if f.conditions.get("attack") == "none"
         }
-        for one in table.figures:
+        for one in table.values:
             if "data" not in one.conditions:
                 continue
             key = tuple(one.conditions[k] for k in ("model", "data", "defense"))
@@ -85,7 +85,7 @@ def test_its_inner_contradictions():
         assert {**conditions, "data": data}.items() <= found[key].items()
     same: dict[object, set[int]] = {}
     for table in paper_tables().values():
-        for one in table.figures:
+        for one in table.values:
             same.setdefault((*one.conditions.items(), one.metric), set()).add(one.table)
     assert sum(len(tables) > 1 for tables in same.values()) - len(found) == 122
 
@@ -136,7 +136,7 @@ def test_the_text_says_what_the_tables_show(said, shown):
 
 
 def test_costs_are_about_threefold_and_ninefold():
-    seconds = {f.row: f.value for f in paper_tables()[19].figures}
+    seconds = {f.row: f.value for f in paper_tables()[19].values}
     assert round(seconds[0] / seconds[1]) == 3
     assert round(seconds[2] / seconds[3]) == 9
 
@@ -147,7 +147,7 @@ def test_table_9_is_no_ssim_of_images():
     grey = torch.rand(4, 3, 8, 4)
     x = torch.nn.functional.interpolate(grey, (256, 128), mode="bicubic").clamp(0.05, 0.95)
     noisy = x + 8 / 255 * torch.sign(torch.randn_like(x))
-    printed = max(f.value for f in paper_tables()[9].figures)
+    printed = max(f.value for f in paper_tables()[9].values)
     assert float(ssim(noisy, x).mean()) > 2 * printed
 
 
@@ -160,8 +160,8 @@ def test_columns_are_named():
 
 
 def test_figures_are_described_whole():
-    assert list(paper_pictures()) == [4, 5, 6, 7, 8]
-    for drawn in paper_pictures().values():
+    assert list(paper_figures()) == [4, 5, 6, 7, 8]
+    for drawn in paper_figures().values():
         assert drawn.pictures in ("people", "changes", "lists")
         assert len({row["data"] for row in drawn.rows}) == 1
         for kind, count in drawn.queries:

@@ -16,7 +16,7 @@ from reidguard.attacks import DeltaAttack
 from reidguard.errors import TrainingError
 from reidguard.learners import LEARNERS
 from reidguard.models import create_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.types import Budget, ReIDBatch
@@ -58,9 +58,8 @@ def batch(seed: int) -> ReIDBatch:
 def attack_step(model, learner) -> torch.Tensor:
     attack = DeltaAttack(Budget(8 / 255), size=SIZE)
     torch.nn.init.uniform_(attack.delta, -0.01, 0.01, generator=torch.Generator().manual_seed(3))
-    with frozen(model):
-        objective = FeatureObjective(model, MisrankingTriplet())
-        LEARNERS.create(learner, inner_lr=0.8 / 255).step(attack, objective, batch(1), batch(2))
+    objective = FeatureObjective(inference_view(model), MisrankingTriplet())
+    LEARNERS.create(learner, inner_lr=0.8 / 255).step(attack, objective, batch(1), batch(2))
     return attack.delta.grad.flatten()
 
 

@@ -22,7 +22,7 @@ from reidguard.data import BatchLoader, load_dataset
 from reidguard.defenses import MetaDefense
 from reidguard.learners import LEARNERS, FirstOrderLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.learners.inner import INNER_STEPS, scaled
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 
@@ -155,13 +155,12 @@ def main() -> None:
     ]
     INNER_STEPS.update(TRIED)
     figures = {}
-    with frozen(model):
-        for name, attack in (("delta", DeltaAttack(EIGHT)), ("color", ColorAttack(EIGHT))):
-            figures[name] = compare(model, attack, pairs)
-            for row in figures[name]:
-                print(name, row, flush=True)
-            if name == "delta":
-                known = attack
+    for name, attack in (("delta", DeltaAttack(EIGHT)), ("color", ColorAttack(EIGHT))):
+        figures[name] = compare(inference_view(model), attack, pairs)
+        for row in figures[name]:
+            print(name, row, flush=True)
+        if name == "delta":
+            known = attack
     probe = Probe(21)
     MetaDefense(known, learner=probe).fit(model, *sets, steps=21, **BATCH)
     figures["defense"] = probe.rows

@@ -13,7 +13,6 @@ import copy
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from speed import alternate
 from reidguard.attacks import CombinatorialAttack
 from reidguard.learners import LEARNERS
 from reidguard.models import create_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.training import MISGD
@@ -100,30 +99,23 @@ def peak() -> int:
     return int(status.split("VmHWM:")[1].split()[0])
 
 
-@contextmanager
-def prepared(case: str):
-    """The steps of a case, as long as the context lasts."""
+def prepared(case: str) -> dict:
+    """The steps of a case."""
     model = CASES[case]()
-    if case.startswith("defense"):
-        yield defense_steps(model)
-    else:
-        with frozen(model):
-            yield steps(model)
+    return defense_steps(model) if case.startswith("defense") else steps(inference_view(model))
 
 
 def memory(case: str, learner: str) -> None:
     """Print the growth of this process's peak over one step, in MiB."""
-    with prepared(case) as prepared_steps:
-        step = prepared_steps[learner]
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak so far is forgotten
-        before = peak()
-        step()
-        print(json.dumps({"mib": round((peak() - before) / 1024)}))
+    step = prepared(case)[learner]
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak so far is forgotten
+    before = peak()
+    step()
+    print(json.dumps({"mib": round((peak() - before) / 1024)}))
 
 
 def measure(case: str, repeats: int) -> dict:
-    with prepared(case) as prepared_steps:
-        seconds = alternate(prepared_steps, repeats)
+    seconds = alternate(prepared(case), repeats)
     rows = {}
     for name in NAMES:
         call = [sys.executable, __file__, "--memory", case, name]

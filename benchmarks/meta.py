@@ -26,7 +26,7 @@ from reidguard.data import BatchLoader, ReIDDataset, load_dataset
 from reidguard.evaluation import FeatureStore, evaluate
 from reidguard.learners import LEARNERS, PlainLearner
 from reidguard.models import ReIDModel, load_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 
@@ -40,32 +40,32 @@ def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
         BatchLoader(d.train, d.train_labels, image_size=(256, 128), seed=7, **BATCH)
         for d in (first, second)
     ]
-    attack, objective = FAMILIES[family](EIGHT), FeatureObjective(model, MisrankingTriplet())
+    attack = FAMILIES[family](EIGHT)
+    objective = FeatureObjective(inference_view(model), MisrankingTriplet())
     optimizer = MISGD(attack.parameters(), EIGHT.eps / 10, 0.5)
     learners = {name: LEARNERS.create(name) for name in NAMES}
     learners["hessian_free, difference 1"] = LEARNERS.create("hessian_free", difference=1.0)
     found = {name: [] for name in learners if name != "maml"}
     terms = {name: [] for name in found if name.startswith("hessian_free")}
-    with frozen(model):
-        for step, (a, b) in enumerate(zip(*(loader.epoch(0) for loader in loaders), strict=False)):
-            if step >= 20:
-                gradients = {}
-                for name, learner in learners.items():
-                    learner.step(attack, objective, a, b, optimizer=optimizer)
-                    gradients[name] = torch.cat([p.grad.flatten() for p in attack.parameters()])
-                for name, values in found.items():
-                    cosine = F.cosine_similarity(gradients[name], gradients["maml"], dim=0)
-                    values.append(float(cosine))
-                exact = gradients["maml"] - gradients["first_order"]
-                share = float(exact.norm() / gradients["maml"].norm())
-                for name, values in terms.items():
-                    own = gradients[name] - gradients["first_order"]
-                    values.append(float(F.cosine_similarity(own, exact, dim=0)))
-                if step == 20 + pairs - 1:
-                    break
-            PlainLearner().step(attack, objective, a)
-            optimizer.step()
-            attack.clip_parameters()
+    for step, (a, b) in enumerate(zip(*(loader.epoch(0) for loader in loaders), strict=False)):
+        if step >= 20:
+            gradients = {}
+            for name, learner in learners.items():
+                learner.step(attack, objective, a, b, optimizer=optimizer)
+                gradients[name] = torch.cat([p.grad.flatten() for p in attack.parameters()])
+            for name, values in found.items():
+                cosine = F.cosine_similarity(gradients[name], gradients["maml"], dim=0)
+                values.append(float(cosine))
+            exact = gradients["maml"] - gradients["first_order"]
+            share = float(exact.norm() / gradients["maml"].norm())
+            for name, values in terms.items():
+                own = gradients[name] - gradients["first_order"]
+                values.append(float(F.cosine_similarity(own, exact, dim=0)))
+            if step == 20 + pairs - 1:
+                break
+        PlainLearner().step(attack, objective, a)
+        optimizer.step()
+        attack.clip_parameters()
     return {
         "attack": family,
         "to_maml": {name: round(statistics.mean(v), 4) for name, v in found.items()},

@@ -15,7 +15,7 @@ from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.attacks.universal.color import interpolate_colors
 from reidguard.learners import PlainLearner
 from reidguard.models import create_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
 from reidguard.training import MISGD
 from reidguard.types import ReIDBatch
@@ -39,30 +39,28 @@ def step_cost(name: str, model, repeats: int) -> dict:
     images = torch.randint(0, 256, (32, 3, 256, 128), generator=generator) / 255
     pids = torch.arange(8).repeat_interleave(4)
     index = torch.arange(32)
-    with frozen(model):
+    model = inference_view(model)
+    with torch.no_grad():
+        clean = normalized_features(model, images)
+    batch = ReIDBatch(images, pids, index, index, clean)
+    learner, objective = PlainLearner(), FeatureObjective(model, MisrankingTriplet())
+
+    def step(attack):
+        optimizer = MISGD(attack.parameters(), lr=1e-3)
+
+        def run():
+            learner.step(attack, objective, batch)
+            optimizer.step()
+            attack.clip_parameters()
+
+        return run
+
+    def forward():
         with torch.no_grad():
-            clean = normalized_features(model, images)
-        batch = ReIDBatch(images, pids, index, index, clean)
-        learner, objective = PlainLearner(), FeatureObjective(model, MisrankingTriplet())
+            model.features(images)
 
-        def step(attack):
-            optimizer = MISGD(attack.parameters(), lr=1e-3)
-
-            def run():
-                learner.step(attack, objective, batch)
-                optimizer.step()
-                attack.clip_parameters()
-
-            return run
-
-        def forward():
-            with torch.no_grad():
-                model.features(images)
-
-        families = {"delta": DeltaAttack(), "color": ColorAttack(), "joint": CombinatorialAttack()}
-        seconds = alternate(
-            {"forward": forward, **{k: step(a) for k, a in families.items()}}, repeats
-        )
+    families = {"delta": DeltaAttack(), "color": ColorAttack(), "joint": CombinatorialAttack()}
+    seconds = alternate({"forward": forward, **{k: step(a) for k, a in families.items()}}, repeats)
     return {
         "model": name,
         "forward_s": round(seconds["forward"], 4),

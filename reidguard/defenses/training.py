@@ -24,6 +24,7 @@ from reidguard.errors import InputError, RegistryError, TrainingError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
+from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective, fixed_statistics
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.storage import weights_fingerprint
@@ -367,15 +368,11 @@ class AdversarialTraining(Defense):
             adversarial: Tensor = attack(images)
             return adversarial
         in_train = self.attack_mode == "train"
-        victim: Embedder = _AsItIs(model) if in_train else model
-        with _only_read(model) if in_train else nullcontext():
+        victim: Embedder = _AsItIs(model) if in_train else inference_view(model, fold=False)
+        with _without_trace(victim.model) if isinstance(victim, _AsItIs) else nullcontext():
             guides = None
             if attack.needs_guides:
-                with (
-                    torch.no_grad(),
-                    sync_layers(batch.shard),
-                    nullcontext() if in_train else _evaluating(model),
-                ):
+                with torch.no_grad(), sync_layers(batch.shard):
                     features = gather(victim.features(batch.images), batch.shard)
                 pids = gather(batch.pids, batch.shard)
                 guides = Guides(features, pids + 1)  # 0 would mark distractors
@@ -460,7 +457,7 @@ class _AsItIs:
     """A model that attacks take for no module, so that they leave it in its mode."""
 
     def __init__(self, model: ReIDModel) -> None:
-        self.model = model
+        self.model = shared_copy(model)
         self.metric = model.metric
 
     def features(self, x: Tensor) -> Tensor:
@@ -468,33 +465,15 @@ class _AsItIs:
 
 
 @contextmanager
-def _only_read(model: nn.Module) -> Iterator[None]:
-    """No gradient reaches the weights, batch norms remember nothing, dropout leaves no trace."""
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    device = next((p.device for p, _ in wanted), torch.device("cpu"))
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with (
-            fixed_statistics(model),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        ):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for parameter, wants in wanted:
-            parameter.requires_grad_(wants)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+def _without_trace(model: nn.Module) -> Iterator[None]:
+    """Batch norms remember nothing of the passes inside, dropout leaves the generators alone."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with (
+        fixed_statistics(model),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(0)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

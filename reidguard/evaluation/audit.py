@@ -23,7 +23,7 @@ from reidguard.evaluation.evaluate import EvaluationResult, evaluate
 from reidguard.evaluation.features import FeatureStore, module_device, to_device, to_float
 from reidguard.evaluation.protocol import Protocol
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import normalized_features
 from reidguard.storage import library_versions, weights_fingerprint
 from reidguard.types import Budget
@@ -366,7 +366,8 @@ def _probe(model: ReIDModel, x: Tensor, eps: float, seed: int) -> _Gradients:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     generator = torch.Generator().manual_seed(seed)
     found = []
-    with frozen(model), torch.inference_mode(False), torch.enable_grad():
+    model = inference_view(model)
+    with torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
             clean = normalized_features(model, x)
 

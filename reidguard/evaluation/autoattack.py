@@ -36,7 +36,7 @@ from reidguard.evaluation.save import attack_fingerprint, claim_folder, write_pn
 from reidguard.metrics import RankingResult, rank
 from reidguard.metrics.quality import achieved_linf
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.storage import load_tensors, save_tensors, weights_fingerprint, write_json
 from reidguard.training import Progress, ProgressCallback
 from reidguard.types import Budget, ReIDSample
@@ -460,9 +460,10 @@ class _Work:
         return tuple(members)
 
     def _differentiable(self, model: ReIDModel) -> bool:
-        x = torch.full((1, 3, *self.protocol.image_size), 0.5, device=self.device)
-        with frozen(model), torch.enable_grad():
-            return model.features(x.to(self.protocol.dtype).requires_grad_()).requires_grad
+        size, dtype = self.protocol.image_size, self.protocol.dtype
+        x = torch.full((1, 3, *size), 0.5, device=self.device, dtype=dtype, requires_grad=True)
+        with torch.enable_grad():
+            return inference_view(model).features(x).requires_grad
 
     def begin(self, samples: slice, pixels: Tensor) -> _Batch:
         """Return a batch of which only the clean images are known."""
@@ -493,11 +494,12 @@ class _Work:
         if len(rows) > 0:
             chosen = [samples[i] for i in rows.tolist()]
             x = to_float(to_device(pixels[rows], self.device), self.protocol.dtype)
-            with torch.no_grad(), frozen(attack), frozen(self.model):
-                x_adv = told(attack, chosen, True)(x)
+            model = inference_view(self.model)
+            with torch.no_grad():
+                x_adv = told(inference_view(attack), chosen, True)(x)
                 saved = self.suite.budget.quantize(x_adv, x)
                 x_8bit = to_float(saved, self.protocol.dtype)
-                ranking = self._rank([self.model.features(y) for y in (x_adv, x_8bit)], chosen)
+                ranking = self._rank([model.features(y) for y in (x_adv, x_8bit)], chosen)
                 linf = torch.stack([achieved_linf(y, x).double() for y in (x_adv, x_8bit)])
             lowest = batch.ap[1, :, rows].nan_to_num(2).amin(0)
             batch.ap[:, batch.done, rows] = ranking.ap.view(2, -1)

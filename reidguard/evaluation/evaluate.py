@@ -28,7 +28,7 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import RankingResult, rank
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.storage import atomic_write, library_versions, write_json
 from reidguard.types import ReIDSample
 
@@ -280,13 +280,15 @@ def evaluate(
 
     clock = time.perf_counter()
     seen = _Seen(lpips)
+    view = inference_view(model)
     for samples, its_attack, want_clean in parts:
-        with torch.no_grad(), frozen(model):
+        attack_view = None if its_attack is None else inference_view(its_attack)
+        with torch.no_grad():
             for place, pixels in iterate_images(samples, size, batch_size):
-                one = its_attack
+                one = attack_view
                 if one is not None:
                     one = told(one, samples[place], with_labels)
-                seen.add(model, one, to_device(pixels, device), dtype, want_clean)
+                seen.add(view, one, to_device(pixels, device), dtype, want_clean)
                 if progress is not None:
                     progress(ahead + place.stop, total)
         ahead += len(samples)
@@ -401,8 +403,7 @@ class _Seen:
             self.clean.append(model.features(x))
         if attack is None:
             return
-        with frozen(attack):
-            x_adv = attack(x)
+        x_adv = attack(x)
         x_8bit = to_float(attack.budget.quantize(x_adv, x), dtype)
         self.float_images.add(model.features(x_adv), x_adv, x)
         self.byte_images.add(model.features(x_8bit), x_8bit, x)

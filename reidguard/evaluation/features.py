@@ -15,7 +15,7 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.storage import load_tensors, save_tensors, weights_fingerprint
 from reidguard.types import ReIDSample
 
@@ -112,9 +112,10 @@ def extract_features(
         raise InputError("there are no samples to extract features of")
     device = module_device(model)
     parts = []
-    with torch.no_grad(), frozen(model):
+    view = inference_view(model)
+    with torch.no_grad():
         for place, pixels in iterate_images(samples, image_size, batch_size):
-            parts.append(model.features(to_float(to_device(pixels, device), dtype)))
+            parts.append(view.features(to_float(to_device(pixels, device), dtype)))
             if progress is not None:
                 progress(place.stop, len(samples))
     return torch.cat(parts)

@@ -17,7 +17,7 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation.features import attack_device, to_device, to_float, told
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.storage import atomic_write, weights_fingerprint, write_json
 
 __all__ = ["save_adversarial"]
@@ -84,10 +84,11 @@ def save_adversarial(
     if progress is not None:
         progress(done, len(targets))
     samples = [dataset.query[i] for i in missing]
-    with torch.no_grad(), frozen(attack), ThreadPoolExecutor(2) as pool:
+    view = inference_view(attack)
+    with torch.no_grad(), ThreadPoolExecutor(2) as pool:
         for place, pixels in iterate_images(samples, image_size, batch_size):
             x = to_float(to_device(pixels, device))
-            perturb = told(attack, samples[place], with_labels)
+            perturb = told(view, samples[place], with_labels)
             saved = attack.budget.quantize(perturb(x), x).cpu()
             list(pool.map(write_png, [targets[i] for i in missing[place]], saved))
             if progress is not None:

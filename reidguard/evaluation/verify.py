@@ -14,7 +14,7 @@ from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import attack_device, to_device, to_float
 from reidguard.metrics.quality import achieved_linf
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.types import TOLERANCE, check_images
 
 __all__ = ["VerifyReport", "verify"]
@@ -102,11 +102,12 @@ def verify(
         raise InputError("there are no images to verify the attack on")
     facts = []
     done = 0
-    with torch.no_grad(), frozen(attack):
+    view = inference_view(attack)
+    with torch.no_grad():
         for batch in batches:
             x = to_device(batch, device)
             x = to_float(x) if x.dtype == torch.uint8 else x
-            facts.append(_measure(attack, x))
+            facts.append(_measure(view, x))
             done += len(batch)
             if progress is not None:
                 progress(done, total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.errors import CheckpointError, InputError
+from reidguard.nn import inference_view
 from reidguard.types import InputSpec
 
 __all__ = [
@@ -79,7 +80,7 @@ def blank_pass(network: nn.Module, name: str, size: tuple[int, int], method: str
     """Run one blank image: the only sure way to know a shape, and that the size is possible.
 
     Args:
-        network: Comes back in its mode.
+        network: Is only read.
         name: For the error message.
         size: Height and width.
         method: "forward" or "forward_features".
@@ -87,18 +88,16 @@ def blank_pass(network: nn.Module, name: str, size: tuple[int, int], method: str
     Raises:
         InputError: If the network cannot take images of this size.
     """
-    mode = network.training
+    view = inference_view(network, fold=False)
     try:
         with torch.no_grad():
-            output: Tensor = getattr(network.eval(), method)(torch.zeros(1, 3, *size))
+            output: Tensor = getattr(view, method)(torch.zeros(1, 3, *size))
     except Exception as error:  # whatever a backbone does with a size that it was not made for
         raise InputError(
             f"{name!r} cannot take images of {size[0]}×{size[1]} "
             f"({type(error).__name__}: {error}); choose another size, such as "
             f"{tuple(_cfg(network)['input_size'][1:])}"
         ) from error
-    finally:
-        network.train(mode)
     return output
 
 

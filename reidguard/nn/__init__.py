@@ -1,5 +1,5 @@
-"""Functional calls, module modes and cheap second derivatives on torch."""
+"""Functional calls, inference views, batch norm and cheap second derivatives on torch."""
 
-from reidguard.nn.modes import frozen
+from reidguard.nn.modes import inference_view
 
-__all__ = ["frozen"]
+__all__ = ["inference_view"]

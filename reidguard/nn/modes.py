@@ -1,121 +1,187 @@
-"""How to borrow a network: untouched afterwards, and meanwhile with no work for its weights."""
+"""Inference views: copies of a model that share its weights and leave the model itself alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar, cast
+import copy
+import functools
+import types
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from reidguard.nn.batch_norm import fold_batch_norm
 from reidguard.nn.derivatives import convolve
 
-__all__ = ["frozen"]
+__all__ = ["inference_view", "shared_copy"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-@contextmanager
-def frozen(model: M) -> Iterator[M]:
-    """Borrow a model: inside, it is in eval mode and no parameter asks for a gradient.
+@torch.inference_mode(False)
+@torch.no_grad()
+def inference_view(model: M, *, fold: bool = True) -> M:
+    """Return a copy of a model for inference and attacks, which shares the model's weights.
 
-    Gradients to the input still flow. Meanwhile
+    The view is in eval mode and none of its parameters requires a gradient; gradients to the input
+    still flow. The model itself is never changed, neither now nor by passes of the view: it may
+    meanwhile be evaluated in other threads, copied and saved, and nothing has to be restored.
 
-    * the convolutions of a :class:`ReIDModel` have their weights in its ``memory_format``, which
-      saves the same conversion in every pass;
-    * batch norms are the affine maps that fixed statistics make of them, which makes passes
-      and second derivatives cheaper;
-    * convolutions are linear maps with one derivative for all orders, where torch's own second
-      derivative works out the gradient of the weights, group by group, though nobody asked.
+    Parameters and buffers share the storage of the model's, so that an in-place change of the model
+    shows in the view. What is folded does not follow such changes:
 
-    So weights and statistics must not be changed inside. Afterwards, also after an exception, the
-    weights, the training flag of every submodule and ``requires_grad`` of every parameter are what
-    they were.
+    * convolution weights of a :class:`~reidguard.models.ReIDModel` that are not in its
+      ``memory_format`` are converted to it, which saves the same conversion in every pass;
+    * batch norms become the affine maps that fixed statistics make of them, which makes passes and
+      second derivatives cheaper.
+
+    Convolutions become linear maps with one derivative for all orders: torch's own second
+    derivative computes the gradient of the weights, group by group, though none is needed.
 
     Args:
-        model: Any module.
+        model: Any module. Hooks, parametrizations and tied weights are those of the model; all
+            attributes that are neither modules nor weights are shared with it. A TorchScript module
+            is copied by torch, a module of ``torch.compile`` is not compiled in the view.
+        fold: Whether to fold. Without it the view computes bit by bit what the model in eval mode
+            does.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-        >>> with frozen(net):
-        ...     net[1].training, net[0].weight.requires_grad
+        >>> view = inference_view(net)
+        >>> view[1].training, view[0].weight.requires_grad
         (False, False)
         >>> net[1].training, net[0].weight.requires_grad
         (True, True)
+        >>> view[0].weight.data_ptr() == net[0].weight.data_ptr()
+        True
     """
-    modes = [(module, module.training) for module in model.modules()]
-    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    # A model inside another, as in an ensemble, has its own.
+    view = shared_copy(model)
+    modules = list(view.modules())
+    for module in modules:
+        # Set the flags themselves: train() and eval() reach children, and may be overridden.
+        module.training = False
+    if not fold:
+        return view
+    # A model inside another, as in an ensemble, has its own layout.
     layouts = {
         id(parameter): layout
-        for module, _ in modes
+        for module in modules
         if isinstance(layout := getattr(module, "memory_format", None), torch.memory_format)
         for parameter in module.parameters()
     }
-    weights = [(parameter, parameter.data) for parameter, _ in wants if parameter.dim() == 4]
-    replaced = []
-    try:
-        # Set the flags themselves: train() and eval() reach children, and may be overridden.
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in wants:
-            parameter.requires_grad_(False)
-        for parameter, data in weights:
-            wanted_layout = layouts.get(id(parameter), torch.contiguous_format)
-            parameter.data = data.contiguous(memory_format=wanted_layout)
-        for module, _ in modes:
-            # The inner of two nested calls finds the outer's forward there.
-            if "forward" not in vars(module) and (lighter := _lighter(module)) is not None:
-                module.forward = lighter
-                replaced.append(module)
-        yield model
-    finally:
-        for module in replaced:
-            vars(module).pop("forward", None)
-        for parameter, data in weights:
-            parameter.data = data
-        for module, mode in modes:
-            module.training = mode
-        for parameter, wanted in wants:
-            parameter.requires_grad_(wanted)
+    for parameter in view.parameters():
+        if parameter.dim() == 4:
+            layout = layouts.get(id(parameter), torch.contiguous_format)
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    for module in modules:
+        fold_batch_norm(module)
+        if (
+            type(module) is nn.Conv2d  # a subclass may do more
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        ):
+            module.__class__ = _LinearConv2d
+    return view
 
 
-def _lighter(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """A forward that computes the same for fixed weights, or None. A subclass may do more."""
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_var is not None:
-        return _affine(module)
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros":
-        return None if isinstance(module.padding, str) else _linear(module)
-    return None
+class _LinearConv2d(nn.Conv2d):
+    """A convolution with constant weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (self.stride, self.padding, self.dilation, self.groups)
+        return convolve(x, self.weight, self.bias, shape)
+
+    def _get_name(self) -> str:  # a model's fingerprint has it
+        return "Conv2d"
 
 
-@torch.no_grad()
-def _affine(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a batch norm with fixed statistics computes, ``scale · x + shift``."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(variance, Tensor)
-    scale = torch.rsqrt(variance + cast(float, norm.eps))
-    if isinstance(norm.weight, Tensor):
-        scale = scale * norm.weight
-    shift = -mean * scale
-    if isinstance(norm.bias, Tensor):
-        shift = shift + norm.bias
+def shared_copy(model: M) -> M:
+    """Return a copy of the module tree whose weights share the storage of the model's.
 
-    def apply(x: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
+    Modes are those of the model, parameters require no gradient; buffers that a pass changes in
+    place change in the model, too. All other attributes are shared by reference; where they are or
+    contain modules or weights of the tree, bound methods of them included, the copy has its own.
 
-    return apply
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> other = shared_copy(norm)
+        >>> other.training, other.weight.requires_grad
+        (True, False)
+    """
+    twins: dict[int, Any] = {}
+    _copy_tree(model, twins)
+    for twin in [twin for twin in twins.values() if isinstance(twin, nn.Module)]:
+        if not isinstance(twin, torch.jit.ScriptModule):
+            for name, value in vars(twin).items():
+                if name not in ("_modules", "_parameters", "_buffers"):
+                    vars(twin)[name] = _with_twins(value, twins)
+    return cast(M, twins[id(model)])
 
 
-def _linear(convolution: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    shape = (
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
+def _copy_tree(module: nn.Module, twins: dict[int, Any]) -> nn.Module:
+    if id(module) in twins:
+        return cast(nn.Module, twins[id(module)])
+    if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
+        script: nn.Module = copy.deepcopy(module)
+        for name in ("named_parameters", "named_buffers"):
+            originals = dict(getattr(module, name)())
+            for key, tensor in getattr(script, name)():
+                tensor.requires_grad_(False)
+                tensor.data = originals[key].data
+        twins[id(module)] = script
+        return script
+    if isinstance(compiled := module._modules.get("_orig_mod"), nn.Module):  # torch.compile
+        twins[id(module)] = _copy_tree(compiled, twins)
+        return cast(nn.Module, twins[id(module)])
+    twin = object.__new__(type(module))
+    twins[id(module)] = twin
+    # Copies of the dictionaries, so that hooks and layers added to one are not in the other.
+    vars(twin).update(
+        {
+            name: value.copy() if name in _REGISTERS else value
+            for name, value in vars(module).items()
+        }
     )
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            if id(parameter) not in twins:  # tied weights are tied in the copy
+                twins[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+            twin._parameters[name] = twins[id(parameter)]
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            twin._buffers[name] = twins.setdefault(id(buffer), buffer.detach())
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _copy_tree(child, twins)
+    return twin
 
-    return lambda x: convolve(x, convolution.weight, convolution.bias, shape)
+
+_REGISTERS = {name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
+
+
+def _with_twins(value: Any, twins: dict[int, Any]) -> Any:
+    """Return the value itself, or one like it where it has anything of the tree."""
+    if isinstance(value, (nn.Module, Tensor)):
+        return twins.get(id(value), value)
+    if isinstance(value, types.MethodType):
+        owner = twins.get(id(value.__self__))
+        return value if owner is None else types.MethodType(value.__func__, owner)
+    if isinstance(value, functools.partial):
+        parts = (value.func, value.args, value.keywords)
+        replaced = [_with_twins(part, twins) for part in parts]
+        if all(a is b for a, b in zip(parts, replaced, strict=True)):
+            return value
+        return functools.partial(replaced[0], *replaced[1], **replaced[2])
+    if type(value) in (list, tuple):
+        items = [_with_twins(item, twins) for item in value]
+        same = all(a is b for a, b in zip(value, items, strict=True))
+        return value if same else type(value)(items)
+    if isinstance(value, dict):
+        changed = {
+            key: twin
+            for key, item in value.items()
+            if (twin := _with_twins(item, twins)) is not item
+        }
+        if changed:
+            value = copy.copy(value)
+            value.update(changed)
+    return value

@@ -14,7 +14,7 @@ from reidguard.evaluation import FeatureStore
 from reidguard.evaluation.features import module_device
 from reidguard.metrics import top_k
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.report.html import figure, figure_row, rank_list
 from reidguard.report.images import amplified, as_image, color_cube
 from reidguard.types import ReIDSample
@@ -237,15 +237,16 @@ def attacked_queries(
 def _attacked(attack: Attack, pixels: Tensor) -> Tensor:
     """The 8-bit adversarial images (N, 3, H, W) of 8-bit ones: what a person could save."""
     x = pixels.float() / 255
-    with torch.no_grad(), frozen(attack):
-        return attack.budget.quantize(attack(x), x)
+    with torch.no_grad():
+        return attack.budget.quantize(inference_view(attack)(x), x)
 
 
 def _features(model: ReIDModel, images: Tensor) -> Tensor:
     device = module_device(model)
-    with torch.no_grad(), frozen(model):
+    view = inference_view(model)
+    with torch.no_grad():
         return torch.cat(
-            [model.features(part.to(device).float() / 255) for part in torch.split(images, 32)]
+            [view.features(part.to(device).float() / 255) for part in torch.split(images, 32)]
         )
 
 

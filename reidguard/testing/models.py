@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from reidguard.errors import InputError
 from reidguard.learners import FirstOrderLearner
 from reidguard.models import ReIDModel, ReIDOutput, load_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.types import ReIDBatch
 
@@ -166,16 +166,16 @@ def check_gradients(make: ModelFactory) -> None:
     ), "gradients are not finite"
 
 
-def check_borrowing(make: ModelFactory) -> None:
-    """Frozen for an attack, the model computes the same and comes back as it was."""
-    model = _made(make, _PEOPLE)
-    model.eval()
-    with torch.no_grad():
-        wanted = model.features(images())
+@torch.no_grad()
+def check_inference_view(make: ModelFactory) -> None:
+    """An inference view computes what the model in eval mode does, and leaves it as it is."""
+    model = _made(make, _PEOPLE).eval()
+    expected = model.features(images())
     model.train()
     before = state_of(model)
-    with frozen(model), torch.no_grad():
-        _close(model.features(images()), wanted, "frozen features differ")
+    _close(inference_view(model).features(images()), expected, "features of a view differ")
+    plain = inference_view(model, fold=False).features(images())
+    assert torch.equal(plain, expected), "features of a view that is not folded differ"
     assert_same_state(before, state_of(model))
 
 
@@ -218,7 +218,7 @@ MODEL_CHECKS: tuple[Callable[[ModelFactory], None], ...] = (
     check_output,
     check_domains,
     check_gradients,
-    check_borrowing,
+    check_inference_view,
     check_copies,
 )
 """The checks that hold for every model with a classifier."""

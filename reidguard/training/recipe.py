@@ -21,7 +21,7 @@ from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.training.loop import learn
 from reidguard.types import Progress, ProgressCallback
@@ -281,8 +281,9 @@ def _embeddings(
 ) -> Tensor | Sequence[Tensor]:
     """Return those of two black images: their shape, or the number of parts, is what matters."""
     black = next(model.parameters()).new_zeros(2, 3, *image_size)
-    with frozen(model), torch.no_grad():
-        embeddings: Tensor | Sequence[Tensor] = model(black, domain=domain).embeddings
+    with torch.no_grad():
+        output = inference_view(model)(black, domain=domain)
+    embeddings: Tensor | Sequence[Tensor] = output.embeddings
     return embeddings
 
 

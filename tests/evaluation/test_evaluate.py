@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reidguard.attacks import Attack, DeltaAttack, create_attack
+from reidguard.attacks import SMA, Attack, DeltaAttack, create_attack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.data import images as data_images
 from reidguard.errors import CheckpointError, InputError
@@ -186,6 +187,30 @@ def test_model_and_attack_come_back_untouched(model, people):
     verify(attack, people, image_size=SIZE)
     assert_same_state(before[0], state_of(model))
     assert_same_state(before[1], state_of(attack))
+
+
+def test_threads_that_share_a_model_get_the_results_of_one(model, people):
+    model.train()
+    model.network[0].weight.data = model.network[0].weight.data.contiguous(
+        memory_format=torch.channels_last
+    )
+    attacks = [noise_attack(), SMA(steps=2).bind(model), None]
+
+    def results(attack):
+        result = evaluate(model, people, attack, PROTOCOL)
+        return [r.ranking.mAP for r in (result.attacked, result.attacked_8bit) if r] + [
+            result.clean.mAP
+        ]
+
+    before = state_of(model)
+    expected = [results(attack) for attack in attacks]
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(results, 3 * attacks):
+            assert found in expected
+        futures = [pool.submit(results, attack) for attack in attacks]
+        assert [future.result() for future in futures] == expected
+    assert_same_state(before, state_of(model))
+    assert model.network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_counts_and_skipped_queries_are_reported(model, people, tmp_path):

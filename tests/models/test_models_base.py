@@ -9,7 +9,7 @@ from torch import nn
 
 from reidguard.errors import CheckpointError, InputError, RegistryError
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, register_model, wrap_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.storage import (
     library_versions,
     load_tensors,
@@ -119,66 +119,6 @@ def test_wrong_num_classes(wrong):
 def test_wrong_metric():
     with pytest.raises(InputError, match="euclidean"):
         Linear(metric="manhattan")
-
-
-# --- frozen -----------------------------------------------------------------------------------
-
-
-def odd_model() -> ReIDModel:
-    """Modes and requires_grad as a user may have set them, different everywhere."""
-    model = create_model("osnet_x0_25", num_classes=3, **SMALL)
-    for i, module in enumerate(model.modules()):
-        module.training = i % 3 == 0
-    for i, parameter in enumerate(model.parameters()):
-        parameter.requires_grad_(i % 2 == 0)
-    return model
-
-
-def state_of(model):
-    return (
-        [module.training for module in model.modules()],
-        [parameter.requires_grad for parameter in model.parameters()],
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-    )
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_frozen_restores_everything(fails):
-    model = odd_model()
-    modes, wants, weights = state_of(model)
-    images = torch.rand(2, 3, 64, 32, requires_grad=True)
-    try:
-        with frozen(model) as inside:
-            assert inside is model
-            assert not any(module.training for module in model.modules())
-            assert not any(parameter.requires_grad for parameter in model.parameters())
-            (gradient,) = torch.autograd.grad(model.features(images).sum(), images)
-            assert gradient.abs().sum() > 0
-            if fails:
-                raise KeyError("in the block")
-    except KeyError:
-        assert fails
-    after = state_of(model)
-    assert after[0] == modes
-    assert after[1] == wants
-    assert all(torch.equal(after[2][name], weights[name]) for name in weights)
-
-
-def test_frozen_nests_and_reaches_past_overridden_train():
-    class Stubborn(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(2)
-
-        def train(self, mode=True):
-            return self
-
-    model = nn.Sequential(Stubborn())
-    with frozen(model):
-        with frozen(model):
-            assert not model[0].norm.training
-        assert not model[0].norm.training
-    assert model[0].norm.training
 
 
 # --- registry ---------------------------------------------------------------------------------
@@ -339,8 +279,7 @@ def test_fingerprint_tells_weights_apart():
     model = small_ide(num_classes=3)
     base = weights_fingerprint(model)
     assert weights_fingerprint(copy.deepcopy(model)) == base
-    with frozen(model):
-        assert weights_fingerprint(model) == base
+    assert weights_fingerprint(inference_view(model)) == base
     for name, tensor in model.state_dict().items():
         if name in (
             "backbone.bn1.running_mean",
@@ -420,53 +359,3 @@ def test_wrapped_network_loads_its_own_checkpoint(tmp_path):
     report = load_weights(wrap_model(target), tmp_path / "net.pth")
     assert report.missing == ()
     assert torch.equal(source.weight, target.weight)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_frozen_convolutions_have_the_derivatives_of_others(groups, layout):
-    rng = torch.Generator().manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=groups),
-        nn.Tanh(),
-        nn.Conv2d(6, 12, (3, 2), dilation=2, bias=False),
-    ).double()
-    x = torch.rand(3, 6, 14, 11, generator=rng, dtype=torch.float64)
-    x = x.contiguous(memory_format=layout).requires_grad_()
-
-    def derivatives():
-        value = net(x).square().sum()
-        (first,) = torch.autograd.grad(value, x, create_graph=True)
-        (second,) = torch.autograd.grad(first.pow(3).sum(), x, create_graph=True)
-        (third,) = torch.autograd.grad(second.sin().sum(), x)
-        return value.detach(), first.detach(), second.detach(), third
-
-    wanted = derivatives()
-    with frozen(net):
-        for one, two in zip(derivatives(), wanted, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
-
-
-def test_frozen_batch_norms_compute_what_they_did():
-    rng = torch.Generator().manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4, affine=False)
-    ).double()
-    for norm in (net[1], net[3]):
-        norm.running_mean.uniform_(-1, 1, generator=rng)
-        norm.running_var.uniform_(0.5, 2, generator=rng)
-    nn.init.uniform_(net[1].weight, generator=rng)
-    x = torch.rand(5, 3, 3, 3, generator=rng, dtype=torch.float64, requires_grad=True)
-    net.eval()
-    wanted = net(x)
-    (gradient,) = torch.autograd.grad(wanted.square().sum(), x)
-    net.train()
-    with frozen(net), frozen(net):
-        found = net(x)
-        (frozen_gradient,) = torch.autograd.grad(found.square().sum(), x)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(frozen_gradient, gradient, rtol=1e-12, atol=1e-12)
-    before = net[1].running_mean.clone()
-    net(x)
-    assert net[1].training
-    assert not torch.equal(net[1].running_mean, before)

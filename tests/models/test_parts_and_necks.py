@@ -17,7 +17,7 @@ from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
 from reidguard.models import EnsembleModel, create_model, load_model, wrap_model
 from reidguard.models.agw import GeM, NonLocal
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective, identity_loss, triplet_loss
@@ -297,12 +297,12 @@ def list_of(value):
 
 
 @pytest.mark.parametrize("make", [small_pcb, small_agw])
-def test_borrowed_models_give_the_same(make):
+def test_inference_views_give_the_same(make):
     model = make().eval()
     stir(model)
     before = model(images())
-    with frozen(model), torch.no_grad():
-        inside = model(images())
+    with torch.no_grad():
+        inside = inference_view(model)(images())
     for name in ("features", "embeddings", "logits"):
         torch.testing.assert_close(getattr(inside, name), getattr(before, name))
 
@@ -376,7 +376,7 @@ def test_members_resize_and_normalise_for_themselves():
     torch.testing.assert_close(found, wanted)
 
 
-def test_borrowed_members_keep_their_memory_format():
+def test_members_of_a_view_keep_their_memory_format():
     """A stranger's network may call view(), which fails on channels-last maps."""
 
     class Viewer(nn.Module):
@@ -390,9 +390,10 @@ def test_borrowed_members_keep_their_memory_format():
     one, _ = two_members()
     both = EnsembleModel([wrap_model(Viewer(), input_spec=InputSpec(size=(8, 6))), one])
     before = both.eval().features(images())
-    with frozen(both), torch.no_grad():
-        torch.testing.assert_close(both.features(images()), before)
-        convolution = one.backbone.conv1
+    view = inference_view(both)
+    with torch.no_grad():
+        torch.testing.assert_close(view.features(images()), before)
+        convolution = view.members[1].backbone.conv1
         convolution = convolution[0] if isinstance(convolution, nn.Sequential) else convolution
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -443,10 +444,9 @@ def test_every_learner_takes_a_step_on_them(name, learner):
     state = copy.deepcopy(model.state_dict())
     attack = DeltaAttack(Budget(8 / 255), size=SIZE)
     nn.init.uniform_(attack.delta, -0.01, 0.01, generator=rng())
-    objective = FeatureObjective(model, MisrankingTriplet())
+    objective = FeatureObjective(inference_view(model), MisrankingTriplet())
     options = {} if learner == "plain" else {"inner_lr": 0.003}
-    with frozen(model):
-        LEARNERS.create(learner, **options).step(attack, objective, batch(0), batch(1))
+    LEARNERS.create(learner, **options).step(attack, objective, batch(0), batch(1))
     assert torch.isfinite(attack.delta.grad).all()
     assert attack.delta.grad.abs().max() > 0
     assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
@@ -459,8 +459,7 @@ def test_attacks_see_all_members_alike():
     def gradient(model):
         attack = DeltaAttack(Budget(8 / 255), size=SIZE)
         nn.init.uniform_(attack.delta, -0.01, 0.01, generator=rng())
-        with frozen(model):
-            FeatureObjective(model, MisrankingTriplet())(attack, batch()).backward()
+        FeatureObjective(inference_view(model), MisrankingTriplet())(attack, batch()).backward()
         return attack.delta.grad
 
     alone = gradient(two)

@@ -11,7 +11,7 @@ from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.metrics import RankingResult, rank
 from reidguard.models import ReIDModel, ReIDOutput, create_model, load_model
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives.reid import CentreLoss
 from reidguard.training import Progress, train_model
 from reidguard.types import InputSpec
@@ -28,7 +28,8 @@ def small_model(seed: int = 0, num_classes: object = 16) -> ReIDModel:
 
 def figures(model: ReIDModel, dataset: ReIDDataset) -> RankingResult:
     features = {}
-    with frozen(model), torch.no_grad():
+    model = inference_view(model)
+    with torch.no_grad():
         for split in ("query", "gallery"):
             batches = iterate_images(dataset.split(split), SIZE)
             features[split] = torch.cat([model.features(x.float() / 255) for _, x in batches])

@@ -9,7 +9,7 @@ from torch import nn
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.storage import weights_fingerprint
 from reidguard.training import MISGD
@@ -61,12 +61,11 @@ def attack_step(name):
     model = Network()
     attack = DeltaAttack(size=(24, 16)).double()
     optimizer = MISGD(attack.parameters(), lr=0.01, momentum=0.5)
-    objective = FeatureObjective(model, MisrankingTriplet())
     learner = LEARNERS.create(name)
 
     def step():
-        with frozen(model):
-            learner.step(attack, objective, batch(1), batch(2), optimizer=optimizer)
+        objective = FeatureObjective(inference_view(model), MisrankingTriplet())
+        learner.step(attack, objective, batch(1), batch(2), optimizer=optimizer)
         return {"delta": attack.delta.grad.clone()}
 
     return model, step

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from typing_extensions import Self
 
 from reidguard.attacks.base import Attack
 from reidguard.errors import InputError
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import normalized_features
 from reidguard.types import Embedder
 
@@ -156,8 +155,8 @@ class InstanceAttack(Attack):
 
     :meth:`bind` returns a new attack and leaves this one as it was, so that one recipe serves many
     victims. The victim is no submodule: it is in no ``state_dict`` and no saved file. Saved,
-    loaded, copied and pickled attacks are unbound. The victim comes back untouched: frozen in eval
-    mode during a call, its weights, modes and gradient flags are then what they were.
+    loaded, copied and pickled attacks are unbound. The victim is only read: each call works on an
+    inference view of it (:func:`~reidguard.nn.inference_view`).
 
     The result is constant: no gradient flows through the attack. Random draws are fixed by
     ``seed`` and the 8-bit content of each image, so an image's result depends neither on its place
@@ -260,7 +259,7 @@ class InstanceAttack(Attack):
     def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
         """Return adversarial images near ``x``; what a subclass writes.
 
-        The victim is frozen, and gradients are recorded.
+        The victim's model is an inference view, and gradients are recorded.
 
         Args:
             x: (N, 3, H, W), at least float32, constant.
@@ -280,7 +279,9 @@ class InstanceAttack(Attack):
             return x
         _check_device(victim.model, x, "images")
         # Outside inference mode, in which gradients cannot be had, tensors are copied first.
-        with torch.inference_mode(False), torch.enable_grad(), borrowed(victim.model):
+        if isinstance(victim.model, nn.Module):
+            victim = replace(victim, model=inference_view(victim.model))
+        with torch.inference_mode(False), torch.enable_grad():
             images = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
             with torch.no_grad():
                 clean = normalized_features(victim.model, images)
@@ -304,16 +305,6 @@ class InstanceAttack(Attack):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold no victim."""
         return {name: value for name, value in self.__dict__.items() if name != "_victim"}
-
-
-@contextmanager
-def borrowed(model: Embedder) -> Iterator[None]:
-    """Freeze a victim for a while, if it is a module."""
-    if isinstance(model, nn.Module):
-        with frozen(model):
-            yield
-    else:
-        yield
 
 
 def _check_device(model: Embedder, given: Tensor, what: str) -> None:

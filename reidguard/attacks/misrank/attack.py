@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from reidguard.attacks.base import register_attack
@@ -27,7 +25,7 @@ from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.metrics.similarity import ms_ssim
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
@@ -212,21 +210,20 @@ class MisRank(LearnedAttack):
             "image_size": list(image_size),
             "seed": seed,
         }
-        with frozen(model):
-            learn(
-                self,
-                learner=learner,
-                objective=MisRankObjective(model),
-                optimizer=torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999)),
-                meta_train=loaders[0],
-                meta_test=loaders[1] if len(loaders) > 1 else None,
-                steps=steps,
-                seed=seed,
-                checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
-                settings={**facts, "attack": self.config()},
-                progress=progress,
-            )
+        learn(
+            self,
+            learner=learner,
+            objective=MisRankObjective(inference_view(model)),
+            optimizer=torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999)),
+            meta_train=loaders[0],
+            meta_test=loaders[1] if len(loaders) > 1 else None,
+            steps=steps,
+            seed=seed,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            settings={**facts, "attack": self.config()},
+            progress=progress,
+        )
         self.provenance = facts
         return self
 
@@ -261,8 +258,8 @@ class MisRankObjective:
 
     def generator_loss(self, attack: MisRank, batch: ReIDBatch, adversarial: Tensor) -> Tensor:
         """Return L_G: deceive the discriminator, mislead the surrogate, look alike."""
-        with _constant(attack.discriminator):
-            judged = attack.discriminator(_pair(batch.images, adversarial))
+        constant = shared_copy(attack.discriminator)  # its parameters get no gradient here
+        judged = constant(_pair(batch.images, adversarial))
         features, logits = class_scores(self.model, adversarial)
         identity = [
             identity_loss(part, part.argmin(1), SMOOTHING).add(FLOOR).log() for part in logits
@@ -330,16 +327,3 @@ def _pair(images: Tensor, others: Tensor) -> Tensor:
 def _least_squares(scores: list[Tensor], target: float) -> Tensor:
     """The least-squares GAN loss, summed over the scales."""
     return torch.stack([(score - target).square().mean() for score in scores]).sum()
-
-
-@contextmanager
-def _constant(module: nn.Module) -> Iterator[None]:
-    """Keep passes inside from giving the module's parameters a gradient."""
-    wants = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        for parameter, _ in wants:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, wanted in wants:
-            parameter.requires_grad_(wanted)

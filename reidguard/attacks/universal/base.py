@@ -24,7 +24,7 @@ from reidguard.distributed import BatchShard, gather, world
 from reidguard.errors import InputError
 from reidguard.learners import MetaLearner
 from reidguard.models import ReIDModel
-from reidguard.nn import frozen
+from reidguard.nn import inference_view
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
 from reidguard.training import MISGD, Progress, ProgressCallback, learn
 from reidguard.types import ReIDBatch
@@ -73,9 +73,9 @@ class UniversalAttack(LearnedAttack):
     ) -> Self:
         """Learn the parameters on the training images of a dataset (Algorithm 1).
 
-        The model is only read: its weights are frozen meanwhile, and its modes and flags come
-        back as they were. Clean features are computed once and kept. MI-SGD starts from the
-        parameters as they are; its rate falls by e^-0.01 an epoch.
+        The model is only read: the attack learns on an inference view of it. Clean features are
+        computed once and kept. MI-SGD starts from the parameters as they are; its rate falls by
+        e^-0.01 an epoch.
 
         Args:
             model: The surrogate, on the same device as the attack.
@@ -143,29 +143,29 @@ class UniversalAttack(LearnedAttack):
             "image_size": list(image_size),
             "seed": seed,
         }
-        with frozen(model):
-            sources = [_with_representations(x, model, loss, steps, progress) for x in loaders]
-            if isinstance(sources[0], _CleanRepresentations):
-                loss = loss.with_statistics(sources[0].vectors)
-            if loss.flat_at_clean:
-                self._leave_the_start(lr, seed)
-            learn(
-                self,
-                learner=learner,
-                objective=FeatureObjective(model, loss, diversity),
-                optimizer=MISGD(self.parameter_groups(lr), lr, momentum),
-                meta_train=sources[0],
-                meta_test=sources[1] if len(sources) > 1 else None,
-                steps=steps,
-                schedule=lambda epoch: math.exp(-DECAY * epoch),
-                before_epoch=self.start_epoch,
-                after_step=self.clip_parameters if clip else lambda: None,
-                seed=seed,
-                checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
-                settings={**facts, "attack": self.config()},
-                progress=progress,
-            )
+        view = inference_view(model)
+        sources = [_with_representations(x, view, loss, steps, progress) for x in loaders]
+        if isinstance(sources[0], _CleanRepresentations):
+            loss = loss.with_statistics(sources[0].vectors)
+        if loss.flat_at_clean:
+            self._leave_the_start(lr, seed)
+        learn(
+            self,
+            learner=learner,
+            objective=FeatureObjective(view, loss, diversity),
+            optimizer=MISGD(self.parameter_groups(lr), lr, momentum),
+            meta_train=sources[0],
+            meta_test=sources[1] if len(sources) > 1 else None,
+            steps=steps,
+            schedule=lambda epoch: math.exp(-DECAY * epoch),
+            before_epoch=self.start_epoch,
+            after_step=self.clip_parameters if clip else lambda: None,
+            seed=seed,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            settings={**facts, "attack": self.config()},
+            progress=progress,
+        )
         self.provenance = facts
         return self
 

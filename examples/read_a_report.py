@@ -47,16 +47,16 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # :download:`The page that this made <report.html>` is one file that needs no network. From top to
 # bottom:
 #
-# **In short** says in one sentence for each run what the model finds before and after. Start there,
+# **Summary** says in one sentence for each run what the model finds before and after. Start there,
 # and look at rank-1: of 100 queries, how often is the first image of the list the right person?
 #
-# **Figures** has three rows for each run. *clean*; *attacked, float*: as the attack made the
-# images; *attacked, 8-bit*: as a file holds them. A large gap between the last two means that the
+# **Results** has three rows for each run. *clean*; *attacked, float*: the attack's output;
+# *attacked, 8-bit*: as an image file stores it. A large gap between the last two means that the
 # attack lives below one grey level and would not survive being saved. L∞ is the largest change of
 # any pixel in grey levels: it should say what the budget says.
 #
-# **What the budget does** draws mAP and rank-1 over ε. A curve that rises again is a warning: more
-# room should never help the model (see :doc:`/audit`).
+# **Metrics over the budget ε** draws mAP and rank-1 over ε. A curve that rises again is a warning:
+# more room should never help the model (see :doc:`/audit`).
 #
 # **Each run**: the loss should fall for a model, and for an attack; then the pattern, the colour
 # cube, and people before and after. In the rank lists a solid blue frame and ✓ is the right person,
@@ -65,4 +65,4 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # attack, after it, and after the defense. *Defended, yet lost* are its failures, worth a look: what
 # do they have in common?
 #
-# **How these came about** has each command, commit and version, for whoever wants to repeat it.
+# **Provenance** has each command, commit and version, for whoever wants to repeat it.

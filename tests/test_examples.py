@@ -79,8 +79,8 @@ def test_add_a_backbone(tmp_path: Path) -> None:
 def test_read_a_report(tmp_path: Path) -> None:
     run("read_a_report.py", tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
-    for told in ("In short", "Figures", "What the budget does", "Found no more", "Still found",
-                 "How these came about"):  # fmt: skip
+    for told in ("Summary", "Results", "Metrics over the budget", "Found no more", "Still found",
+                 "Provenance"):  # fmt: skip
         assert told in page
 
 

@@ -1,11 +1,13 @@
-"""One HTML page that needs nothing else: tables, curves, pictures, rank lists."""
+"""Self-contained HTML pages: tables, charts, figures and rank lists."""
 
+from reidguard.report.attack_figures import adversarial_examples, evenly_spaced, perturbation
 from reidguard.report.charts import line_chart
 from reidguard.report.html import (
     figure,
     figure_row,
     page,
     paragraph,
+    preformatted,
     rank_list,
     save_page,
     section,
@@ -13,16 +15,14 @@ from reidguard.report.html import (
 )
 from reidguard.report.images import amplified, as_image, color_cube
 from reidguard.report.rank_lists import (
-    adversarial_examples,
     attacked_queries,
     before_and_after,
-    evenly_spaced,
-    perturbation,
     rank1_correct,
     rank_lists,
     thumbnail,
 )
-from reidguard.report.runs import Run, read_run, report_page
+from reidguard.report.run_page import report_page
+from reidguard.report.runs import Run, read_run
 
 __all__ = [
     "Run",
@@ -39,6 +39,7 @@ __all__ = [
     "page",
     "paragraph",
     "perturbation",
+    "preformatted",
     "rank1_correct",
     "rank_list",
     "rank_lists",

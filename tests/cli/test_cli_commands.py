@@ -14,7 +14,7 @@ from reidguard.cli.progress import Display
 from reidguard.data import load_dataset
 from reidguard.evaluation import Protocol, evaluate, verify
 from reidguard.models import load_model
-from reidguard.report.markdown import markdown_table
+from reidguard.tables import Table
 from reidguard.training import MISGD, Progress
 from reidguard.virtual import write_virtual
 
@@ -324,7 +324,7 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
 
 
 def test_tables_are_aligned():
-    assert markdown_table([["name", "mAP"], ["clean", "7.5"], ["x", "10.0"]]).splitlines() == [
+    assert Table(["name", "mAP"], [["clean", "7.5"], ["x", "10.0"]]).to_markdown().splitlines() == [
         "| name  |  mAP |",
         "| ----- | ---: |",
         "| clean |  7.5 |",

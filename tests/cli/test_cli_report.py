@@ -103,7 +103,7 @@ def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, caps
     assert hardened == round(6 * share)
     assert normal < 6
     first = html.split("After the defense: person", 1)[1].split('<li class="', 3)[2]
-    kind = "right" if "Found again by the defense" in html else "wrong"
+    kind = "correct" if "Found again by the defense" in html else "wrong"
     assert first.startswith(kind)
 
 
@@ -150,6 +150,6 @@ def test_a_page_without_the_data(runs, report, tmp_path, capsys):
 
 
 def test_mistakes(runs, refused, tmp_path):
-    assert "is no run folder" in refused("report", tmp_path)
+    assert "not a run folder" in refused("report", tmp_path)
     assert "exclude each other" in refused("report", runs["drawn"], "--blur", "--images")
     assert "given twice" in refused("report", runs["drawn"], runs["drawn"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,23 +66,23 @@ def test_a_picture_without_alt_text_is_refused(alt):
         figure(IMAGE, alt, "caption")
 
 
-def test_right_and_wrong_differ_without_colour():
+def test_correct_and_wrong_matches_differ_without_colour():
     html = rank_list("list", (IMAGE, "A"), [(IMAGE, "A", True), (IMAGE, "B", False)])
     assert "1 ✓" in html
     assert "2 ✗" in html
-    assert 'alt="rank 1, right: A"' in html
+    assert 'alt="rank 1, correct: A"' in html
     assert 'alt="rank 2, wrong: B"' in html
     style = page("", html)
-    assert "4px solid var(--right)" in style
+    assert "4px solid var(--correct)" in style
     assert "4px dashed var(--wrong)" in style
 
 
 def test_tables_need_rows_as_long_as_their_head():
-    html = table(["what", "mAP"], [[["clean", "7.5"]], [["x", "1.0"], ["y", "2.0"]]], "figures")
+    html = table(["what", "mAP"], [[["clean", "7.5"]], [["x", "1.0"], ["y", "2.0"]]], "metrics")
     assert html.count("<tbody") == 2
     assert '<th scope="row" class="text">clean</th><td>7.5</td>' in html
     with pytest.raises(InputError, match="2 cells"):
-        table(["what", "mAP"], [[["clean"]]], "figures")
+        table(["what", "mAP"], [[["clean"]]], "metrics")
 
 
 def test_no_change_is_grey_and_a_change_is_amplified():
@@ -136,3 +138,8 @@ def test_a_page_asks_for_nothing(tmp_path):
     assert "default-src 'none'" in text
     assert "Title ε" in text
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_jinja2_is_imported_only_for_a_page():
+    code = "import sys, reidguard.report; assert 'jinja2' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,23 +14,28 @@ from reidguard.errors import CheckpointError, InputError
 from reidguard.report import read_run, report_page
 
 
-def figure(mean_ap: float, **more: float) -> dict[str, Any]:
-    return {"mAP": mean_ap, "mINP": mean_ap / 2, "cmc": [mean_ap / 2] * 10, **more}
+def metrics(mean_ap: float, **more: float) -> dict[str, Any]:
+    return {
+        "mAP": mean_ap,
+        "mINP": mean_ap / 2,
+        "cmc": [mean_ap / 2 + rank / 100 for rank in range(10)],
+        **more,
+    }
 
 
 def evaluation(eps: int | None, clean: float = 0.8, attacked: float = 0.2) -> dict[str, Any]:
     more = {"linf": eps or 0, "psnr": 30.0, "ssim": 0.9}
     return {
-        "clean": figure(clean),
-        "attacked": None if eps is None else figure(attacked, **more),
-        "attacked_8bit": None if eps is None else figure(attacked + 0.01, **more),
+        "clean": metrics(clean),
+        "attacked": None if eps is None else metrics(attacked, **more),
+        "attacked_8bit": None if eps is None else metrics(attacked + 0.01, **more),
         "attack": None if eps is None else {"name": "MetaAttack", "eps": eps / 255},
         "dataset": {"name": "virtual:<plaza>"},
         "weights": "abcdef0123456789",
     }
 
 
-def written(folder: Path, command: str, result: Any, metrics: list[Any] | None = None) -> Path:
+def written(folder: Path, command: str, result: Any, steps: list[Any] | None = None) -> Path:
     folder.mkdir()
     manifest = {
         "settings": {"command": command},
@@ -42,8 +47,8 @@ def written(folder: Path, command: str, result: Any, metrics: list[Any] | None =
     (folder / "manifest.json").write_text(json.dumps(manifest))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
-    if metrics is not None:
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)))
+    if steps is not None:
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     return folder
 
 
@@ -64,7 +69,13 @@ def text(html: str) -> str:
     return unescape(re.sub(r"<[^>]+>", " ", html)).replace("\xa0", " ")
 
 
-def test_sentences_and_figures(tmp_path):
+def cells_of(html: str) -> list[list[str]]:
+    """Cells of each row of each table."""
+    rows = re.findall(r"<tr>.*?</tr>", html)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_summary_and_results(tmp_path):
     html = page_of(
         written(tmp_path / "net", "train", {"evaluation": evaluation(None), "training": None}),
         attack(tmp_path / "delta", 8, 0.2),
@@ -75,21 +86,19 @@ def test_sentences_and_figures(tmp_path):
         "delta: on virtual:<plaza>, the model has 80.0 % mAP and 40.0 % rank-1 on clean queries, "
         "and 20.0 % and 10.0 % under MetaAttack at ε = 8/255 (as 8-bit images: 21.0 % and 10.5 %)."
     ) in said
-    rows = re.findall(r"<tr>.*?</tr>", html)
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     row = [
         "delta",
         "MetaAttack, ε 8/255",
         "attacked, 8-bit",
         "21.0",
         "10.5",
-        "10.5",
+        "14.5",
         "10.5",
         "8.00",
     ]
-    assert [*row, "0.900"] in cells
+    assert [*row, "0.900"] in cells_of(html)
     assert "reidguard attack --data 'a b'" in said
-    assert "What the budget does" not in said  # one ε is no curve
+    assert "Metrics over the budget" not in said  # one ε is no curve
     assert "<plaza>" not in html
     assert "://" not in html
 
@@ -107,7 +116,7 @@ def test_several_budgets_make_a_curve(tmp_path):
 
 def test_learning_curves(tmp_path):
     steps = [{"step": i, "loss": 3.0 - i, "test_loss": 2.0, "time": 1.0} for i in (1, 2, 3)]
-    folder = attack(tmp_path / "a", 8, 0.2, metrics=[*steps, {"step": 4, "loss": float("nan")}])
+    folder = attack(tmp_path / "a", 8, 0.2, steps=[*steps, {"step": 4, "loss": float("nan")}])
     html = page_of(folder)
     assert "loss on the meta-train set: 2 at 1, 0 at 3" in html
     assert "loss on the meta-test set, after the inner step: 2 at 1, 2 at 3" in html
@@ -117,8 +126,8 @@ def test_learning_curves(tmp_path):
 
 
 def test_a_run_that_goes_on_is_said_to(tmp_path):
-    folder = written(tmp_path / "a", "attack", None, metrics=[{"step": 1, "loss": 1.0}])
-    assert "a: not finished (finished); 1 steps are noted." in text(page_of(folder))
+    folder = written(tmp_path / "a", "attack", None, steps=[{"step": 1, "loss": 1.0}])
+    assert "a: not finished (finished); 1 steps logged." in text(page_of(folder))
 
 
 def test_grids_and_the_demo(tmp_path):
@@ -139,7 +148,7 @@ def test_grids_and_the_demo(tmp_path):
     (grid / "grid.json").write_text(json.dumps(content))
     said = text(page_of(grid))
     # (0.8 - 0.2) / 0.8, and the mean of 0.5 and 0.25.
-    assert "lost: source 75.0 % (mean of 1); cross-model 37.5 % (mean of 2)." in said
+    assert "drop rate of mAP: source 75.0 % (mean of 1); cross-model 37.5 % (mean of 2)." in said
     assert "grid, cross-model: meta on B, x" in said
 
 
@@ -165,6 +174,83 @@ def test_audits(tmp_path):
     assert "mAP: 50 at 0, 10 at 8; rank-1: 60 at 0, 0 at 8." in html
 
 
+def test_the_suite_of_attacks(tmp_path):
+    member = {"restarts": 2, "queries": 20, "broken": 15, "first": 14, "forward": 100}
+    result = {
+        "dataset": {"name": "market1501"},
+        "suite": {"eps": 4 / 255},
+        "clean": metrics(0.8),
+        "robust": metrics(0.1, broken=0.95),
+        "members": [
+            {"name": "apgd", "mAP": 0.3, "backward": 99, **member},
+            {"name": "<square>", "mAP": None, "backward": 0, **member},
+        ],
+        "warnings": [],
+    }
+    html = page_of(written(tmp_path / "a", "autoattack", result))
+    assert (
+        "a: on market1501, the worst case over all attacks of retrieval-autoattack at ε = 4/255 "
+        "leaves 10.0 % mAP and 5.0 % rank-1 of 80.0 % and 40.0 %; 95.0 % of the queries are broken."
+    ) in text(html)
+    assert ["apgd", "2", "20", "15", "14", "30.0", "100 / 99"] in cells_of(html)
+    assert ["&lt;square&gt;", "2", "20", "15", "14", "-", "100 / 0"] in cells_of(html)
+    result["robust"]["mAP"] = None  # a suite that stopped early
+    result["warnings"] = ["masked", "random"]
+    said = text(page_of(written(tmp_path / "b", "autoattack", result)))
+    assert "leaves 5.0 % rank-1 of" in said
+    assert "broken (warnings: masked, random)." in said
+
+
+def test_the_paper_s_values_beside_ours(tmp_path):
+    conditions = {
+        "attack": "delta",
+        "meta": True,
+        "source_model": "IDE",
+        "source_data": "Market",
+        "extra": "none",
+        "eps": 8,
+        "model": "PCB",
+        "data": "Duke",
+        "defense": "none",
+    }
+    clean = {**conditions, "attack": "none"}
+    values = [
+        {"row": row, "column": 0, "metric": metric, "paper": paper, "measured": measured,
+         "difference": measured and measured - paper, "conditions": c}
+        for row, c, metric, paper, measured in (
+            (0, clean, "mAP", 70.0, 71.25),
+            (0, clean, "SSIM", 1.0, 1.0),
+            (1, conditions, "mAP", 3.0, 2.5),
+            (1, conditions, "SSIM", 0.9, 0.915),
+            (2, conditions, "mAP", 9.0, None),
+        )
+    ]  # fmt: skip
+    result = {"table": 3, "stand_in": False, "values": values}
+    html = page_of(written(tmp_path / "a", "paper", result))
+    rows = cells_of(html)
+    assert rows[1][:6] == ["PCB, Duke, defense none", "none", "-", "70.0", "71.2", "+1.2"]
+    assert rows[2] == [
+        "PCB, Duke, defense none",
+        "delta, meta-learnt on IDE, Market, none",
+        "8",
+        *("3.0", "2.5", "-0.5"),
+        *("0.900", "0.915", "+0.015"),
+    ]
+    assert len([row for row in rows if row[0].startswith("PCB")]) == 2  # none not measured
+    assert "STAND-INS" not in html
+    result["stand_in"] = True
+    assert "STAND-INS" in page_of(written(tmp_path / "b", "paper", result))
+
+
+def test_provenance(tmp_path):
+    folder = attack(tmp_path / "a", 8, 0.2)
+    rows = cells_of(page_of(folder))
+    for row in (["versions", "torch 2"], ["learner", "maml"], ["seconds per step", "0.5"]):
+        assert row in rows
+    assert "<details open>" in page_of(folder)
+    assert "<details open>" not in page_of(folder, attack(tmp_path / "b", 8, 0.2))
+
+
 def test_other_commands_are_shown_as_they_printed(tmp_path):
     folder = written(tmp_path / "a", "something", {"worst": 1})
     (folder / "result.md").write_text("| <mAP> | 3 |")
@@ -180,9 +266,9 @@ def test_pictures_stand_with_their_run(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         read_run(tmp_path)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         read_run(tmp_path / "nothing")
     with pytest.raises(InputError, match="at least one run"):
         report_page([])

@@ -8,7 +8,7 @@ from reidguard.cli.options import Options, Parser, not_negative, pathname, posit
 from reidguard.cli.progress import Display
 from reidguard.data import SPLITS, load_dataset
 from reidguard.errors import InputError
-from reidguard.report.markdown import markdown_table
+from reidguard.tables import Table
 from reidguard.virtual import write_virtual
 from reidguard.virtual.dataset import parse_name
 
@@ -91,7 +91,7 @@ def _show(name: str, *, check: bool) -> None:
     rows = [["split", *columns]]
     rows += [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]
     print(f"{dataset.name}\n")
-    print(markdown_table(rows))
+    print(Table(rows[0], rows[1:]).to_markdown())
     print(f"\ndistractors in the gallery: {counts['distractors']:,}")
     print(f"junk images left out: {counts['junk']:,}")
     print(f"terms: {counts['licence']}")

@@ -33,8 +33,8 @@ from reidguard.report import (
     section,
 )
 from reidguard.report import table as html_table
-from reidguard.report.markdown import markdown_table
 from reidguard.storage import remove_temporaries, write_json
+from reidguard.tables import Table
 from reidguard.training import MetricsFile, Progress, ProgressCallback, train_model
 from reidguard.types import Budget
 from reidguard.virtual import read_virtual
@@ -120,7 +120,8 @@ def run(options: Options) -> int:
         else:
             result = _Demo(PLAN, options.seed, folder, display).run()
             folder.finish()
-        print(markdown_table([HEAD, *(row for rows in _rows(result) for row in rows)]))
+        rows = [row for rows in _rows(result) for row in rows]
+        print(Table(HEAD, rows).to_markdown())
         print(f"\nattack: {folder / 'attack.safetensors'}")
         print(f"figures: {folder / RESULT}")
         print(f"page: {(folder / PAGE).resolve()}", flush=True)

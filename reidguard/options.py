@@ -24,6 +24,7 @@ __all__ = [
     "DefenseOptions",
     "EvaluateOptions",
     "FitOptions",
+    "LearnedAttackOptions",
     "MeasureOptions",
     "ModelOptions",
     "TrainOptions",
@@ -62,14 +63,21 @@ class FitOptions(TypedDict, total=False):
     ]
 
 
-class AttackOptions(FitOptions, total=False):
+class LearnedAttackOptions(FitOptions, total=False):
+    """Options of every learned attack; all that :meth:`MisRank.fit <reidguard.MisRank.fit>` has."""
+
+    learner: Annotated[
+        "MetaLearner | str | None", Option("a learner or its registered name", recorded=False)
+    ]
+    momentum: Annotated[
+        float | None, Option("weight of past gradients: of MI-SGD, or beta 1 of Adam", low=0)
+    ]
+
+
+class AttackOptions(LearnedAttackOptions, total=False):
     """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`."""
 
-    learner: Annotated["MetaLearner | str | None", Option("a learner or its registered name")]
     objective: Annotated["AttackLoss | str | None", Option("a loss or its registered name")]
-    momentum: Annotated[
-        float | None, Option("weight of past gradients in MI-SGD (MisRank: beta 1 of Adam)", low=0)
-    ]
     clip: Annotated[
         bool | None,
         Option("bring parameters into their bounds after each step; the budget holds anyway"),

@@ -35,7 +35,6 @@ __all__ = [
     "settings",
 ]
 
-Group = TypeVar("Group", bound=Mapping[str, Any])
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WORDS: dict[Any, str] = {
@@ -135,7 +134,7 @@ def options_of(group: Any) -> dict[str, Option]:
     return {name: replace(option, type=kind) for name, (kind, option) in annotations.items()}
 
 
-def resolve(group: type[Group], values: Mapping[str, Any], **defaults: Any) -> Group:
+def resolve(group: Any, values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """Check the options that a caller gave, and fill in the defaults of the others.
 
     Args:
@@ -176,7 +175,7 @@ def resolve(group: type[Group], values: Mapping[str, Any], **defaults: Any) -> G
                 )
         elif resolved[name] is None and option.default is None:
             resolved[name] = defaults.get(name)
-    return resolved  # type: ignore[return-value]  # its keys are those of the group
+    return resolved
 
 
 def settings(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import Attack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
+from reidguard.models import ReIDModel
+from reidguard.options import LearnedAttackOptions
 from reidguard.storage import weights_fingerprint
 
 __all__ = ["FitDefaults", "LearnedAttack"]
@@ -55,12 +57,20 @@ class LearnedAttack(Attack):
     """Values of those arguments of :meth:`fit` that are left out."""
 
     @abstractmethod
-    def fit(self, *args: Any, **kwargs: Any) -> Self:
+    def fit(
+        self,
+        model: ReIDModel,
+        meta_train: ReIDDataset,
+        meta_test: ReIDDataset | None = None,
+        **options: Unpack[LearnedAttackOptions],
+    ) -> Self:
         """Learn the parameters on a surrogate model and the training images of a dataset.
 
         Args:
-            args: The model, the dataset and, for some learners, a second dataset.
-            kwargs: Options of the attack.
+            model: The surrogate; it is only read.
+            meta_train: Its ``train`` split is the source domain.
+            meta_test: Its ``train`` split is the other domain, for learners that use one.
+            options: :class:`~reidguard.options.LearnedAttackOptions`, and what the attack adds.
 
         Returns:
             The attack itself.
@@ -78,9 +88,21 @@ def check_same_device(attack: nn.Module, model: nn.Module) -> None:
         )
 
 
-def batch_loaders(datasets: list[ReIDDataset], **options: Any) -> list[BatchLoader]:
-    """Return the loaders of the training images of each dataset."""
-    return [BatchLoader(d.train, d.train_labels, world=world(), **options) for d in datasets]
+def batch_loaders(datasets: list[ReIDDataset], values: dict[str, Any]) -> list[BatchLoader]:
+    """Return the loaders of the training images of each dataset.
+
+    Args:
+        datasets: One, or two for a learner that uses a second domain.
+        values: Resolved :class:`~reidguard.options.FitOptions`; ``epochs`` is replaced by the
+            number of ``steps``.
+    """
+    names = ("image_size", "identities", "images_per_identity", "seed")
+    batch = {name: values[name] for name in names}
+    loaders = [BatchLoader(d.train, d.train_labels, world=world(), **batch) for d in datasets]
+    epochs = values.pop("epochs")
+    if values["steps"] is None:
+        values["steps"] = epochs * max(len(loader) for loader in loaders)
+    return loaders
 
 
 def fit_provenance(

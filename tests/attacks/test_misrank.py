@@ -326,7 +326,7 @@ def test_meta_attack_refuses_it():
 
 
 def test_another_objective_is_refused(model, studio):
-    with pytest.raises(TypeError, match="objective"):
+    with pytest.raises(InputError, match="unknown option 'objective'"):
         fit(tiny(), model, studio, objective="pairwise", steps=1)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.learned import (
@@ -22,14 +21,16 @@ from reidguard.attacks.misrank.networks import Discriminator, Generator, MaskHea
 from reidguard.data import ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
-from reidguard.learners import LEARNERS, MetaLearner
+from reidguard.learners import LEARNERS
 from reidguard.metrics.similarity import ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
-from reidguard.training import ProgressCallback, learn
+from reidguard.options import LearnedAttackOptions
+from reidguard.schema import documented, resolve, settings
+from reidguard.training import learn
 from reidguard.types import Budget, ReIDBatch
 
 __all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
@@ -135,48 +136,45 @@ class MisRank(LearnedAttack):
         logits: Tensor = self.mask_head(features)
         return top_k_mask(logits.flatten(1), self.pixels, noise=self.training).view_as(logits)
 
+    @documented(
+        LearnedAttackOptions,
+        **{"learner": "plain", "epochs": 40, "lr": 2e-4, "identities": 8},
+        **{"images_per_identity": 4, "momentum": 0.5},
+    )
     def fit(
         self,
         model: ReIDModel,
         meta_train: ReIDDataset,
         meta_test: ReIDDataset | None = None,
-        *,
-        learner: MetaLearner | str | None = None,
-        epochs: int | None = None,
-        steps: int | None = None,
-        identities: int = 8,
-        images_per_identity: int = 4,
-        lr: float | None = None,
-        momentum: float | None = None,
-        image_size: tuple[int, int] = (256, 128),
-        seed: int = 0,
-        checkpoint: Path | str | None = None,
-        checkpoint_every: int = 50,
-        progress: ProgressCallback | None = None,
+        **options: Unpack[LearnedAttackOptions],
     ) -> Self:
         """Train generator and discriminator together, with Adam at a constant rate.
-
-        Arguments that are not listed are those of :meth:`UniversalAttack.fit`.
 
         Args:
             model: The surrogate, with a classifier, on the same device as the attack.
             meta_train: Its ``train`` split is the source domain.
             meta_test: The second domain of the learner "joint".
-            learner: "plain" (the default) or "joint".
-            epochs: Passes over the images; 40 by default.
-            images_per_identity: Images of each identity in a batch.
-            lr: Learning rate of Adam; 2e-4 by default.
-            momentum: First beta of Adam, 0.5 by default; the second is 0.999.
+            **options: Any of :class:`~reidguard.options.LearnedAttackOptions`. The learner is
+                "plain" or "joint"; Adam's second beta is 0.999.
 
         Returns:
             The attack itself.
 
         Raises:
-            InputError: For another learner, a model without classifier, or in a run of several
-                processes.
+            InputError: For another learner, a model without classifier, an option that is unknown
+                or out of range, or in a run of several processes.
         """
         defaults = self.fit_defaults
-        learner = defaults.make_learner(learner)
+        values = resolve(
+            LearnedAttackOptions,
+            options,
+            epochs=defaults.epochs,
+            lr=2e-4,
+            identities=8,
+            images_per_identity=4,
+            momentum=defaults.momentum,
+        )
+        learner = defaults.make_learner(values["learner"])
         if (name := LEARNERS.name_of(type(learner))) not in LEARNERS_TAKEN:
             raise InputError(
                 f"MisRank takes the learners {' and '.join(LEARNERS_TAKEN)}, not {name!r}: choose "
@@ -185,44 +183,30 @@ class MisRank(LearnedAttack):
         if world() is not None:
             raise InputError("MisRank learns in one process: start it without torchrun")
         check_same_device(self, model)
-        lr = 2e-4 if lr is None else lr
-        momentum = defaults.momentum if momentum is None else momentum
         datasets = [meta_train]
         if meta_test is not None and learner.needs_meta_test:
             datasets.append(meta_test)
-        loaders = batch_loaders(
-            datasets,
-            image_size=image_size,
-            identities=identities,
-            images_per_identity=images_per_identity,
-            seed=seed,
-        )
-        if steps is None:
-            steps = (epochs or defaults.epochs) * max(len(loader) for loader in loaders)
+        loaders = batch_loaders(datasets, values)
         facts = {
             **fit_provenance(learner, model, datasets),
             "objective": "misrank",
-            "steps": steps,
-            "identities": identities,
-            "images_per_identity": images_per_identity,
-            "lr": lr,
-            "momentum": momentum,
-            "image_size": list(image_size),
-            "seed": seed,
+            **settings(LearnedAttackOptions, values),
         }
         learn(
             self,
             learner=learner,
             objective=MisRankObjective(inference_view(model)),
-            optimizer=torch.optim.Adam(self.parameters(), lr=lr, betas=(momentum, 0.999)),
+            optimizer=torch.optim.Adam(
+                self.parameters(), lr=values["lr"], betas=(values["momentum"], 0.999)
+            ),
             meta_train=loaders[0],
             meta_test=loaders[1] if len(loaders) > 1 else None,
-            steps=steps,
-            seed=seed,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
+            steps=values["steps"],
+            seed=values["seed"],
+            checkpoint=values["checkpoint"],
+            checkpoint_every=values["checkpoint_every"],
             settings={**facts, "attack": self.config()},
-            progress=progress,
+            progress=values["progress"],
         )
         self.provenance = facts
         return self

@@ -6,14 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from reidguard.attacks.learned import (
+    FitDefaults,
     LearnedAttack,
     batch_loaders,
     check_same_device,
@@ -21,13 +21,13 @@ from reidguard.attacks.learned import (
 )
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import BatchShard, gather, world
-from reidguard.errors import InputError
-from reidguard.learners import MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
-from reidguard.training import MISGD, Progress, ProgressCallback, learn
-from reidguard.types import ReIDBatch
+from reidguard.options import AttackOptions
+from reidguard.schema import documented, resolve, settings
+from reidguard.training import MISGD, learn
+from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["UniversalAttack"]
 
@@ -49,100 +49,62 @@ class UniversalAttack(LearnedAttack):
         """Return the optimiser's groups; a family may give its stages steps of their own."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
+    @documented(
+        AttackOptions,
+        **{**vars(FitDefaults()), "lr": "ε/10", "identities": 8, "images_per_identity": 8},
+    )
     def fit(
         self,
         model: ReIDModel,
         meta_train: ReIDDataset,
         meta_test: ReIDDataset | None = None,
-        *,
-        learner: MetaLearner | str | None = None,
-        objective: AttackLoss | str | None = None,
-        epochs: int | None = None,
-        steps: int | None = None,
-        identities: int = 8,
-        images_per_identity: int = 8,
-        lr: float | None = None,
-        momentum: float | None = None,
-        clip: bool | None = None,
-        diversity: float = 0.0,
-        image_size: tuple[int, int] = (256, 128),
-        seed: int = 0,
-        checkpoint: Path | str | None = None,
-        checkpoint_every: int = 50,
-        progress: ProgressCallback | None = None,
+        **options: Unpack[AttackOptions],
     ) -> Self:
         """Learn the parameters on the training images of a dataset (Algorithm 1).
 
         The model is only read: the attack learns on an inference view of it. Clean features are
         computed once and kept. MI-SGD starts from the parameters as they are; its rate falls by
-        e^-0.01 an epoch.
+        e^-0.01 an epoch. Defaults that differ between attacks are in :attr:`fit_defaults`:
+        :class:`~reidguard.MetaAttack` takes the learner "maml", :class:`~reidguard.UAPRetrieval`
+        the objective "pairwise" and a momentum of 1 (see ``docs/departures.rst``).
 
         Args:
             model: The surrogate, on the same device as the attack.
             meta_train: Its ``train`` split is the source domain.
             meta_test: Its ``train`` split is the other domain, for learners that use one.
-            learner: A learner or its registered name; "plain" by default ("maml" for
-                :class:`~reidguard.MetaAttack`).
-            objective: A loss or its registered name; "misranking" by default ("pairwise" for
-                :class:`~reidguard.UAPRetrieval`).
-            epochs: Passes over the images; 10 by default. With two sets, an epoch lasts until
-                both are enumerated.
-            steps: Steps in all, in place of ``epochs``.
-            identities: Identities in a batch.
-            images_per_identity: Images of each; 8 by default, as in the paper.
-            lr: Size of a step; ε/10 by default.
-            momentum: How much of the past MI-SGD keeps, 0.5 by default. UAP-Retrieval keeps all
-                of it (1.0): see ``docs/departures.rst``.
-            clip: Bring the parameters back into their bounds after each step, as Algorithm 1's
-                reference does; True by default. The budget holds without it, too.
-            diversity: Input diversity: probability with which the model sees an adversarial image
-                shrunk to at least 0.9 of its size and shifted. What is learnt so is weaker on the
-                surrogate and stronger on other networks.
-            image_size: Height and width the images are resized to.
-            seed: Fixes the batches, and what diversity draws.
-            checkpoint: File from which an interrupted run resumes, bit for bit.
-            checkpoint_every: Steps between two writes of that file.
-            progress: Called with a :class:`~reidguard.training.Progress` after every step.
+            **options: Any of :class:`~reidguard.options.AttackOptions`.
 
         Returns:
             The attack itself.
+
+        Raises:
+            InputError: If an option is unknown or out of range, or model and attack are on
+                different devices.
         """
         defaults = self.fit_defaults
-        learner = defaults.make_learner(learner)
-        if not 0 <= diversity <= 1:
-            raise InputError(f"diversity is a probability in [0, 1], not {diversity}")
-        momentum = defaults.momentum if momentum is None else momentum
-        clip = defaults.clip if clip is None else clip
-        loss = defaults.objective if objective is None else objective
+        values = resolve(
+            AttackOptions,
+            options,
+            epochs=defaults.epochs,
+            lr=self.budget.eps / 10,
+            identities=8,
+            images_per_identity=8,
+            momentum=defaults.momentum,
+            clip=defaults.clip,
+            objective=defaults.objective,
+        )
+        learner = defaults.make_learner(values["learner"])
+        loss: AttackLoss = values["objective"]
         if not isinstance(loss, AttackLoss):
             loss = ATTACK_LOSSES.create(str(loss))
+        values["objective"] = ATTACK_LOSSES.name_of(type(loss))
         check_same_device(self, model)
-        lr = self.budget.eps / 10 if lr is None else lr
         datasets = [meta_train]
         if meta_test is not None and learner.needs_meta_test:
             datasets.append(meta_test)
-        loaders = batch_loaders(
-            datasets,
-            image_size=image_size,
-            identities=identities,
-            images_per_identity=images_per_identity,
-            seed=seed,
-        )
-        if steps is None:
-            steps = (epochs or defaults.epochs) * max(len(loader) for loader in loaders)
-        facts: dict[str, Any] = {
-            **fit_provenance(learner, model, datasets),
-            "objective": ATTACK_LOSSES.name_of(type(loss)),
-            "steps": steps,
-            "identities": identities,
-            "images_per_identity": images_per_identity,
-            "lr": lr,
-            "momentum": momentum,
-            "clip": clip,
-            **({"diversity": diversity} if diversity else {}),
-            "image_size": list(image_size),
-            "seed": seed,
-        }
+        loaders = batch_loaders(datasets, values)
+        facts = fit_provenance(learner, model, datasets) | settings(AttackOptions, values)
+        lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
         view = inference_view(model)
         sources = [_with_representations(x, view, loss, steps, progress) for x in loaders]
         if isinstance(sources[0], _CleanRepresentations):
@@ -152,17 +114,17 @@ class UniversalAttack(LearnedAttack):
         learn(
             self,
             learner=learner,
-            objective=FeatureObjective(view, loss, diversity),
-            optimizer=MISGD(self.parameter_groups(lr), lr, momentum),
+            objective=FeatureObjective(view, loss, values["diversity"]),
+            optimizer=MISGD(self.parameter_groups(lr), lr, values["momentum"]),
             meta_train=sources[0],
             meta_test=sources[1] if len(sources) > 1 else None,
             steps=steps,
             schedule=lambda epoch: math.exp(-DECAY * epoch),
             before_epoch=self.start_epoch,
-            after_step=self.clip_parameters if clip else lambda: None,
+            after_step=self.clip_parameters if values["clip"] else lambda: None,
             seed=seed,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
+            checkpoint=values["checkpoint"],
+            checkpoint_every=values["checkpoint_every"],
             settings={**facts, "attack": self.config()},
             progress=progress,
         )

@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import create_attack, register_attack
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.attacks.universal.base import UniversalAttack
+from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
+from reidguard.models import ReIDModel
+from reidguard.options import AttackOptions
 from reidguard.types import Budget
 
 __all__ = ["MetaAttack"]
@@ -93,9 +96,15 @@ class MetaAttack(LearnedAttack):
         """Return the images changed by the perturbation."""
         return self.attack.perturb(x)
 
-    def fit(self, *args: Any, **kwargs: Any) -> Self:
+    def fit(
+        self,
+        model: ReIDModel,
+        meta_train: ReIDDataset,
+        meta_test: ReIDDataset | None = None,
+        **options: Unpack[AttackOptions],
+    ) -> Self:
         """Learn the perturbation; arguments are those of :meth:`UniversalAttack.fit`."""
-        self.attack.fit(*args, **kwargs)
+        self.attack.fit(model, meta_train, meta_test, **options)
         self.provenance = self.attack.provenance
         return self
 

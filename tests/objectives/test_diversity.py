@@ -91,7 +91,7 @@ def test_fit_learns_with_it_and_says_so(model, studio):
 
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])
 def test_it_is_a_probability(diversity, model, studio):
-    with pytest.raises(InputError, match="diversity must be .* at least 0 and at most 1"):
+    with pytest.raises(InputError, match=r"diversity must be .* at least 0 and at most 1"):
         DeltaAttack().fit(model, studio, steps=1, diversity=diversity)
 
 

@@ -1,4 +1,4 @@
-"""Bring a network of your own: write it, have it checked, train it, attack it."""
+"""Add a network of your own: write it, check it, train it, attack it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ from reidguard.testing import MODEL_CHECKS
 # %%
 # Write it
 # ~~~~~~~~
-# ``embed`` gets images that are resized and normalised as the ``InputSpec`` says, and returns one
-# feature for each. ``build_classifiers`` adds what training needs. A name in the registry lets
-# files and commands find the network.
+# ``embed`` takes images that are resized and normalised by the ``InputSpec``, and returns one
+# feature for each. ``build_classifiers`` adds the classifiers for training. Files and commands find
+# the network by its name in the registry.
 
 
 @rg.register_model("stripes")
 class Stripes(rg.ReIDModel):
-    """Convolutions, then the mean of each of some horizontal stripes."""
+    """Convolutions, then average pooling over horizontal stripes."""
 
     def __init__(self, num_classes=None, stripes: int = 4, width: int = 32) -> None:
         spec = rg.InputSpec(size=(64, 32))
@@ -35,11 +35,11 @@ class Stripes(rg.ReIDModel):
 
 
 # %%
-# Have it checked
-# ~~~~~~~~~~~~~~~
-# The checks that every network of this library passes: features of any size and dtype of image,
-# gradients to images and weights, a training branch for each domain, nothing left changed by an
-# attack, files that bring it back. In your own tests each is a case of ``parametrize``.
+# Check it
+# ~~~~~~~~
+# The checks that every network of this library passes: features for images of any size and dtype,
+# gradients to images and weights, a training branch for each domain, no change by an attack, saving
+# and loading. In your own tests each is a case of ``parametrize``.
 
 for check in MODEL_CHECKS:
     check(Stripes)
@@ -48,7 +48,7 @@ for check in MODEL_CHECKS:
 # %%
 # Train it
 # ~~~~~~~~
-# Triplet loss and cross-entropy, by Adam.
+# Triplet loss and cross-entropy, with Adam.
 
 PEOPLE = "virtual:studio?identities=16&cameras=3"
 SIZE = (64, 32)
@@ -61,7 +61,7 @@ model.save("stripes.safetensors")
 # %%
 # Attack it
 # ~~~~~~~~~
-# Every attack works on it, and every learner. ``SMA`` learns nothing: it works each query out on
+# Every attack and every learner works with it. ``SMA`` is not fitted: it optimises each query on
 # the model itself.
 
 model = rg.load_model("stripes.safetensors")
@@ -70,11 +70,11 @@ learnt = rg.MetaAttack("color", learner="joint").fit(
     model, people, people, steps=20, image_size=SIZE, images_per_identity=4
 )
 for name, attack in (("colour, learnt", learnt), ("SMA", rg.SMA().bind(model))):
-    found = rg.evaluate(model, people, attack, protocol)
-    clean, attacked = 100 * found.clean.mAP, 100 * found.attacked.ranking.mAP
+    result = rg.evaluate(model, people, attack, protocol)
+    clean, attacked = 100 * result.clean.mAP, 100 * result.attacked.ranking.mAP
     print(f"{name:15s} mAP {clean:.1f} -> {attacked:.1f}")
 
 # %%
-# A network that exists already needs no class: ``rg.wrap_model(network, input_spec=...)`` takes any
-# module, and ``rg.create_model("ide", backbone="NAME")`` any of timm's. To offer yours to others
-# under its name, see :doc:`/extending`.
+# An existing network needs no class: ``rg.wrap_model(network, input_spec=...)`` takes any module,
+# and ``rg.create_model("ide", backbone="NAME")`` any of timm's. To publish yours under its name,
+# see :doc:`/extending`.

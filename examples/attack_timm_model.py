@@ -1,4 +1,4 @@
-"""Learn one change for all images, with which a model of yours finds someone else."""
+"""Fit one perturbation for all images that makes a model of yours retrieve the wrong identity."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import reidguard as rg
 from reidguard.report import amplified
 
 # %%
-# People, and a network
-# ~~~~~~~~~~~~~~~~~~~~~
-# The people are rendered, so nothing is downloaded; ``"market1501:/data/market1501"`` would name a
-# set of your own. A few seconds of training give a small network something to lose. It stands for
-# yours: from ``network`` on it is a plain timm model that knows nothing of reidguard.
+# A dataset and a network
+# ~~~~~~~~~~~~~~~~~~~~~~~
+# The people are rendered, so nothing is downloaded; ``"market1501:/data/market1501"`` would be a
+# dataset of yours. A small network is trained for a few seconds in place of yours: ``network`` is a
+# plain timm model, independent of reidguard.
 
 PEOPLE = "virtual:studio?identities=16&cameras=3&height=64"
 SIZE = (64, 32)  # height and width at which images are read; real ones need (256, 128)
@@ -26,9 +26,8 @@ network = ide.backbone
 # %%
 # The attack, in ten lines
 # ~~~~~~~~~~~~~~~~~~~~~~~~
-# An attack sees pixels in [0, 1]. What your network does to them first (size, mean, standard
-# deviation) is its ``InputSpec``. ``fit`` looks at training images only and leaves the network as
-# it was.
+# An attack works on pixels in [0, 1]. The network's preprocessing (size, mean, standard deviation)
+# is its ``InputSpec``. ``fit`` uses training images only and does not change the network.
 
 out = Path("runs/example")
 spec = rg.InputSpec(SIZE, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
@@ -43,8 +42,8 @@ print(result.to_markdown())
 # %%
 # The queries, as files
 # ~~~~~~~~~~~~~~~~~~~~~
-# Each adversarial query is written under its query's name, rounded inside the budget. Measured as
-# files, they give the 8-bit row above.
+# Each adversarial query is saved under its query's name, rounded within the budget. Evaluating the
+# files gives the 8-bit row above.
 
 images = rg.save_adversarial(attack, people, out / "images", image_size=SIZE)
 saved = rg.evaluate(model, people.with_query(images), protocol=rg.Protocol(image_size=SIZE))
@@ -53,7 +52,7 @@ print(f"the images in {images}: mAP {100 * saved.clean.mAP:.1f}")
 # %%
 # What it looks like
 # ~~~~~~~~~~~~~~~~~~
-# The change is the same for everybody; it is shown eight times as strong as it is.
+# The perturbation is the same for all images; it is shown eight times amplified.
 
 strip = Image.new("RGB", (4 * SIZE[1], SIZE[0]))
 strip.paste(amplified(attack.delta[0], 8).resize(SIZE[::-1]))
@@ -63,4 +62,4 @@ strip.resize((3 * strip.width, 3 * strip.height)).save("changes.png")
 
 # %%
 # .. image:: changes.png
-#    :alt: the learnt pattern on grey, then three people with that pattern added
+#    :alt: the perturbation on grey, then three people with that perturbation added

@@ -1,4 +1,4 @@
-"""Harden a model against an attack that breaks it, and ask how much that is worth."""
+"""Defend a model against an attack, and measure how robust it is."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import torch
 import reidguard as rg
 
 # %%
-# A model that can be broken
-# ~~~~~~~~~~~~~~~~~~~~~~~~~~
-# ``elsewhere`` holds other people: the paper's defense learns from a second set, so that what it
-# learns holds for more than the first.
+# A vulnerable model
+# ~~~~~~~~~~~~~~~~~~
+# ``elsewhere`` has other people: the paper's defense trains on a second dataset, so that robustness
+# generalises beyond the first.
 
 PEOPLE = "virtual:studio?identities=16&cameras=3"
 OTHERS = "virtual:plaza?identities=16&cameras=2&height=64"
@@ -23,11 +23,12 @@ rg.train_model(model, people, steps=60, lr=1e-3, **recipe)
 attack = rg.DeltaAttack(rg.Budget(8 / 255), size=SIZE).fit(model, people, steps=20, **recipe)
 
 # %%
-# Harden it
+# Defend it
 # ~~~~~~~~~
-# ``MetaDefense`` is the paper's: images of each batch are shown attacked, too, and a step counts by
-# what it does to the loss on the second set. ``maml``, the default, differentiates through that
-# step; ``first_order`` is cheaper. ``fit`` returns a new model; ``model`` stays as it is.
+# ``MetaDefense`` is the paper's defense: it trains on clean and adversarial images of each batch,
+# and minimises also the loss on the second dataset after an inner step. ``maml``, the default,
+# differentiates through that step; ``first_order`` is cheaper. ``fit`` returns a new model;
+# ``model`` does not change.
 
 defense = rg.MetaDefense(attack, learner="first_order")
 robust = defense.fit(model, people, elsewhere, steps=40, lr=1e-3, **recipe)
@@ -35,9 +36,9 @@ robust = defense.fit(model, people, elsewhere, steps=40, lr=1e-3, **recipe)
 # %%
 # Measure it twice
 # ~~~~~~~~~~~~~~~~
-# The paper measures a hardened model with the attack that was learnt on the *normal* one: what was
-# seen in training. That says little about a new attack. So a second attack is learnt here, on the
-# hardened model itself, with equal steps.
+# The paper measures a defended model with the attack that was learnt on the *undefended* one, which
+# the defense was trained against. That says little about new attacks, so here a second attack is
+# learnt on the defended model itself, with as many steps.
 
 adaptive = rg.DeltaAttack(rg.Budget(8 / 255), size=SIZE).fit(robust, people, steps=20, **recipe)
 protocol = rg.Protocol(image_size=SIZE)
@@ -47,17 +48,18 @@ for name, network, against in (
     ("hardened, the same attack   ", robust, attack),
     ("hardened, attacked by itself", robust, adaptive),
 ):
-    found = rg.evaluate(network, people, against, protocol)
-    print(f"{name}  {100 * found.clean.mAP:5.1f}     {100 * found.attacked.ranking.mAP:5.1f}")
+    result = rg.evaluate(network, people, against, protocol)
+    clean, attacked = 100 * result.clean.mAP, 100 * result.attacked.ranking.mAP
+    print(f"{name}  {clean:5.1f}     {attacked:5.1f}")
 
 # %%
-# Does it only seem robust?
-# ~~~~~~~~~~~~~~~~~~~~~~~~~
-# A model may resist because its gradients tell an attack nothing. ``audit`` looks for signs of
-# that: gradients that vanish, that do not predict the loss, a larger budget that hurts less, an
-# attack from another model that hurts more.
+# Is it gradient masking?
+# ~~~~~~~~~~~~~~~~~~~~~~~
+# A model may resist attacks only because its gradients are uninformative. ``audit`` checks for
+# signs of that: gradients that vanish or do not predict the loss, a larger budget that is less
+# effective, an attack transferred from another model that is more effective.
 
-checked = rg.audit(
+report = rg.audit(
     robust,
     people,
     surrogate=model,
@@ -66,5 +68,5 @@ checked = rg.audit(
     learning_steps=10,
     attack_steps=8,
 )
-print("warnings:", ", ".join(checked.warnings) or "none")
+print("warnings:", ", ".join(report.warnings) or "none")
 robust.save("robust.safetensors")

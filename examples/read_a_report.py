@@ -1,4 +1,4 @@
-"""Make a page of some runs, and read it."""
+"""Make a report of several runs, and read it."""
 
 import shlex
 
@@ -6,7 +6,7 @@ from reidguard.cli import main
 
 
 def reidguard(line: str) -> None:
-    """Run a command as the shell would: ``reidguard LINE``."""
+    """Run ``reidguard LINE`` as in a shell."""
     assert main(shlex.split(line)) == 0
 
 
@@ -14,9 +14,9 @@ def reidguard(line: str) -> None:
 # Three runs
 # ~~~~~~~~~~
 # A model is trained; an attack is learnt on it at ε = 8/255 and at half of that; the model is
-# hardened against the stronger one. Each command fills a run folder: settings, versions and the
-# command itself (``manifest.json``), a line for each step (``metrics.jsonl``), what was learnt, and
-# the figures (``result.json``).
+# defended against the stronger one. Each command writes a run folder: settings, versions and the
+# command itself (``manifest.json``), a line for each step (``metrics.jsonl``), the model or attack,
+# and the results (``result.json``).
 
 PEOPLE = "virtual:studio?identities=16&cameras=3"
 SMALL = "--image-size 64x32 --images-per-identity 4 --cache features"
@@ -36,33 +36,32 @@ reidguard(
 )
 
 # %%
-# The page
-# ~~~~~~~~
-# Virtual people are shown as they are. Pictures of real ones stay off the page unless ``--blur`` or
-# ``--images`` asks for them.
+# The report
+# ~~~~~~~~~~
+# Virtual people are shown as they are. Images of real people are shown only with ``--blur`` or
+# ``--images``.
 
 reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out report.html")
 
 # %%
-# :download:`The page that this made <report.html>` is one file that needs no network. From top to
-# bottom:
+# :download:`The report <report.html>` is one self-contained HTML file. From top to bottom:
 #
-# **Summary** says in one sentence for each run what the model finds before and after. Start there,
-# and look at rank-1: of 100 queries, how often is the first image of the list the right person?
+# **Summary** has one sentence for each run on retrieval before and after the attack. Start there,
+# with rank-1: for how many of 100 queries is the first image the right person?
 #
-# **Results** has three rows for each run. *clean*; *attacked, float*: the attack's output;
-# *attacked, 8-bit*: as an image file stores it. A large gap between the last two means that the
-# attack lives below one grey level and would not survive being saved. L∞ is the largest change of
-# any pixel in grey levels: it should say what the budget says.
+# **Results** has three rows for each run: *clean*; *attacked, float*, the attack's output;
+# *attacked, 8-bit*, saved as files. A large gap between the last two means that the attack depends
+# on changes below one grey level and does not survive being saved. L∞ is the largest change of any
+# pixel in grey levels: it should equal the budget.
 #
 # **Metrics over the budget ε** draws mAP and rank-1 over ε. A curve that rises again is a warning:
-# more room should never help the model (see :doc:`/audit`).
+# a larger budget should never help the model (see :doc:`/audit`).
 #
-# **Each run**: the loss should fall for a model, and for an attack; then the pattern, the colour
-# cube, and people before and after. In the rank lists a solid blue frame and ✓ is the right person,
-# a dashed orange one and ✗ someone else. *Found no more* shows what the attack does; *Still found*
-# shows queries that stand in spite of it. The hardened model has each list three times: before the
-# attack, after it, and after the defense. *Defended, yet lost* are its failures, worth a look: what
-# do they have in common?
+# **Each run**: the loss, which should fall for models and attacks; then the perturbation, the
+# colour cube, and people before and after the attack. In the rank lists a solid blue frame and ✓ is
+# the right person, a dashed orange one and ✗ someone else. *Found no more* are queries on which the
+# attack succeeds, *Still found* those on which it fails. For the defended model each list is shown
+# three times: before the attack, under it, and under it with the defense. *Defended, yet lost* are
+# the defense's failures: what do they have in common?
 #
-# **Provenance** has each command, commit and version, for whoever wants to repeat it.
+# **Provenance** has each command, commit and version, for repeating the runs.

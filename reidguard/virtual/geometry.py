@@ -209,7 +209,7 @@ def _enter(constants: Sequence[Array], pd: Array, pp: Array, y0: Array) -> Array
 class Box:
     """A box with one vertical pair of faces turned by ``yaw`` about the vertical."""
 
-    centre: Vec
+    origin: Vec
     half: Vec
     yaw: float = 0.0
 
@@ -219,9 +219,8 @@ class Box:
 
     def enter(self, x: Array, y: Array, z: Array, dx: Array, dy: Array, dz: Array) -> Array:
         """As :meth:`Sweeps.enter`."""
-        c = self.centre
         near, far = np.asarray(-np.inf), np.asarray(np.inf)
-        position, direction = self._turn(x - c[0], y - c[1], z - c[2]), self._turn(dx, dy, dz)
+        position, direction = self.place(x, y, z), self._turn(dx, dy, dz)
         for p, d, h in zip(position, direction, self.half, strict=True):
             inverse = 1 / np.where(np.abs(d) < 1e-12, 1e-12, d)
             one, two = (-h - p) * inverse, (h - p) * inverse
@@ -239,7 +238,13 @@ class Box:
 
     def place(self, x: Array, y: Array, z: Array) -> Triple:
         """As :meth:`Sweeps.place`."""
-        return self._turn(x - self.centre[0], y - self.centre[1], z - self.centre[2])
+        return self._turn(x - self.origin[0], y - self.origin[1], z - self.origin[2])
+
+    def span(self, along: Vec) -> tuple[Array, Array]:
+        """As :meth:`Sweeps.span`, of a box that holds it in any yaw."""
+        r = math.hypot(self.half[0], self.half[2])
+        middle, reach = dot(self.origin, along), dot((r, self.half[1], r), along)
+        return np.asarray(middle - abs(reach)), np.asarray(middle + abs(reach))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_boxes_agree_with_marching():
     axes = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
 
     def inside(p):
-        return (np.abs((p - np.array(box.centre)) @ axes.T) - np.array(box.half)).max(-1)
+        return (np.abs((p - np.array(box.origin)) @ axes.T) - np.array(box.half)).max(-1)
 
     o = rng.normal(size=(150, 3))
     o *= 3 / np.linalg.norm(o, axis=1, keepdims=True)

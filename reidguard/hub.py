@@ -1,7 +1,7 @@
-"""Sharing models and attacks: a folder with one safetensors file and a page that tells of it.
+"""Models and attacks in folders and in repositories of the Hugging Face Hub.
 
-The same folder can lie on a disk or in a repository of the Hugging Face Hub, which needs
-``huggingface_hub`` (timm brings it). Only that one file is ever read, and nothing is executed.
+A folder holds one safetensors file and a model card. Loading reads only that file, without pickle,
+and executes nothing from it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,56 +21,58 @@ from reidguard.storage import atomic_write, read_card
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
-FILE = "reidguard.safetensors"
-PAGE = "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"  # the names that the hub expects
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def save_pretrained(thing: ReIDModel | Attack, folder: Path | str) -> Path:
-    """Write a model or an attack, and a page about it, into a folder.
+def save_pretrained(
+    model: ReIDModel | Attack, save_directory: Path | str, *, repo_id: str = "owner/name"
+) -> Path:
+    """Save a model or an attack, and a model card, in a folder.
 
     Args:
-        thing: What has a name in the registry, so that it can be built again.
-        folder: Made if it is missing. A page that is there already is left as it is: it may have
-            been written by hand.
+        model: Built from the registry, so that it can be rebuilt.
+        save_directory: Created if it is missing. An existing model card stays as it is, since it
+            may have been edited.
+        repo_id: Repository in the example of the model card.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If it is neither a model nor an attack, or cannot be built again.
+        InputError: If it is neither a model nor an attack, or cannot be rebuilt.
         CheckpointError: If a file cannot be written.
 
     Example:
         >>> from reidguard.models import create_model
         >>> model = create_model("osnet_x0_25").eval()
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     folder = save_pretrained(model, Path(place) / "osnet")
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     folder = save_pretrained(model, Path(parent) / "osnet")
         ...     print(*sorted(path.name for path in folder.iterdir()))
         ...     type(from_pretrained(folder)).__name__
-        README.md reidguard.safetensors
+        README.md model.safetensors
         'OSNet'
     """
-    if not isinstance(thing, ReIDModel | Attack):
-        raise InputError(f"only models and attacks can be shared, not a {type(thing).__name__}")
-    folder = Path(folder).expanduser()
-    thing.save(folder / FILE)
-    if not (folder / PAGE).exists():
-        with atomic_write(folder / PAGE) as temporary:
-            temporary.write_text(_page(read_card(folder / FILE)), "utf-8")
+    if not isinstance(model, ReIDModel | Attack):
+        raise InputError(f"only models and attacks can be shared, not a {type(model).__name__}")
+    folder = Path(save_directory).expanduser()
+    model.save(folder / WEIGHTS)
+    if not (folder / CARD).exists():
+        with atomic_write(folder / CARD) as temporary:
+            temporary.write_text(_model_card(read_card(folder / WEIGHTS), repo_id), "utf-8")
     return folder
 
 
 def from_pretrained(
-    source: Path | str, *, revision: str | None = None, token: str | None = None
+    name_or_path: Path | str, *, revision: str | None = None, token: str | None = None
 ) -> ReIDModel | Attack:
-    """Load what :func:`save_pretrained` wrote or :func:`push_to_hub` uploaded.
+    """Load what :func:`save_pretrained` saved or :func:`push_to_hub` uploaded.
 
     Args:
-        source: A folder, or a repository of the hub ("owner/name"), which is downloaded into
-            huggingface_hub's cache. A folder of that name comes first.
-        revision: Branch, tag or commit of the repository. Naming a commit makes sure that it is
-            the same file tomorrow.
-        token: For private repositories; by default the one that huggingface_hub has stored.
+        name_or_path: A folder, or the id "owner/name" of a repository, which is downloaded into
+            huggingface_hub's cache. A folder of that name takes precedence.
+        revision: Branch, tag or commit of the repository. Only a commit always names the same file.
+        token: For private repositories; by default the one stored by ``hf auth login``.
 
     Returns:
         A model in eval mode, or an attack, on the CPU.
@@ -79,165 +81,98 @@ def from_pretrained(
         CheckpointError: If there is no such folder or repository, the hub cannot be reached, or
             the file is damaged.
     """
-    place = Path(source).expanduser()
-    if place.is_dir():
-        file = place / FILE
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        hub = _hub()
-        try:
-            with _without_bars():
-                file = Path(hub.hf_hub_download(str(source), FILE, revision=revision, token=token))
-        except Exception as error:  # of whichever HTTP library is below
-            raise CheckpointError(
-                f"there is no folder {source}, and the hub gave no {FILE} of a repository of that "
-                f"name ({type(error).__name__}: {_first_line(error)}); check the name, revision "
-                "and token, or pass a folder"
-            ) from error
-    else:
-        raise CheckpointError(
-            f"there is no folder {source}; a repository of the hub is named 'owner/name'"
-        )
-    kind = read_card(file).get("kind")
+    path = Path(name_or_path).expanduser() / WEIGHTS
+    if not path.parent.is_dir():
+        missing = f"there is no folder {name_or_path}"
+        repo_id = str(name_or_path)
+        if not REPO_ID.fullmatch(repo_id):
+            raise CheckpointError(f"{missing}; the id of a repository is 'owner/name'")
+        with _hub(f"{missing}, and no {WEIGHTS} in a repository of that name") as hub:
+            path = Path(hub.hf_hub_download(repo_id, WEIGHTS, revision=revision, token=token))
+    kind = read_card(path).get("kind")
     if kind not in ("model", "attack"):
-        raise CheckpointError(f"{file} holds a {kind!r}, neither a model nor an attack")
-    return load_model(file) if kind == "model" else load_attack(file)
+        raise CheckpointError(f"{path} holds a {kind!r}, neither a model nor an attack")
+    return load_model(path) if kind == "model" else load_attack(path)
 
 
 def push_to_hub(
-    thing: ReIDModel | Attack,
-    repository: str,
+    model: ReIDModel | Attack,
+    repo_id: str,
     *,
-    private: bool = False,
+    private: bool | None = None,
     token: str | None = None,
-    message: str | None = None,
+    commit_message: str = "Upload from reidguard",
 ) -> str:
-    """Upload a model or an attack with its page; the repository is made if it is missing.
+    """Upload a model or an attack with a model card; create the repository if it is missing.
 
     Args:
-        thing: As for :func:`save_pretrained`.
-        repository: "owner/name".
-        private: Whether a new repository can be seen by its owner only.
-        token: By default the one that huggingface_hub has stored.
-        message: Of the commit.
+        model: As for :func:`save_pretrained`.
+        repo_id: "owner/name". A model card that is already there stays as it is.
+        private: Whether a new repository is private; by default as its owner's settings say.
+        token: By default the one stored by ``hf auth login``.
+        commit_message: First line of the commit.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        InputError: As for :func:`save_pretrained`, or if the name is none.
-        CheckpointError: If the hub cannot be reached or refuses.
+        InputError: As for :func:`save_pretrained`, or if ``repo_id`` is invalid.
+        CheckpointError: If the hub cannot be reached or refuses the upload.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"a repository is named 'owner/name', not {repository!r}")
-    hub = _hub()
-    with tempfile.TemporaryDirectory() as place:
-        folder = save_pretrained(thing, place)
-        api = hub.HfApi(token=token)
-        try:
-            with _without_bars():
-                api.create_repo(repository, private=private, exist_ok=True)
-                if api.file_exists(repository, PAGE):
-                    (folder / PAGE).unlink()  # its owner may have written it
-                done = api.upload_folder(
-                    repo_id=repository,
-                    folder_path=folder,
-                    commit_message=message or "Upload from reidguard",
-                )
-        except Exception as error:  # of whichever HTTP library is below
-            raise CheckpointError(
-                f"cannot upload to {repository} ({type(error).__name__}: {_first_line(error)}); "
-                "log in with `hf auth login`, or pass a token that may write there"
-            ) from error
-    return str(done.commit_url)
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InputError(
-            "the hub needs huggingface_hub: pip install huggingface_hub, or use a folder"
-        ) from None
-    return huggingface_hub
+    if not REPO_ID.fullmatch(repo_id):
+        raise InputError(f"the id of a repository is 'owner/name', not {repo_id!r}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(model, temporary, repo_id=repo_id)
+        with _hub(f"cannot upload to {repo_id}") as hub:
+            api = hub.HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if api.file_exists(repo_id, CARD):
+                (folder / CARD).unlink()
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message
+            )
+    return str(commit.commit_url)
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """The library prints nothing, so that one must not either."""
-    utils = _hub().utils
-    if utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
+def _hub(failure: str) -> Iterator[Any]:
+    """Yield huggingface_hub with progress bars off; turn its errors into a CheckpointError."""
+    import huggingface_hub
+
+    bars = not huggingface_hub.utils.are_progress_bars_disabled()
     try:
-        yield
+        if bars:
+            huggingface_hub.utils.disable_progress_bars()
+        yield huggingface_hub
+    except Exception as error:  # its own, or those of the HTTP library below
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CheckpointError(
+            f"{failure} ({type(error).__name__}: {reason}); check the name, the revision and the "
+            "token (log in with `hf auth login`), or use a folder"
+        ) from error
     finally:
-        utils.enable_progress_bars()
+        if bars:
+            huggingface_hub.utils.enable_progress_bars()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
+def _model_card(card: dict[str, Any], repo_id: str) -> str:
+    """Return a model card that says only what the card of the saved file says."""
+    from huggingface_hub import ModelCard, ModelCardData
 
-
-def _page(card: Mapping[str, Any]) -> str:
-    """A page from the card alone: nothing is said that the file does not know."""
-    kind, name = card["kind"], card["name"]
-    config = card["kwargs"] if kind == "model" else card["config"]
-    facts: dict[str, Any] = {"name": name, **config}
-    if kind == "model":
-        facts["input"] = card["input_spec"]
-        facts["metric"] = card["metric"]
-        facts["classifiers"] = dict(card["num_classes"])
-    load = "model" if kind == "model" else "attack"
-    use = (
-        "features = model.features(images)  # (N, 3, H, W) in [0, 1], any size"
-        if kind == "model"
-        else "adversarial = attack(images)  # (N, 3, H, W) in [0, 1], any size"
+    unlisted = ("schema", "kind", "training", "versions")
+    config = {key: value for key, value in card.items() if key not in unlisted}
+    if "num_classes" in config:
+        config["num_classes"] = dict(config["num_classes"])
+    rendered = ModelCard.from_template(
+        ModelCardData(
+            library_name="reidguard",
+            tags=["person-re-identification", f"reidguard-{card['kind']}"],
+            pipeline_tag="image-feature-extraction" if card["kind"] == "model" else None,
+        ),
+        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        card=card,
+        config=config,
+        repo_id=repo_id,
+        json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
-    purpose = (
-        "A person re-identification model."
-        if kind == "model"
-        else "An attack on person re-identification models, to measure and to harden them. "
-        f"It changes no value by more than ε = {255 * card['config']['eps']:g}/255."
-        if "eps" in card["config"]
-        else "An attack on person re-identification models, to measure and to harden them."
-    )
-    training = card.get("training")
-    return f"""---
-library_name: reidguard
-tags:
-- person-re-identification
-- reidguard-{kind}
----
-
-# {name}
-
-{purpose} Written by reidguard.
-
-```python
-from reidguard import from_pretrained
-
-{load} = from_pretrained("owner/name")  # this repository, or a folder
-{use}
-```
-
-## What it is
-
-```json
-{json.dumps(facts, indent=2, ensure_ascii=False)}
-```
-
-## How it was learnt
-
-{_fenced(training) if training else "The file does not say."}
-
-Images that it learnt from have terms of their own, which may bind what is learnt from them.
-
-## Versions
-
-{_fenced(card["versions"])}
-"""
-
-
-def _fenced(value: Any) -> str:
-    return f"```json\n{json.dumps(value, indent=2, ensure_ascii=False)}\n```"
+    return str(rendered)

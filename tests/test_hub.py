@@ -21,16 +21,16 @@ from reidguard.types import Budget
 @pytest.fixture
 def model() -> ReIDModel:
     torch.manual_seed(0)
-    made = create_model("ide", backbone="test_resnet", size=(64, 32), num_classes={"a": 3})
-    made.provenance = {"recipe": "none", "seed": 7}
-    return made.eval()
+    model = create_model("ide", backbone="test_resnet", size=(64, 32), num_classes={"a": 3})
+    model.provenance = {"recipe": "none", "seed": 7}
+    return model.eval()
 
 
 @pytest.fixture
 def attack() -> DeltaAttack:
-    made = DeltaAttack(Budget(4 / 255), size=(8, 4))
-    nn.init.uniform_(made.delta, -0.01, 0.01)
-    return made
+    attack = DeltaAttack(Budget(4 / 255), size=(8, 4))
+    nn.init.uniform_(attack.delta, -0.01, 0.01)
+    return attack
 
 
 def test_a_model_through_a_folder(tmp_path, model):
@@ -39,23 +39,27 @@ def test_a_model_through_a_folder(tmp_path, model):
     x = torch.rand(2, 3, 64, 32)
     assert torch.equal(again.features(x), model.features(x))
     assert again.provenance == model.provenance
-    page = (folder / "README.md").read_text("utf-8")
-    assert page.startswith("---\nlibrary_name: reidguard\n")
+    card = (folder / "README.md").read_text("utf-8")
+    data = huggingface_hub.ModelCard(card).data
+    assert data.library_name == "reidguard"
+    assert data.tags == ["person-re-identification", "reidguard-model"]
+    assert data.pipeline_tag == "image-feature-extraction"
     for fact in ('"backbone": "test_resnet"', '"a": 3', '"seed": 7', '"euclidean"', "torch"):
-        assert fact in page
-    for name in ("reidguard.safetensors", "README.md"):
-        assert (folder / name).is_file()
+        assert fact in card
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "README.md"}
 
 
 def test_an_attack_through_a_folder(tmp_path, attack):
     again = from_pretrained(str(save_pretrained(attack, tmp_path)))
     assert torch.equal(again.delta, attack.delta)
-    page = (tmp_path / "README.md").read_text("utf-8")
-    assert "ε = 4/255" in page
-    assert "The file does not say." in page
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "ε = 4/255" in card
+    assert "adversarial = attack(images)" in card
+    assert huggingface_hub.ModelCard(card).data.tags[1] == "reidguard-attack"
+    assert "no record of a training" in card
 
 
-def test_a_page_written_by_hand_stays(tmp_path, attack):
+def test_an_edited_model_card_stays(tmp_path, attack):
     (tmp_path / "README.md").write_text("mine")
     save_pretrained(attack, tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
@@ -96,12 +100,13 @@ def hub(tmp_path, monkeypatch):
 
 def test_up_and_down(hub, model):
     bars = huggingface_hub.utils.are_progress_bars_disabled()
-    told = push_to_hub(model, "me/net", private=True, token="t")
-    assert told == "hub:me/net/Upload from reidguard"
+    url = push_to_hub(model, "me/net", private=True, token="t")
+    assert url == "hub:me/net/Upload from reidguard"
     assert hub.seen[:2] == [("token", "t"), ("create", "me/net", True, True)]
+    assert 'from_pretrained("me/net")' in (hub.root / "me/net/README.md").read_text("utf-8")
     assert ("bars off", True) in hub.seen
     again = from_pretrained("me/net", revision="abc")
-    assert hub.seen[-1] == ("download", "me/net", "reidguard.safetensors", "abc", None)
+    assert hub.seen[-1] == ("download", "me/net", "model.safetensors", "abc", None)
     x = torch.rand(2, 3, 64, 32)
     assert torch.equal(again.features(x), model.features(x))
     assert huggingface_hub.utils.are_progress_bars_disabled() == bars
@@ -121,7 +126,7 @@ def test_what_is_not_there(hub, tmp_path, monkeypatch, attack):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="there is no file"):
         from_pretrained("empty")
-    save_tensors(tmp_path / "empty/reidguard.safetensors", {"a": torch.zeros(1)}, {"kind": "run"})
+    save_tensors(tmp_path / "empty/model.safetensors", {"a": torch.zeros(1)}, {"kind": "run"})
     with pytest.raises(CheckpointError, match="neither a model nor an attack"):
         from_pretrained("empty")
     with pytest.raises(InputError, match="owner/name"):

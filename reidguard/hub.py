@@ -139,10 +139,11 @@ def _hub(failure: str) -> Iterator[Any]:
     """Yield huggingface_hub with progress bars off; turn its errors into a CheckpointError."""
     import huggingface_hub
 
-    bars = not huggingface_hub.utils.are_progress_bars_disabled()
+    utils: Any = huggingface_hub.utils
+    bars = not utils.are_progress_bars_disabled()
     try:
         if bars:
-            huggingface_hub.utils.disable_progress_bars()
+            utils.disable_progress_bars()
         yield huggingface_hub
     except Exception as error:  # its own, or those of the HTTP library below
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -152,7 +153,7 @@ def _hub(failure: str) -> Iterator[Any]:
         ) from error
     finally:
         if bars:
-            huggingface_hub.utils.enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def _model_card(card: dict[str, Any], repo_id: str) -> str:

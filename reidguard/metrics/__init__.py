@@ -1,6 +1,7 @@
 """Ranking: exact distances, and the mAP, CMC and mINP of a ranked gallery, chunked."""
 
+from reidguard.metrics.counting import SAME_CAMERA
 from reidguard.metrics.distances import METRICS, distances
-from reidguard.metrics.ranking import SAME_CAMERA, RankingResult, rank, top_k
+from reidguard.metrics.ranking import RankingResult, rank, top_k
 
 __all__ = ["METRICS", "SAME_CAMERA", "RankingResult", "distances", "rank", "top_k"]

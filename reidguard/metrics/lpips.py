@@ -82,7 +82,7 @@ class LPIPS(nn.Module):
         Raises:
             InputError: If shapes differ, or a side is below 64 pixels.
         """
-        x_adv, x = pair_of(x_adv, x)
+        x_adv, x = pair_of(x_adv.detach(), x.detach())
         if min(x.shape[2:]) < SMALLEST:
             raise InputError(
                 f"LPIPS needs sides of at least {SMALLEST} pixels, the images have "

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidguard.errors import InputError
-from reidguard.metrics import distances, rank, top_k
-from reidguard.metrics import ranking as implementation
+from reidguard.metrics import counting, distances, rank, ranking, top_k
 
 
 def loop_distance(a, b, metric):
@@ -165,12 +164,14 @@ def nearly_tied(seed, queries=12, gallery=150, dim=300):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_every_chunk_size_gives_the_same_bits_on_nearly_tied_features(metric):
+def test_every_chunk_size_gives_the_same_bits_on_nearly_tied_features(metric, monkeypatch):
     query, gallery, data = nearly_tied(1)
     expected = figures(assert_matches_loops(query, gallery, data, metric=metric))
     for chunk in (1, 7, 64, 149, 4096):
-        result = rank(query, gallery, **labels(data), metric=metric, chunk_size=chunk)
-        assert figures(result) == expected, f"chunk_size={chunk}"
+        monkeypatch.setattr(counting, "CHUNK", chunk)
+        monkeypatch.setattr(ranking, "CHUNK", chunk)
+        result = rank(query, gallery, **labels(data), metric=metric)
+        assert figures(result) == expected, f"chunks of {chunk}"
 
 
 def test_the_float32_product_alone_would_fail_the_nearly_tied_case():
@@ -208,15 +209,22 @@ def test_the_error_bound_holds(kind, metric):
         "huge": lambda: 1e34 * torch.randn(shape, generator=g),
     }[kind]
     query, gallery = features(), features()
-    ids = torch.ones(64, dtype=torch.long)
-    who = implementation._People(ids, ids, ids, ids, "keep")
-    norms = implementation.check_norms(query, gallery, metric)
-    counter = implementation._Counter(query, gallery, metric, norms, who, 1024)
-    rows = counter._bulk(query, 0, 64, 0)
-    squares = implementation._squares(rows)
-    keys = counter._keys(distances(query, gallery, metric), squares)
-    error = (counter._product(rows, 0, 64).double() - keys).abs()
-    assert (error <= counter._error_bound(squares)).all()
+
+    class NoMatches:
+        junk = torch.zeros(64, dtype=torch.bool)
+
+    counter = counting.NonMatchCounter(
+        query,
+        gallery,
+        metric,
+        (query.double().norm(dim=1), gallery.double().norm(dim=1)),
+        NoMatches,
+    )
+    rows = counter.prepare(query, 0, 64, 0)
+    squares = counting.squared_norms(rows)
+    keys = counter.keys(distances(query, gallery, metric), squares)
+    error = (counter.product(rows, 0, 64).double() - keys).abs()
+    assert (error <= counter.error_bound(squares)).all()
 
 
 def test_reduced_precision_settings_of_the_caller_do_not_leak_in_or_get_lost():
@@ -284,7 +292,6 @@ def test_skipped_queries_are_reported_and_count_nowhere():
         ({"metric": "manhattan"}, "euclidean, cosine"),
         ({"same_camera": "drop"}, "'exclude' or 'keep'"),
         ({"max_rank": 0}, "at least 1"),
-        ({"chunk_size": 0}, "at least 1"),
     ],
 )
 def test_mistakes_end_in_one_clear_error(change, message):

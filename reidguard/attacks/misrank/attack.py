@@ -22,7 +22,7 @@ from reidguard.data import ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
-from reidguard.metrics.similarity import ms_ssim
+from reidguard.metrics.quality import ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance

@@ -1,0 +1,286 @@
+"""Count the non-matches ahead of each match, exactly, at the price of a matrix product.
+
+Nothing is sorted. A float32 matrix product gives every distance up to a known error bound. A binary
+search among the distances of the matches tells how many other images are certainly nearer than each
+match, and the few images within the error bound of a match are compared again by their exact
+distances (:mod:`.distances`). That makes the counts independent of the chunk size, the device and
+the order of the gallery.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from reidguard.errors import InputError
+from reidguard.metrics.distances import blocks, pair_distances
+
+__all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
+
+SAME_CAMERA = ("exclude", "keep")
+JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
+
+CHUNK = 1024  # queries, and gallery images, compared at a time; bounds the memory
+UNIT = 2.0**-24  # rounding error of one float32 operation, relative
+DEPTH = 128  # columns per matrix product: bounds how far rounding errors can pile up
+FAR = 1e38  # key of an image that is not counted; finite, so that no inf - inf appears
+
+
+Labels = Tensor | Sequence[int]
+
+
+class Matches:
+    """Which gallery images match each query, on the CPU: only pairs of one identity are listed."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        gallery: Tensor,
+        query_pids: Labels,
+        query_camids: Labels,
+        gallery_pids: Labels,
+        gallery_camids: Labels,
+        same_camera: str,
+    ) -> None:
+        if same_camera not in SAME_CAMERA:
+            raise InputError(f"same_camera must be 'exclude' or 'keep', not {same_camera!r}")
+        pids = _labels(query_pids, len(query), "query_pids")
+        g_pids = _labels(gallery_pids, len(gallery), "gallery_pids")
+        self.camids = _labels(query_camids, len(query), "query_camids")
+        self.g_camids = _labels(gallery_camids, len(gallery), "gallery_camids")
+        if int(pids.min()) <= DISTRACTOR:
+            raise InputError(
+                "query identities must be 1 or more: in a gallery 0 marks distractors and -1 junk; "
+                "number the identities from 1"
+            )
+        if int(g_pids.min()) < JUNK:
+            raise InputError(f"gallery identities must be -1 or more, not {int(g_pids.min())}")
+        self.pids, self.g_pids = pids, g_pids
+        self.exclude = same_camera == "exclude"
+        self.junk = g_pids == JUNK
+        sorted_pids, self._by_pid = g_pids.sort(stable=True)
+        self._first = torch.searchsorted(sorted_pids, pids)
+        self._count = torch.searchsorted(sorted_pids, pids, right=True) - self._first
+        self.per_query = torch.zeros_like(pids)
+        for start in range(0, len(pids), 1024):
+            rows, _, match = self.pairs(start, min(start + 1024, len(pids)))
+            self.per_query.index_add_(0, rows + start, match.long())
+
+    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs of one identity: query - start, gallery index, whether they match."""
+        count = self._count[start:stop]
+        rows = torch.arange(stop - start).repeat_interleave(count)
+        nth = torch.arange(len(rows)) - (count.cumsum(0) - count)[rows]
+        cols = self._by_pid[self._first[start:stop][rows] + nth]
+        match = torch.ones(len(rows), dtype=torch.bool)
+        if self.exclude:
+            match = self.camids[start:stop][rows] != self.g_camids[cols]
+        return rows, cols, match
+
+    def masks(self, query: int) -> tuple[Tensor, Tensor]:
+        """Return which gallery images are removed for one query, and which match it."""
+        same = self.g_pids == self.pids[query]
+        own = same & (self.g_camids == self.camids[query]) & self.exclude
+        return own | self.junk, same & ~own
+
+    def why_none(self) -> str:
+        """Return why no query has a match."""
+        of_queries = torch.unique(self.pids)
+        of_gallery = torch.unique(self.g_pids[self.g_pids > DISTRACTOR])
+        shared = torch.isin(of_queries, of_gallery)
+        if not bool(shared.any()):
+            return (
+                f"no identity is in both (queries: {of_queries[:5].tolist()}…, gallery: "
+                f"{of_gallery[:5].tolist()}…); check that both come from one dataset"
+            )
+        return (
+            f"the {int(shared.sum())} shared identities are only seen again by the query's own "
+            "camera; check the camera ids, or count such images with same_camera='keep'"
+        )
+
+
+def _labels(values: Labels, count: int, name: str) -> Tensor:
+    labels = torch.as_tensor(values).cpu()
+    if labels.dim() != 1 or len(labels) != count:
+        raise InputError(
+            f"{name} must hold one number per feature, {count} in all, "
+            f"not shape {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"{name} must be integers, not {labels.dtype}")
+    return labels.long()
+
+
+class NonMatchCounter:
+    """Counts, for each match of a query, the other images at most as far away.
+
+    Distances are compared on a key axis that a matrix product reaches in float32 with a small
+    error. The key of a pair grows with its distance: ``|g|² - 2 q·g`` of centred features for the
+    Euclidean distance (``|q|²`` is the same for the whole row), ``-2 q·g`` of unit vectors for the
+    cosine one.
+
+    Args:
+        query: (Q, D) features.
+        gallery: (G, D) features.
+        metric: "euclidean" or "cosine".
+        norms: The row norms of both, float64.
+        matches: Which images match, and which are left out.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        gallery: Tensor,
+        metric: str,
+        norms: tuple[Tensor, Tensor],
+        matches: Matches,
+    ) -> None:
+        self.query, self.gallery, self.metric = query, gallery, metric
+        self.norms, self.matches = norms, matches
+        self.device = query.device
+        self.scale = 1.0
+        self.centre = None
+        if metric == "euclidean":
+            # Distances do not change when all features move by one vector; errors shrink.
+            total = torch.zeros(gallery.shape[1], dtype=torch.float64, device=self.device)
+            for start, stop in blocks(len(gallery), gallery):  # mean() would copy all to float64
+                total += gallery[start:stop].double().sum(0)
+            self.centre = total / len(gallery)
+            largest = float(torch.stack([n.max() for n in norms]).max())
+            if largest > 0:  # a power of two is exact, and squares stay in range
+                self.scale = 2.0 ** -math.ceil(math.log2(largest))
+        self.bias = torch.empty(len(gallery), device=self.device)
+        largest_square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start, stop in self._tiles():
+            squares = squared_norms(self.prepare(gallery, start, stop, 1))
+            self.bias[start:stop] = squares if metric == "euclidean" else 0
+            largest_square = torch.maximum(largest_square, squares.max())
+        self.bias[matches.junk.to(self.device)] = FAR
+        self.gallery_radius = largest_square.sqrt()
+
+    def _tiles(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, len(self.gallery), CHUNK):
+            yield start, min(start + CHUNK, len(self.gallery))
+
+    def prepare(self, features: Tensor, start: int, stop: int, side: int) -> Tensor:
+        """Return rows for the float32 product: centred and scaled, or of unit length.
+
+        Args:
+            features: The query or the gallery.
+            start: First row.
+            stop: One past the last row.
+            side: 0 for the query, 1 for the gallery.
+        """
+        rows = features[start:stop]
+        if rows.dtype != torch.float64:
+            rows = rows.float()
+        if self.centre is not None:
+            rows = rows - self.centre.to(rows.dtype)
+            return (rows if self.scale == 1 else rows.mul_(self.scale)).float()
+        length = self.norms[side][start:stop]
+        return (rows / torch.where(length > 0, length, 1.0).to(rows.dtype)[:, None]).float()
+
+    def keys(self, exact: Tensor, squares: Tensor) -> Tensor:
+        """Return the float64 keys that belong to exact distances of rows with ``|q|²``."""
+        if self.metric == "euclidean":
+            return (exact.double() * self.scale).square() - squares[:, None]
+        return 2 * exact.double() - 2
+
+    def error_bound(self, squares: Tensor) -> Tensor:
+        """Bound how far a float32 key is from the key of the exact distance, per row.
+
+        With S = |q| + |g| and n columns per product: a product errs by at most n·u·|q||g| in any
+        order of summation, each of the later sums, the centring and the rounding of thresholds
+        by a few u·S².
+        """
+        radius = squares.sqrt()[:, None]
+        sums = math.ceil(self.query.shape[1] / DEPTH)
+        depth = min(self.query.shape[1], DEPTH)
+        total = (radius + self.gallery_radius).square()
+        return 1.05 * UNIT * (2 * depth * radius * self.gallery_radius + (sums + 20) * total) + (
+            1e-33  # products that underflow
+        )
+
+    def product(self, queries: Tensor, first: int, last: int) -> Tensor:
+        """Return the (q, g) keys of a tile; summed in steps, which bounds the rounding error."""
+        rows = self.prepare(self.gallery, first, last, 1)
+        tile = self.bias[first:last].repeat(len(queries), 1)
+        for k in range(0, rows.shape[1], DEPTH):
+            part = slice(k, k + DEPTH)
+            torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
+        return tile
+
+    def ahead(self, start: int, stop: int) -> Tensor:
+        """Return for queries start..stop the images ahead of each match, nearest match first.
+
+        Returns:
+            (q, M) counts of non-matches at most as far as the match, on the CPU; the end of a row
+            with fewer than M matches means nothing.
+        """
+        counts = self.matches.per_query[start:stop]
+        width = int(counts.max())
+        if width == 0:
+            return torch.zeros(stop - start, 1, dtype=torch.int64)
+        rows, cols, match = self.matches.pairs(start, stop)
+        queries = self.prepare(self.query, start, stop, 0)
+        squares = squared_norms(queries)
+        # Exact distances of the matches, ascending, padded with infinity.
+        exact = self._by_row(
+            rows[match].to(self.device),
+            self._distances(rows[match] + start, cols[match]),
+            stop - start,
+        )
+        exact = exact.sort(1).values
+        # A key outside [key - error, key + error] of every match is certainly before or behind
+        # each of them. Bands that overlap become one: each ends where the next begins.
+        keys, error = self.keys(exact, squares), self.error_bound(squares)
+        low, high = (keys - error).float(), (keys + error).float()
+        high[:, :-1] = torch.minimum(high[:, :-1], low[:, 1:])
+        edges = torch.stack([low, high], 2).flatten(1)
+        # Images between two edges: an even number of edges is passed outside of all bands.
+        between = torch.zeros(stop - start, 2 * width + 1, dtype=torch.int64, device=self.device)
+        # Images inside a band, by how many matches they are behind.
+        behind = torch.zeros(stop - start, width + 1, dtype=torch.int64, device=self.device)
+        one = between.new_ones(())
+        # Matches and removed images must not be counted as others: set them far away, tile by tile.
+        order = torch.argsort(cols // CHUNK, stable=True)
+        per_tile = torch.bincount(cols // CHUNK, minlength=-(-len(self.gallery) // CHUNK))
+        special = torch.stack([rows, cols % CHUNK])[:, order].to(self.device)
+        own = torch.split(special, per_tile.tolist(), dim=1)
+        for (first, last), (own_rows, own_cols) in zip(self._tiles(), own, strict=True):
+            tile = self.product(queries, first, last)
+            tile[own_rows, own_cols] = FAR
+            passed = torch.searchsorted(edges, tile)
+            between.scatter_add_(1, passed, one.expand_as(passed))
+            near_row, near_col = (passed & 1).nonzero(as_tuple=True)
+            if len(near_row):
+                near = self._by_row(
+                    near_row, self._distances(near_row + start, near_col + first), stop - start
+                )
+                passed = torch.searchsorted(exact, near)  # equal ones stand before the match
+                behind.scatter_add_(1, passed, one.expand_as(passed))
+        return (between[:, :-1:2] + behind[:, :-1]).cumsum(1).cpu()
+
+    def _distances(self, rows: Tensor, cols: Tensor) -> Tensor:
+        rows, cols = rows.to(self.device), cols.to(self.device)
+        return pair_distances(self.query, self.gallery, rows, cols, self.metric, self.norms)
+
+    @staticmethod
+    def _by_row(rows: Tensor, values: Tensor, count: int) -> Tensor:
+        """Return the values of each row side by side, padded with infinity; ``rows`` ascends."""
+        counts = torch.bincount(rows, minlength=count)
+        place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        table = values.new_full((count, int(counts.max())), math.inf)
+        table[rows, place] = values
+        return table
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """Return the (N,) squared norms in float64."""
+    out = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for start, stop in blocks(len(rows), rows):
+        out[start:stop] = rows[start:stop].double().square_().sum(1)
+    return out

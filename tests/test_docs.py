@@ -6,12 +6,15 @@ import doctest
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reidguard.attacks import ATTACKS
 from reidguard.cli.app import COMMANDS
+from reidguard.data.dataset import DATASETS
 from reidguard.learners import LEARNERS
 from reidguard.models import MODELS
 
@@ -27,13 +30,41 @@ DOCS = ROOT / "docs"
 EXAMPLES = sorted(page.name for page in DOCS.glob("*.rst") if ">>> " in page.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_in_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry in (ATTACKS, LEARNERS, MODELS):  # a page registers some
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a page registers."""
+    for registry in (ATTACKS, DATASETS, LEARNERS, MODELS):
         monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_pages(name: str, registries: None) -> None:
     result = doctest.testfile(str(DOCS / name), module_relative=False)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_contract_tests_in_the_page_on_extending(registries: None, tmp_path: Path) -> None:
+    page = (DOCS / "extending.rst").read_text("utf-8")
+    modules: dict[str, Any] = {"__name__": "extending"}
+    for example in doctest.DocTestParser().get_examples(page):
+        exec(example.source, modules)  # registers the names
+    blocks = re.findall(r"::\n\n((?:    .*\n|\n)+)", page)
+    tests = [textwrap.dedent(block) for block in blocks if "import pytest" in block]
+    assert len(tests) == 4
+    for number, code in enumerate(tests):
+        names: dict[str, Any] = {}
+        exec(code, names)
+        for name, test in names.items():
+            if not name.startswith("test_"):
+                continue
+            cases = [mark.args[1] for mark in getattr(test, "pytestmark", ())]
+            for case, check in enumerate(cases[0] if cases else ()):
+                folder = tmp_path / f"{number}-{case}"
+                folder.mkdir()
+                test(check, folder) if "tmp_path" in test.__code__.co_varnames else test(check)
+            if not cases:
+                test()
 
 
 def test_architecture_shows_the_enforced_layers() -> None:

@@ -1,5 +1,9 @@
 """Attacks: what perturbs images within a budget."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+from reidguard.attacks import universal as _universal
 from reidguard.attacks.base import ATTACKS, Attack, create_attack, load_attack, register_attack
 from reidguard.attacks.instance.base import Guides, InstanceAttack
 from reidguard.attacks.instance.metric import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
@@ -41,3 +45,7 @@ __all__ = [
     "load_attack",
     "register_attack",
 ]
+
+# The other modules of this folder register themselves.
+for _module in iter_modules(_universal.__path__):
+    import_module(f"{_universal.__name__}.{_module.name}")

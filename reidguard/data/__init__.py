@@ -1,6 +1,5 @@
 """Datasets, readers, samplers and loaders: from files on disk to training batches."""
 
-from reidguard.data import readers  # noqa: F401  registers the readers
 from reidguard.data.augment import Augment
 from reidguard.data.dataset import (
     DATASETS,
@@ -28,3 +27,5 @@ __all__ = [
     "load_dataset",
     "register_dataset",
 ]
+
+from reidguard.data import readers  # noqa: F401  they register themselves

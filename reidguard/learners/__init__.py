@@ -1,5 +1,8 @@
 """Learners: how an attack or a model learns from its batches."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from reidguard.learners.base import LEARNERS, MetaLearner, Objective, StepResult
 from reidguard.learners.first_order import FirstOrderLearner
 from reidguard.learners.hessian_free import HessianFreeLearner
@@ -17,3 +20,7 @@ __all__ = [
     "PlainLearner",
     "StepResult",
 ]
+
+# The other modules of this folder register themselves.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

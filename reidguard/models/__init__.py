@@ -1,5 +1,8 @@
 """Re-ID models: the contract, the zoo, and everyone else's networks and weights."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from reidguard.models.agw import AGW
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
@@ -31,3 +34,7 @@ __all__ = [
     "register_model",
     "wrap_model",
 ]
+
+# The other modules of this folder register themselves.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

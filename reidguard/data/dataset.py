@@ -20,12 +20,14 @@ from reidguard.types import ReIDSample
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "CountCallback",
     "ReIDDataset",
     "load_dataset",
     "register_dataset",
 ]
 
 SPLITS = ("train", "query", "gallery")
+CountCallback = Callable[[int, int], None]  # progress: (done, total)
 
 Reader = TypeVar("Reader", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -182,7 +184,7 @@ class ReIDDataset:
             self._fingerprints[split] = hashlib.sha256(lines.encode()).hexdigest()
         return self._fingerprints[split]
 
-    def check(self, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def check(self, *, progress: CountCallback | None = None) -> None:
         """Decode every image, so that damage shows now and not hours into a run.
 
         Args:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from reidguard.errors import InputError
+from reidguard.errors import InputError, did_you_mean
 
 __all__ = ["PALETTE", "VIRTUAL_DOMAINS", "Domain", "find_domain"]
 
@@ -153,7 +152,6 @@ def find_domain(name: str) -> Domain:
         InputError: If there is none; the message suggests the nearest.
     """
     if name not in DOMAINS:
-        near = difflib.get_close_matches(name, DOMAINS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, DOMAINS)
         raise InputError(f"unknown virtual domain {name!r}: {hint}known: {', '.join(DOMAINS)}")
     return DOMAINS[name]

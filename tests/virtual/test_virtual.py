@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import itertools
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,10 +29,11 @@ from reidguard.virtual import (
     render_person,
     write_virtual,
 )
-from reidguard.virtual import dataset as module
+from reidguard.virtual.dataset import VirtualConfig
 from reidguard.virtual.domains import find_domain
 from reidguard.virtual.look import make_look
 from reidguard.virtual.sensor import DCT, blur, compress, resize
+from reidguard.virtual.worker import RenderJob, render_files
 
 TINY = {"train_identities": 1, "test_identities": 1, "cameras": 2, "images_per_camera": 2}
 
@@ -40,6 +43,15 @@ def contents(root: Path) -> dict[str, str]:
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*.png"))
     }
+
+
+def jobs_of(root: Path, domain: str, **options) -> list[RenderJob]:
+    """The jobs of a set, and its empty folders."""
+    jobs = VirtualConfig.of(domain, options).jobs()
+    jobs = [dataclasses.replace(job, path=str(root / job.path)) for job in jobs]
+    for folder in {Path(job.path).parent for job in jobs}:
+        folder.mkdir()
+    return jobs
 
 
 @pytest.fixture(scope="module")
@@ -197,30 +209,32 @@ def test_a_small_set_is_part_of_a_large_one(tiny, tmp_path):
     assert people.items() <= whole.items()
 
 
-def test_processes_share_the_work_and_nothing_else(tiny, tmp_path):
-    wanted = module._Set("campus", **TINY)
-    for folder in module.MARKET_FOLDERS.values():
-        (tmp_path / folder).mkdir()
-    told = []
-    module._draw(tmp_path, wanted, wanted.jobs(), 2, lambda *now: told.append(now))
+def test_processes_divide_the_work_and_share_nothing_else(tiny, tmp_path):
+    jobs = jobs_of(tmp_path, "campus", **TINY)
+    calls = []
+    render_files(jobs, processes=2, progress=lambda *call: calls.append(call))
     assert contents(tmp_path) == contents(tiny)
-    assert told == [(i, 10) for i in range(1, 11)]
+    assert calls == [(i, 10) for i in range(1, 11)]
 
 
 @pytest.mark.slow
 def test_a_process_that_fails_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="rendering process failed"):  # its folders are missing
-        module._draw(tmp_path, module._Set(), module._Set().jobs(), 2, None)
+    jobs = jobs_of(tmp_path, "campus", **TINY)
+    shutil.rmtree(tmp_path / "query")
+    with pytest.raises(OSError, match="rendering process failed"):
+        render_files(jobs, processes=2)
 
 
-def test_balanced_viewpoints(tmp_path):
-    jobs = module._Set(train_identities=2, test_identities=3, cameras=2, balanced=True).jobs()
-    views = Counter((job.pid, job.camera, job.viewpoint) for job in jobs if job.pid)
+def test_balanced_viewpoints():
+    sizes = {"train_identities": 2, "test_identities": 3, "cameras": 2}
+    jobs = VirtualConfig.of("plaza", {**sizes, "balanced": True}).jobs()
+    people = [job for job in jobs if "/0000_" not in job.path]
+    views = Counter((job.identity, job.camera, job.viewpoint) for job in people)
     expected = itertools.product((1, 2, 5001, 5002, 5003), (1, 2), range(0, 360, 10))
     assert views == Counter(expected)
-    asked = [job for job in jobs if job.split == "query"]
-    assert len(asked) == 3 * 2
-    assert len({job.viewpoint for job in asked}) > 1  # queries are not all from one side
+    queries = [job for job in jobs if job.path.startswith("query/")]
+    assert len(queries) == 3 * 2
+    assert len({job.viewpoint for job in queries}) > 1  # queries are not all from one side
 
 
 def test_views_of_ordinary_images_are_multiples_of_ten(monkeypatch):
@@ -249,6 +263,8 @@ def test_names_with_options(tmp_path, monkeypatch):
     assert dataset.root.parent == tmp_path / "reidguard"
     assert load_dataset(name).root == dataset.root
     assert read_virtual("mall", **TINY).root == dataset.root
+    few = load_dataset("virtual:mall?identities=9", folder=tmp_path / "few", **TINY)
+    assert contents(few.root) == contents(dataset.root)
 
 
 @pytest.mark.parametrize(
@@ -256,10 +272,12 @@ def test_names_with_options(tmp_path, monkeypatch):
     [
         ("virtual:plazza", "unknown virtual domain 'plazza': did you mean 'plaza'"),
         ("virtual:plaza?camera=3", "unknown option 'camera'.*did you mean 'cameras'"),
-        ("virtual:plaza?cameras=many", "needs a number, not 'many'"),
-        ("virtual:plaza?cameras=1", "cameras must be a whole number from 2"),
+        ("virtual:plaza?cameras=many", "cameras must be a whole number.*not 'many'"),
+        ("virtual:plaza?cameras=1", "cameras must be a whole number, at least 2"),
         ("virtual:plaza?identities=0", "train_identities must be"),
         ("virtual:plaza?height=100", "multiple of 32"),
+        ("virtual:plaza?height=32", "height must be .* at least 64"),
+        ("virtual:plaza?balanced=2", "balanced must be True or False"),
         ("virtual:/nowhere/at/all", "holds no virtual set; write one with"),
     ],
 )

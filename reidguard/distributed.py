@@ -1,10 +1,10 @@
-"""One step by several processes: each works on its share of a batch, all know the whole loss.
+"""Data-parallel learning by several processes, each on its shard of a joint batch.
 
 `torchrun` starts the processes; :func:`join` connects them. A loader gives each its
-:class:`BatchShard` of the same joint batch. The model sees the share; :func:`gather` brings the
-features of all shares together, so that every process mines in, and averages over, the joint batch;
-:func:`average` makes one gradient of those of all processes. What comes out is what one process
-would find with the joint batch, up to rounding.
+:class:`~reidguard.types.BatchShard` of the same joint batch. The model sees the shard;
+:func:`gather` brings the features of all shards together, so that every process mines in, and
+averages over, the joint batch; :func:`average` makes one gradient of those of all processes. The
+result is what one process would compute with the joint batch, up to rounding.
 
 Every collective here is a linear map whose derivative is its transpose, a collective again. So
 all of it can be differentiated twice, and ``maml`` is exact here too: each process's loss is the
@@ -16,34 +16,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from reidguard.errors import InputError, TrainingError
+from reidguard.types import BatchShard
 
-__all__ = [
-    "BatchShard",
-    "World",
-    "active_sync_layers",
-    "agree",
-    "average",
-    "gather",
-    "join",
-    "shard_of",
-    "sync_layers",
-    "world",
-]
-
-T = TypeVar("T")
+__all__ = ["World", "agree", "average", "gather", "join", "part_of", "shard_of", "world"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class World:
     """The processes that learn together.
 
     Args:
-        rank: Which of them this one is, from 0. Only 0 writes files and tells of progress.
+        rank: Which of them this one is, from 0. Only 0 writes files and reports progress.
         size: How many there are, 2 or more.
     """
 
@@ -98,75 +83,38 @@ def join(device: torch.device | str = "cpu") -> Iterator[World | None]:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True, eq=False)
-class BatchShard:
-    """Which rows of a joint batch a process holds.
-
-    Args:
-        rows: (n,) int64, ascending positions in the joint batch.
-        total: Length of the joint batch.
-
-    Example:
-        >>> share = BatchShard(torch.tensor([0, 1, 4, 5]), 8)
-        >>> here, chosen = share.choose(torch.tensor([1, 2, 5]))
-        >>> here, chosen.rows, chosen.total  # rows 1 and 5 are here, first and last of three
-        (tensor([1, 3]), tensor([0, 2]), 3)
-    """
-
-    rows: Tensor
-    total: int
-
-    def choose(self, chosen: Tensor) -> tuple[Tensor, BatchShard]:
-        """Return where the chosen rows of the joint batch are in this share, and their share.
-
-        Args:
-            chosen: Ascending positions in the joint batch, the same in all processes.
-        """
-        chosen = chosen.to(self.rows.device)
-        here = torch.isin(self.rows, chosen).nonzero().flatten()
-        return here, BatchShard(torch.searchsorted(chosen, self.rows[here]), len(chosen))
-
-    def followed_by(self, other: BatchShard) -> BatchShard:
-        """Return the share of two joint batches in a row."""
-        rows = torch.cat((self.rows, other.rows.to(self.rows.device) + self.total))
-        return BatchShard(rows, self.total + other.total)
-
-    def part(self, here: slice | Tensor) -> BatchShard:
-        """Return the share of the joint batch of what the processes pick of theirs; collective."""
-        picked = torch.zeros(self.total, dtype=torch.int64, device=self.rows.device)
-        picked[self.rows[here]] = 1
-        dist.all_reduce(picked)
-        places = picked.cumsum(0) - 1
-        return BatchShard(places[self.rows[here]], int(picked.sum()))
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> BatchShard:
-        """Return the share with its rows on ``device``."""
-        return replace(self, rows=self.rows.to(device, non_blocking=non_blocking))
-
-
 def shard_of(batch: Any) -> BatchShard | None:
-    """Return which share of a joint batch this is; None for a batch of its own."""
+    """Return which rows of a joint batch a batch holds; None for a batch of its own."""
     return getattr(batch, "shard", None)
 
 
-def gather(x: Tensor, share: BatchShard | None) -> Tensor:
+def part_of(shard: BatchShard, rows: slice | Tensor) -> BatchShard:
+    """Return the shard of the joint batch of what each process picks of its rows; collective."""
+    picked = torch.zeros(shard.total, dtype=torch.int64, device=shard.rows.device)
+    picked[shard.rows[rows]] = 1
+    dist.all_reduce(picked)
+    places = picked.cumsum(0) - 1
+    return BatchShard(places[shard.rows[rows]], int(picked.sum()))
+
+
+def gather(x: Tensor, shard: BatchShard | None) -> Tensor:
     """Return the rows of all processes, in the order of the joint batch.
 
     Differentiable as often as wished; a gradient is summed over the processes.
 
     Args:
         x: (n, ...) rows of this process.
-        share: Which they are; None leaves ``x`` as it is.
+        shard: Which they are; None leaves ``x`` as it is.
 
     Returns:
         (total, ...).
     """
-    if share is None:
+    if shard is None:
         return x
-    rows = share.rows.to(x.device)
+    rows = shard.rows.to(x.device)
     if len(rows) != len(x):
-        raise InputError(f"this share of a batch has {len(rows)} rows, not {len(x)}")
-    return cast(Tensor, _Gather.apply(x, rows, share.total))
+        raise InputError(f"this shard of a batch has {len(rows)} rows, not {len(x)}")
+    return cast(Tensor, _Gather.apply(x, rows, shard.total))
 
 
 class _Gather(torch.autograd.Function):
@@ -210,29 +158,29 @@ class _Spread(torch.autograd.Function):
         return _Gather.apply(grad, rows, ctx.total), None, None
 
 
-def average(tensors: Sequence[Tensor | None], share: BatchShard | None) -> list[Tensor | None]:
-    """Return each tensor's mean over the processes: one gradient of those that each found.
+def average(tensors: Sequence[Tensor | None], shard: BatchShard | None) -> list[Tensor | None]:
+    """Return each tensor's mean over the processes: one gradient of those that each computed.
 
     One message for all tensors of a kind. Differentiable as often as wished.
 
     Args:
         tensors: The same shapes in all processes, None in the same places.
-        share: What the tensors were computed from; None leaves them as they are.
+        shard: What the tensors were computed from; None leaves them as they are.
     """
-    found = list(tensors)
-    if share is None:
-        return found
+    result = list(tensors)
+    if shard is None:
+        return result
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, tensor in enumerate(found):
+    for i, tensor in enumerate(tensors):
         if tensor is not None:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(i)
     for places in kinds.values():
-        given = [t for i in places if (t := found[i]) is not None]
-        flat = _Average.apply(torch.cat([t.reshape(-1) for t in given]))
-        parts = torch.split(flat, [t.numel() for t in given])
-        for i, t, part in zip(places, given, parts, strict=True):
-            found[i] = part.view(t.shape)
-    return found
+        group = [t for i in places if (t := tensors[i]) is not None]
+        flat = _Average.apply(torch.cat([t.reshape(-1) for t in group]))
+        parts = torch.split(flat, [t.numel() for t in group])
+        for i, t, part in zip(places, group, parts, strict=True):
+            result[i] = part.view(t.shape)
+    return result
 
 
 class _Average(torch.autograd.Function):
@@ -253,124 +201,21 @@ class _Average(torch.autograd.Function):
         return _Average.apply(grad)
 
 
-_LAYERS: ContextVar[_SyncLayers | None] = ContextVar("_LAYERS", default=None)
-
-
-@contextmanager
-def sync_layers(share: BatchShard | None) -> Iterator[None]:
-    """Let layers that look beyond one image see the joint batch.
-
-    Batch norms in train mode take their statistics from the rows of all processes, by one message
-    each; twice differentiable, on any device. Dropout draws for the joint batch and takes the rows
-    of the share, so that with equal generators it is that of one process.
+def agree(settings: Mapping[str, Any]) -> None:
+    """Make sure that all processes have the same settings; collective.
 
     Args:
-        share: Of the batch that passes; None changes nothing.
-    """
-    if share is None:
-        yield
-        return
-    layers = _SyncLayers(share)
-    token = _LAYERS.set(layers)
-    try:
-        with layers:
-            yield
-    finally:
-        _LAYERS.reset(token)
-
-
-def active_sync_layers() -> Callable[[], AbstractContextManager[Any]]:
-    """Return what brings the :func:`sync_layers` of now back, for a pass that is repeated."""
-    layers = _LAYERS.get()
-    return nullcontext if layers is None else lambda: layers
-
-
-DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-
-
-class _SyncLayers(TorchFunctionMode):
-    # All batch norms, other libraries' included, end in F.batch_norm; so nothing needs to be
-    # replaced in a model, of which `higher` may have made a copy.
-    def __init__(self, share: BatchShard) -> None:
-        super().__init__()
-        self.share = share
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        if func in DROPOUTS:
-            return self._dropout(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _dropout(
-        self, func: Any, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        if not training or p == 0 or len(x) != len(self.share.rows):
-            return cast(Tensor, func(x, p, training, inplace))
-        ones = torch.ones((self.share.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        if x.dim() == 4 and not x.is_contiguous():
-            ones = ones.contiguous(memory_format=torch.channels_last)  # draws follow the layout
-        kept: Tensor = func(ones, p, True)[self.share.rows.to(x.device)]
-        return x * kept
-
-
-def _batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    wide = x if x.dtype == torch.float64 else x.float()
-    own = [0, *range(2, x.dim())]
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    # Of each process: mean, squares around it, and how many values; then joined (Chan et al.).
-    number = x.numel() // x.shape[1]
-    mean = wide.sum(own) / max(number, 1)
-    squares = (wide - mean.view(shape)).square().sum(own)
-    here = torch.cat((mean, squares, mean.new_tensor([number])))
-    slot = torch.tensor([dist.get_rank()], device=x.device)
-    all_of = gather(here[None], BatchShard(slot, dist.get_world_size()))
-    means, all_squares, numbers = torch.split(all_of, [x.shape[1], x.shape[1], 1], dim=1)
-    total = numbers.sum()
-    mean = (numbers * means).sum(0) / total
-    variance = (all_squares.sum(0) + (numbers * (means - mean).square()).sum(0)) / total
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            unbiased = variance * (total / (total - 1).clamp(min=1))
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
-    return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
-
-
-def agree(facts: Mapping[str, Any]) -> None:
-    """Make sure that all processes are about to do the same thing; collective.
-
-    Args:
-        facts: JSON values, by name.
+        settings: JSON values, by name.
 
     Raises:
         TrainingError: In every process, naming what differs.
     """
-    together = world()
-    if together is None:
+    processes = world()
+    if processes is None:
         return
-    told: list[Any] = [None] * together.size
-    dist.all_gather_object(told, json.dumps(dict(facts), sort_keys=True))
-    first, *others = (json.loads(one) for one in told)
+    texts: list[Any] = [None] * processes.size
+    dist.all_gather_object(texts, json.dumps(dict(settings), sort_keys=True))
+    first, *others = (json.loads(text) for text in texts)
     for rank, other in enumerate(others, 1):
         keys = sorted(k for k in {*first, *other} if first.get(k) != other.get(k))
         if keys:
@@ -379,6 +224,6 @@ def agree(facts: Mapping[str, Any]) -> None:
                 for k in keys
             )
             raise TrainingError(
-                f"the processes are not at the same thing ({details}): give all of them the same "
+                f"the processes have different settings ({details}): give all of them the same "
                 "model, data, options and seed, and a checkpoint on a disk that all of them see"
             )

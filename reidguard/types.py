@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import BatchShard
 from reidguard.errors import InputError
 
 __all__ = [
+    "BatchShard",
     "Budget",
     "Embedder",
     "InputSpec",
@@ -265,6 +265,44 @@ class ReIDSample:
     path: Path
     pid: int
     camid: int
+
+
+@dataclass(frozen=True, eq=False)
+class BatchShard:
+    """Which rows of a joint batch a process holds.
+
+    Args:
+        rows: (n,) int64, ascending positions in the joint batch.
+        total: Length of the joint batch.
+
+    Example:
+        >>> shard = BatchShard(torch.tensor([0, 1, 4, 5]), 8)
+        >>> here, chosen = shard.choose(torch.tensor([1, 2, 5]))
+        >>> here, chosen.rows, chosen.total  # rows 1 and 5 are here, first and last of three
+        (tensor([1, 3]), tensor([0, 2]), 3)
+    """
+
+    rows: Tensor
+    total: int
+
+    def choose(self, chosen: Tensor) -> tuple[Tensor, BatchShard]:
+        """Return where the chosen rows of the joint batch are in this shard, and their shard.
+
+        Args:
+            chosen: Ascending positions in the joint batch, the same in all processes.
+        """
+        chosen = chosen.to(self.rows.device)
+        here = torch.isin(self.rows, chosen).nonzero().flatten()
+        return here, BatchShard(torch.searchsorted(chosen, self.rows[here]), len(chosen))
+
+    def followed_by(self, other: BatchShard) -> BatchShard:
+        """Return the shard of two joint batches in a row."""
+        rows = torch.cat((self.rows, other.rows.to(self.rows.device) + self.total))
+        return BatchShard(rows, self.total + other.total)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> BatchShard:
+        """Return the shard with its rows on ``device``."""
+        return replace(self, rows=self.rows.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import BatchShard
 from reidguard.errors import InputError
-from reidguard.types import check_images
+from reidguard.types import BatchShard, check_images
 
 __all__ = ["Augment"]
 

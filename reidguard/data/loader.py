@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from reidguard.data.augment import Augment
 from reidguard.data.images import ImageCache, prefetch
 from reidguard.data.sampler import PKSampler
-from reidguard.distributed import BatchShard, World
+from reidguard.distributed import World
 from reidguard.errors import DataError, InputError
-from reidguard.types import ReIDBatch, ReIDSample
+from reidguard.types import BatchShard, ReIDBatch, ReIDSample
 
 __all__ = ["BatchLoader"]
 

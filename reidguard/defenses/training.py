@@ -19,13 +19,14 @@ from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
 from reidguard.defenses.goat import GuideSampling
 from reidguard.defenses.heads import domains_of, with_classifiers
-from reidguard.distributed import gather, sync_layers, world
+from reidguard.distributed import gather, part_of, world
 from reidguard.errors import InputError, RegistryError, TrainingError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
+from reidguard.nn.batch_norm import sync_layers, without_memory
 from reidguard.nn.modes import inference_view, shared_copy
-from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective, fixed_statistics
+from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.storage import weights_fingerprint
 from reidguard.training import ProgressCallback, learn
@@ -377,7 +378,7 @@ class AdversarialTraining(Defense):
                 pids = gather(batch.pids, batch.shard)
                 guides = Guides(features, pids + 1)  # 0 would mark distractors
             bound = attack.bind(victim, guides)
-            share = None if batch.shard is None else batch.shard.part(chosen)
+            share = None if batch.shard is None else part_of(batch.shard, chosen)
             with sync_layers(share):
                 adversarial = (bound.with_labels(batch.pids[chosen] + 1) if guides else bound)(
                     images
@@ -469,7 +470,7 @@ def _without_trace(model: nn.Module) -> Iterator[None]:
     """Batch norms remember nothing of the passes inside, dropout leaves the generators alone."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with (
-        fixed_statistics(model),
+        without_memory(model),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(0)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reidguard.distributed import BatchShard, average, shard_of
+from reidguard.distributed import average, shard_of
 from reidguard.errors import InputError, TrainingError
 from reidguard.learners.base import MetaLearner, Objective, StepResult
 from reidguard.learners.inner import InnerRates, first_buffer, inner_step
 from reidguard.nn.functional import FunctionalModule
+from reidguard.types import BatchShard
 
 __all__ = ["BilevelLearner", "InnerState", "gradients_of"]
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.distributed import gather, sync_layers
+from reidguard.distributed import gather
+from reidguard.nn.batch_norm import sync_layers
 from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
 from reidguard.types import Embedder, Metric, ReIDBatch

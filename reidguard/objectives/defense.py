@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from reidguard.distributed import BatchShard, gather, sync_layers
+from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError
+from reidguard.nn.batch_norm import sync_layers, without_memory
 from reidguard.objectives.reid import Loss, Reduction, ReIDObjective
-from reidguard.types import ReIDBatch
+from reidguard.types import BatchShard, ReIDBatch
 
-__all__ = ["BatchNormPolicy", "DefenseBatch", "DefenseObjective", "fixed_statistics"]
+__all__ = ["BatchNormPolicy", "DefenseBatch", "DefenseObjective"]
 
 BatchNormPolicy = Literal["shared", "separate"]
 
@@ -91,13 +90,13 @@ class DefenseObjective:
         shares: list[BatchShard | None] = [None, None]
         numbers = [first, batch.adversarial]
         if share is not None:
-            parts = [share.part(r) for r in rows]
+            parts = [part_of(share, r) for r in rows]
             shares, numbers = [*parts], [part.total for part in parts]
         if 0 in numbers:
             return objective(model, batch)
         with sync_layers(shares[0]):
             clean = model(batch.images[rows[0]], domain=batch.domain)
-        with sync_layers(shares[1]), fixed_statistics(model):
+        with sync_layers(shares[1]), without_memory(model):
             other = model(batch.images[rows[1]], domain=batch.domain)
         logits = None if clean.logits is None else _joined(clean.logits, other.logits, shares)
         pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shares)
@@ -105,19 +104,6 @@ class DefenseObjective:
 
     def _of(self, domain: str | None) -> ReIDObjective:
         return ReIDObjective(domain, self.margin, self.reduction, self.losses)
-
-
-@contextmanager
-def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch norms in train mode use a batch's statistics without remembering them."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    try:
-        for norm in norms:
-            norm.track_running_stats = not norm.training
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def _joined(

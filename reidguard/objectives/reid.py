@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.distributed import BatchShard, gather, sync_layers
+from reidguard.distributed import gather
 from reidguard.errors import InputError
-from reidguard.types import ReIDBatch
+from reidguard.nn.batch_norm import sync_layers
+from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = [
     "AGWObjective",

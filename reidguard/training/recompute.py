@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from reidguard.distributed import active_sync_layers
 from reidguard.errors import InputError
+from reidguard.nn.batch_norm import active_sync_layers, without_memory
 
 __all__ = ["recomputing"]
 
@@ -99,39 +95,12 @@ class _Again:
         self.layers = layers
 
     def __enter__(self) -> None:
-        self._open = _again(self.block, self.layers)
-        self._open.__enter__()
+        self._open = ExitStack()
+        self._open.enter_context(self.layers())
+        self._open.enter_context(without_memory(self.block))
 
     def __exit__(self, *exception: Any) -> bool | None:
         return self._open.__exit__(*exception)
-
-
-@contextmanager
-def _again(block: nn.Module, layers: Any) -> Iterator[None]:
-    counters = [m.num_batches_tracked for m in block.modules() if isinstance(m, _BatchNorm)]
-    counted = [(counter, counter.clone()) for counter in counters if counter is not None]
-    try:
-        with layers(), _ForgetfulNorms():
-            yield
-    finally:
-        for counter, before in counted:
-            counter.copy_(before)
-
-
-class _ForgetfulNorms(TorchFunctionMode):
-    """Batch norms do what they did, but on copies of their running statistics."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.batch_norm:
-            given = inspect.signature(F.batch_norm).bind(*args, **kwargs)
-            for name in ("running_mean", "running_var"):
-                if isinstance(statistic := given.arguments[name], Tensor):
-                    given.arguments[name] = statistic.clone()
-            args, kwargs = given.args, given.kwargs
-        return func(*args, **kwargs)
 
 
 def _instances(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
 from reidguard.learners import HessianFreeLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.models import ReIDModel
-from reidguard.objectives.defense import DefenseBatch, DefenseObjective, fixed_statistics
+from reidguard.objectives.defense import DefenseBatch, DefenseObjective, without_memory
 from reidguard.types import Budget, InputSpec
 
 DOUBLE = torch.float64
@@ -164,12 +164,12 @@ def test_statistics_move_once_in_a_step(learner, batch_norm):
     assert model.net[1].track_running_stats
 
 
-def test_fixed_statistics_keep_what_had_none():
+def test_without_memory_keep_what_had_none():
     norms = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)])
     norms.append(nn.BatchNorm1d(2).eval())
     x = torch.randn(5, 2) + 3
     tested = norms[2](x)
-    with fixed_statistics(norms):
+    with without_memory(norms):
         found = norms[0](x)
         assert torch.equal(norms[2](x), tested)
     torch.testing.assert_close(found, (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt())

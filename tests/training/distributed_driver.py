@@ -16,7 +16,7 @@ from torch import nn
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.data import load_dataset
-from reidguard.distributed import BatchShard, agree, average, gather, join
+from reidguard.distributed import agree, average, gather, join
 from reidguard.errors import TrainingError
 from reidguard.learners import LEARNERS
 from reidguard.models import wrap_model
@@ -26,7 +26,7 @@ from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.training import MISGD
 from reidguard.training.recompute import recomputing
-from reidguard.types import Budget, InputSpec, ReIDBatch
+from reidguard.types import BatchShard, Budget, InputSpec, ReIDBatch
 
 LEARNER_NAMES = ("plain", "joint", "first_order", "hessian_free", "maml")
 DOUBLE = torch.float64

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from reidguard.attacks import DeltaAttack
 from reidguard.data import Augment, BatchLoader, load_dataset
-from reidguard.distributed import BatchShard, World
+from reidguard.distributed import World
 from reidguard.errors import InputError
 from reidguard.models import wrap_model
-from reidguard.types import InputSpec
+from reidguard.types import BatchShard, InputSpec
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch with gloo"
@@ -110,7 +110,7 @@ def test_one_process_writes_and_tells(found):
 
 def test_processes_at_different_things_are_refused(found):
     assert found["fit"]["refusal"].startswith(
-        "the processes are not at the same thing (model: 0 in process 0, 1 in process 1)"
+        "the processes have different settings (model: 0 in process 0, 1 in process 1)"
     )
 
 

@@ -20,14 +20,14 @@ from reidguard.attacks.learned import (
     fit_provenance,
 )
 from reidguard.data import BatchLoader, ReIDDataset
-from reidguard.distributed import BatchShard, gather, world
+from reidguard.distributed import gather, world
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
 from reidguard.options import AttackOptions
 from reidguard.schema import documented, resolve, settings
 from reidguard.training import MISGD, learn
-from reidguard.types import Progress, ProgressCallback, ReIDBatch
+from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["UniversalAttack"]
 

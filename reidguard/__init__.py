@@ -1,7 +1,7 @@
 """Attack and harden person re-identification models.
 
-Every public name can be had from here, as in ``reidguard.evaluate``. Each is imported when it is
-first used, so that ``import reidguard`` and the command line's help do not wait for torch and timm.
+Every public name is an attribute of this package, such as ``reidguard.evaluate``. It is imported on
+first use, so that ``import reidguard`` and the command line's help do not import torch and timm.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ __all__ = [
     "wrap_model",
 ]
 
-# Where the names above live. The tests hold it against the imports that type checkers see.
+# Module of each name above. A test compares it with the imports that type checkers see.
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
     "InstanceAttack LearnedAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank "

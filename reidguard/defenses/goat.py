@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import GradientAttack
-from reidguard.attacks.instance.base import Goal, Target, squared_distance
+from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.errors import InputError
 from reidguard.types import Budget
 
@@ -47,25 +47,25 @@ class GuideSampling(GradientAttack):
             raise InputError(f"push must be at least 1 guide, not {push}")
         self.push = push
 
-    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
-        """Draw the guides of each image, and climb."""
-        prototypes = victim.prototypes
+    def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
+        """Draw the guides of each image and run PGD."""
+        prototypes = target.prototypes
         assert prototypes is not None
         prototypes.need_two("GuideSampling")
         draws = self.uniform(x, "guides", (self.push + 1,)).to(clean.dtype)
-        same = prototypes.index == victim.identities(clean)[:, None]
+        same = prototypes.index == target.identities(clean)[:, None]
         other = (prototypes.index >= 0) & ~same
         features = prototypes.features.to(clean.dtype)
-        # An identity that no guide shows: the clean feature stands for it.
+        # For an identity without guides the clean feature is used in their place.
         own = features[_choose(same, draws[:, :-1])].mean(1)
         self._push = torch.where(same.any(1)[:, None], own, clean)
         self._pull = features[_choose(other, draws[:, -1:])].mean(1)
         try:
-            return super().search(x, clean, victim)
+            return super().search(x, clean, target)
         finally:
             del self._push, self._pull
 
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
+    def objective(self, clean: Tensor, target: Target) -> Objective:
         """Return squared distance to the pushing guides, less that to the pulling one."""
         push, pull = self._push, self._pull
         return lambda features: squared_distance(features, push) - squared_distance(features, pull)

@@ -489,7 +489,7 @@ def _learnable(attack: nn.Module) -> Iterator[None]:
 
 def is_bound(attack: Attack) -> bool:
     """Return whether an instance attack has a victim of its own."""
-    return getattr(attack, "_victim", None) is not None
+    return getattr(attack, "_target", None) is not None
 
 
 def _datasets(
@@ -522,7 +522,7 @@ def _attack_facts(attack: Attack) -> dict[str, Any]:
         "weights": weights_fingerprint(attack),
     }
     if is_bound(attack):
-        victim = cast(InstanceAttack, attack).victim.model
+        victim = cast(InstanceAttack, attack).target.model
         facts["victim"] = weights_fingerprint(victim) if isinstance(victim, nn.Module) else None
     return facts
 

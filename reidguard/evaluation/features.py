@@ -46,7 +46,7 @@ def attack_device(attack: Attack, default: torch.device | None = None) -> torch.
         InputError: If it is spread over several devices, or an instance attack is not bound.
     """
     if isinstance(attack, InstanceAttack):
-        victim = attack.victim.model
+        victim = attack.target.model
         return (
             module_device(victim, default)
             if isinstance(victim, torch.nn.Module)

@@ -435,9 +435,9 @@ def _source(
     """Network and dataset that an attack was learnt on; None for those made on each cell's own."""
     cure = f"sources={{{name!r}: (NETWORK, DATASET)}} tells it; they may be others than yours"
     if isinstance(attack, InstanceAttack):
-        if attack._victim is None:
+        if attack._target is None:
             return None
-        victim = attack._victim.model
+        victim = attack._target.model
         for network, by_dataset in networks.items():
             for place, model in by_dataset.items():
                 if victim is model or _same_weights(victim, model):
@@ -489,7 +489,7 @@ def _bound(
     protocol: Protocol,
     batch_size: int,
 ) -> Attack:
-    if not isinstance(attack, InstanceAttack) or attack._victim is not None:
+    if not isinstance(attack, InstanceAttack) or attack._target is not None:
         return attack
     if not attack.needs_guides:
         return attack.bind(model)
@@ -560,7 +560,7 @@ def _attack_fingerprint(name: str, attack: Attack) -> str:
         attack.config(),
         weights_fingerprint(attack),
     ]
-    if isinstance(attack, InstanceAttack) and (victim := attack._victim) is not None:
+    if isinstance(attack, InstanceAttack) and (victim := attack._target) is not None:
         if not isinstance(victim.model, torch.nn.Module):
             raise InputError(
                 f"attack {name!r} is bound to something that is no torch.nn.Module, so its cells "

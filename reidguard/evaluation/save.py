@@ -111,7 +111,7 @@ def attack_fingerprint(attack: Attack) -> str:
         config = ""
     digest = hashlib.sha256((weights_fingerprint(attack) + config).encode())
     if isinstance(attack, InstanceAttack):  # what it makes depends on whom it is bound to
-        victim = attack.victim
+        victim = attack.target
         if isinstance(victim.model, torch.nn.Module):
             spec = getattr(victim.model, "input_spec", None)
             facts = f"{weights_fingerprint(victim.model)} {spec} {victim.model.metric}"

@@ -257,7 +257,7 @@ def test_adaptive_steps_never_end_below_their_start(cls):
     for steps in (1, 2, 6):
         attack = cls(Budget(0.5), steps=steps, step_size=None)
         attack = attack.bind(model, guides_for(model)).with_labels([3, 7, 9, 3] * 2)
-        goal = attack.goal(normed(model, x), attack.victim)
+        goal = attack.objective(normed(model, x), attack.target)
         start = x
         if cls is SMA:
             start = (x + 0.5 * (2 * attack.uniform(x, "start 0", SHAPE) - 1)).clamp(0, 1)
@@ -317,7 +317,7 @@ def test_square_climbs_a_one_dimensional_feature_close_to_its_optimum():
 def test_the_goal_rises(name, metric):
     model, x = convolutional(metric), images()
     attack = bound(name, model).with_labels([3, 7, 9, 3])
-    goal = attack.goal(normed(model, x), attack.victim)
+    goal = attack.objective(normed(model, x), attack.target)
     assert (goal(normed(model, attack(x))) > goal(normed(model, x)) + 1e-6).all()
 
 
@@ -332,7 +332,7 @@ def test_restarts_are_never_worse_for_any_image(name):
     values = []
     for restarts in (1, 2, 5):
         attack = bound(name, model, steps=3, restarts=restarts).with_labels([3, 7, 9, 3] * 2)
-        values.append(attack.goal(normed(model, x), attack.victim)(normed(model, attack(x))))
+        values.append(attack.objective(normed(model, x), attack.target)(normed(model, attack(x))))
     for fewer, more in pairwise(values):
         assert (more >= fewer - 1e-12).all()
     assert (values[2] > values[0]).any()

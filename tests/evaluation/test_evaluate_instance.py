@@ -23,8 +23,8 @@ def guides(model, people):
 class Brightness(InstanceAttack):
     """Brightens by as many grey levels as the identity it was told, 1 if it was told none."""
 
-    def search(self, x, clean, victim):
-        levels = torch.ones(len(x)) if victim.pids is None else victim.pids % 7
+    def search(self, x, clean, target):
+        levels = torch.ones(len(x)) if target.pids is None else target.pids % 7
         return x + levels[:, None, None, None] / 255
 
 
@@ -96,7 +96,7 @@ def test_an_instance_attack_works_where_its_victim_is(model, people, tmp_path, m
     seen = []
 
     class Recording(InstanceAttack):
-        def search(self, x, clean, victim):
+        def search(self, x, clean, target):
             seen.append(x.device.type)
             raise InputError("seen enough")
 

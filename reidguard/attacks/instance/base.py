@@ -1,4 +1,4 @@
-"""Attacks that work each image out on a victim: how they are bound, and whom they are told of."""
+"""Per-image (instance) attacks: binding to a target model, gallery features and labels."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from reidguard.nn import inference_view
 from reidguard.objectives import normalized_features
 from reidguard.types import Embedder
 
-__all__ = ["Goal", "Guides", "InstanceAttack"]
+__all__ = ["Guides", "InstanceAttack", "Objective"]
 
-Goal = Callable[[Tensor], Tensor]
-"""What an attack maximises: (N, D) comparable features to (N,) values, one per image."""
+Objective = Callable[[Tensor], Tensor]
+"""Function that an attack maximises: (N, D) normalized features to (N,) values, one per image."""
 
 _DISTRACTOR, _UNKNOWN = -1, -2  # in place of an identity's index
 
 
 @dataclass(frozen=True, eq=False)
 class Guides:
-    """Clean images that show an attack where identities lie in feature space.
+    """Features and identities of clean images, such as the gallery's, that an attack is given.
 
     Args:
-        features: (G, D) as the victim's ``features`` gives them, not normalised.
-        pids: (G,) identities. 0 marks distractors, which belong to nobody.
+        features: (G, D) as the target model's ``features`` gives them, not normalised.
+        pids: (G,) identities. 0 marks distractors, which have no identity.
 
     Raises:
-        InputError: If the shapes do not fit, features are not finite, or nobody is shown.
+        InputError: If the shapes do not fit, features are not finite, or all are distractors.
 
     Example:
         >>> guides = Guides(torch.tensor([[0.0], [2.0], [9.0]]), [1, 1, 5])
@@ -64,9 +64,10 @@ class Guides:
 
 
 class Prototypes:
-    """Guides in the space where the victim compares features, and the mean of each identity.
+    """Guides in the space where the target model compares features, and the mean of each identity.
 
-    Means are all that squared distances need: ``mean_g |f − g|² = |f − mean_g g|² + constant``.
+    Squared distances to all guides of an identity need only their mean:
+    ``mean_g |f − g|² = |f − mean_g g|² + constant``.
     """
 
     def __init__(self, guides: Guides, metric: str) -> None:
@@ -76,14 +77,14 @@ class Prototypes:
         self.features = F.normalize(features) if metric == "cosine" else features
         self.squares = (self.features * self.features).sum(1)
         pids = torch.as_tensor(guides.pids)
-        named = pids != 0
-        self.known, index = torch.unique(pids[named], return_inverse=True)
+        identified = pids != 0
+        self.known, index = torch.unique(pids[identified], return_inverse=True)
         self.index = torch.full_like(pids, _DISTRACTOR)
-        self.index[named] = index
+        self.index[identified] = index
         shape = (len(self.known), features.shape[1])
         # Summed in float64, in any order: on a GPU the order of additions is not fixed.
         sums = torch.zeros(shape, dtype=torch.float64, device=features.device)
-        sums.index_add_(0, index, self.features[named].double())
+        sums.index_add_(0, index, self.features[identified].double())
         counts = torch.bincount(index, minlength=len(self.known))
         self.means = (sums / counts[:, None]).to(self.features.dtype)
 
@@ -105,7 +106,7 @@ class Prototypes:
         return torch.where(self.known[place] == pids, place, _UNKNOWN)
 
     def nearest_identity(self, features: Tensor) -> Tensor:
-        """Return the index of the identity that the nearest guide of each feature shows."""
+        """Return the identity index of the guide nearest to each feature."""
         order = self.squares - 2 * features @ self.features.to(features.dtype).T
         order = order.masked_fill(self.index == _DISTRACTOR, torch.inf)
         return self.index[order.argmin(1)]
@@ -114,14 +115,14 @@ class Prototypes:
         """Return the index of the identity whose mean is furthest from each feature.
 
         Args:
-            features: (N, D) comparable features.
-            other_than: (N,) indices that are not to be chosen, unless there is nobody else.
+            features: (N, D) normalized features.
+            other_than: (N,) indices that are not to be chosen, unless there is no other.
         """
         means = self.means.to(features.dtype)
         order = (means * means).sum(1) - 2 * features @ means.T
         if other_than is not None and len(self.known) > 1:
-            everybody = torch.arange(len(self.known), device=order.device)
-            order = order.masked_fill(everybody == other_than[:, None], -torch.inf)
+            indices = torch.arange(len(self.known), device=order.device)
+            order = order.masked_fill(indices == other_than[:, None], -torch.inf)
         return order.argmax(1)
 
     def mean_of(self, identity: Tensor, fallback: Tensor) -> Tensor:
@@ -131,14 +132,17 @@ class Prototypes:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What an attack is bound to. No module, so that nothing of it is registered or saved."""
+    """Model, prototypes and labels that an attack is bound to.
+
+    No module, so that nothing of it is registered or saved.
+    """
 
     model: Embedder
     prototypes: Prototypes | None
     pids: Tensor | None = None
 
     def identities(self, clean: Tensor) -> Tensor:
-        """Return whom the images show: as told, else whom the nearest guide shows."""
+        """Return the identity index of each image: its label, else that of the nearest guide."""
         assert self.prototypes is not None
         if self.pids is None:
             return self.prototypes.nearest_identity(clean)
@@ -146,25 +150,25 @@ class Target:
 
 
 class InstanceAttack(Attack):
-    """An attack without parameters, which works out each image on a victim.
+    """An attack without parameters that is computed for each image on a target model.
 
     Bind it first::
 
         attack = SMA(Budget(8 / 255)).bind(model)
         x_adv = attack(x)
 
-    :meth:`bind` returns a new attack and leaves this one as it was, so that one recipe serves many
-    victims. The victim is no submodule: it is in no ``state_dict`` and no saved file. Saved,
-    loaded, copied and pickled attacks are unbound. The victim is only read: each call works on an
-    inference view of it (:func:`~reidguard.nn.inference_view`).
+    :meth:`bind` returns a new attack and leaves this one unchanged, so that it can be bound to many
+    models. The target model is no submodule: it is in no ``state_dict`` and no saved file. Saved,
+    loaded, copied and pickled attacks are unbound. The target model is only read: each call works
+    on an inference view of it (:func:`~reidguard.nn.inference_view`).
 
     The result is constant: no gradient flows through the attack. Random draws are fixed by
     ``seed`` and the 8-bit content of each image, so an image's result depends neither on its place
-    in a batch nor on the images beside it, nor on earlier calls, as far as the victim's own
+    in a batch nor on the images beside it, nor on earlier calls, as far as the target model's own
     arithmetic rounds alike for batches of any size (on a GPU, or with convolutions, last bits may
     differ, and a sign may turn where a gradient is zero up to rounding).
 
-    A subclass writes :meth:`search`.
+    A subclass implements :meth:`search`.
 
     Args:
         budget: The L∞ ball around every image.
@@ -176,10 +180,10 @@ class InstanceAttack(Attack):
     seed: int = 0
     """Fixes the random draws; an argument of subclasses that draw."""
 
-    _victim: Target | None = None
+    _target: Target | None = None
 
     def bind(self, model: Embedder, guides: Guides | None = None) -> Self:
-        """Return this attack bound to a victim.
+        """Return this attack bound to a target model.
 
         Args:
             model: Gives ``features`` and says by which ``metric`` it compares them. A
@@ -215,17 +219,17 @@ class InstanceAttack(Attack):
         bound = copy.copy(self)
         if guides is not None:
             _check_device(model, guides.features, "guides' features")
-        # What is made in inference mode could take no part in a gradient.
+        # Tensors created in inference mode cannot take part in a gradient.
         with torch.inference_mode(False), torch.no_grad():
             prototypes = None if guides is None else Prototypes(guides, model.metric)
-        bound._victim = Target(model, prototypes)
+        bound._target = Target(model, prototypes)
         return bound
 
     def with_labels(self, pids: Tensor | Sequence[int]) -> Self:
-        """Return this bound attack, told the true identities of the images of the next call.
+        """Return this bound attack, given the ground-truth identities of the next call's images.
 
-        Attacks with guides take the identity of an image's nearest guide where they are not told.
-        An identity that no guide shows is allowed: the image's own clean feature stands for it.
+        Without labels, attacks with guides take the identity of an image's nearest guide. An
+        identity without guides is allowed: the image's own clean feature is used in their place.
 
         Args:
             pids: (N,) identities of the images, in the numbers that the guides use.
@@ -233,69 +237,71 @@ class InstanceAttack(Attack):
         Raises:
             InputError: If the attack is not bound, or the pids are no list of whole numbers.
         """
-        victim = self.victim
-        told = torch.as_tensor(pids)
-        if told.dim() != 1 or told.is_floating_point():
-            raise InputError(f"pids must be N whole numbers, not {told.dtype} {tuple(told.shape)}")
+        target = self.target
+        labels = torch.as_tensor(pids)
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise InputError(
+                f"pids must be N whole numbers, not {labels.dtype} {tuple(labels.shape)}"
+            )
         bound = copy.copy(self)
-        bound._victim = replace(victim, pids=told.long())
+        bound._target = replace(target, pids=labels.long())
         return bound
 
     @property
-    def victim(self) -> Target:
-        """What this attack is bound to.
+    def target(self) -> Target:
+        """The model, prototypes and labels that this attack is bound to.
 
         Raises:
             InputError: If it is not bound.
         """
-        if self._victim is None:
+        if self._target is None:
             raise InputError(
-                f"{type(self).__name__} is not bound to a victim: call attack.bind(model) and use "
-                "the attack that it returns (a loaded or copied attack is unbound, too)"
+                f"{type(self).__name__} is not bound to a target model: call attack.bind(model) "
+                "and use the attack that it returns (a loaded or copied attack is unbound, too)"
             )
-        return self._victim
+        return self._target
 
     @abstractmethod
-    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
-        """Return adversarial images near ``x``; what a subclass writes.
+    def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
+        """Return adversarial images near ``x``; implemented by a subclass.
 
-        The victim's model is an inference view, and gradients are recorded.
+        The target model's model is an inference view, and gradients are recorded.
 
         Args:
             x: (N, 3, H, W), at least float32, constant.
-            clean: (N, D) comparable features of ``x``, constant.
-            victim: Model, prototypes and labels.
+            clean: (N, D) normalized features of ``x``, constant.
+            target: Model, prototypes and labels.
         """
 
     def perturb(self, x: Tensor) -> Tensor:
-        """Extract the clean features, once, and search."""
-        victim = self.victim
-        if victim.pids is not None and len(victim.pids) != len(x):
+        """Return the result of :meth:`search`, given the clean features."""
+        target = self.target
+        if target.pids is not None and len(target.pids) != len(x):
             raise InputError(
-                f"the attack was told {len(victim.pids)} identities and got {len(x)} images; "
+                f"the attack has labels of {len(target.pids)} images and got {len(x)} images; "
                 "call with_labels(pids) for each batch"
             )
         if len(x) == 0:
             return x
-        _check_device(victim.model, x, "images")
+        _check_device(target.model, x, "images")
         # Outside inference mode, in which gradients cannot be had, tensors are copied first.
-        if isinstance(victim.model, nn.Module):
-            victim = replace(victim, model=inference_view(victim.model))
+        if isinstance(target.model, nn.Module):
+            target = replace(target, model=inference_view(target.model))
         with torch.inference_mode(False), torch.enable_grad():
             images = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
             with torch.no_grad():
-                clean = normalized_features(victim.model, images)
-            return self.search(images, clean, victim).detach()
+                clean = normalized_features(target.model, images)
+            return self.search(images, clean, target).detach()
 
     def generators(self, x: Tensor, purpose: str) -> list[torch.Generator]:
         """Return one CPU generator per image, fixed by seed, purpose and 8-bit content."""
         pixels = (x * 255).round().to(torch.uint8).cpu().numpy()
         key = f"{self.seed} {purpose} {tuple(x.shape[1:])} ".encode()
-        made = []
+        generators = []
         for image in pixels:
             digest = hashlib.blake2b(key + image.tobytes(), digest_size=8).digest()
-            made.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
-        return made
+            generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
+        return generators
 
     def uniform(self, x: Tensor, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Return (N, ``*shape``) draws from [0, 1), the same for the same image on any device."""
@@ -303,15 +309,15 @@ class InstanceAttack(Attack):
         return torch.stack(draws).to(x)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold no victim."""
-        return {name: value for name, value in self.__dict__.items() if name != "_victim"}
+        """Return the state without the target, which copies and pickles leave out."""
+        return {name: value for name, value in self.__dict__.items() if name != "_target"}
 
 
-def _check_device(model: Embedder, given: Tensor, what: str) -> None:
+def _check_device(model: Embedder, tensor: Tensor, name: str) -> None:
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    if weight is not None and weight.device != given.device:
+    if weight is not None and weight.device != tensor.device:
         raise InputError(
-            f"the victim is on {weight.device} and the {what} on {given.device}; "
+            f"the target model is on {weight.device} and the {name} on {tensor.device}; "
             f"move one of them first, as with .to({str(weight.device)!r})"
         )
 

@@ -1,4 +1,4 @@
-"""Attacks that are shown where identities lie: FNA and the metric FGSM family."""
+"""Attacks that need guides: FNA and the metric FGSM family."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from reidguard.attacks.base import register_attack
-from reidguard.attacks.instance.base import Goal, Target, squared_distance
+from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.attacks.instance.pgd import GradientAttack
 from reidguard.types import Budget
 
@@ -17,47 +17,47 @@ __all__ = ["FNA", "MetricFGSM", "MetricIFGSM", "MetricMIFGSM"]
 
 @register_attack("fna")
 class FNA(GradientAttack):
-    """Furthest-negative attack: from its own identity towards the one that is furthest away.
+    """Furthest-negative attack: away from the own identity, towards the furthest one.
 
     Maximises ``mean_p |φ(x̃) − φ(p)|² − |φ(x̃) − mean_n φ(n)|²`` by PGD (Bouniot et al., 2020),
     where p are the guides of the image's identity and n those of the identity whose mean feature
     is furthest from the clean φ(x). Push and pull weigh the same, however many guides there are.
-    Features are those that the victim compares: on the unit sphere if its metric is cosine.
+    Features are those that the target model compares: on the unit sphere if its metric is cosine.
 
-    The image's identity is what :meth:`with_labels` told, else that of its nearest guide. Arguments
+    The image's identity is given by :meth:`with_labels`, else that of its nearest guide. Arguments
     and cost are :class:`GradientAttack`'s; by default 15 steps of 1/255. The guides cost nothing
     in the loop, whose means are taken once.
     """
 
     needs_guides: ClassVar[bool] = True
 
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
+    def objective(self, clean: Tensor, target: Target) -> Objective:
         """Return squared distance to the own mean, less that to the furthest identity's."""
-        prototypes = victim.prototypes
+        prototypes = target.prototypes
         assert prototypes is not None
         prototypes.need_two("FNA")
-        own = victim.identities(clean)
+        own = target.identities(clean)
         push = prototypes.mean_of(own, clean)
         pull = prototypes.mean_of(prototypes.furthest_identity(clean, own), clean)
         return lambda features: squared_distance(features, push) - squared_distance(features, pull)
 
 
 class _MetricAttack(GradientAttack):
-    """The goal of the metric attacks, which start at the image itself."""
+    """The objective of the metric attacks, which start at the image itself."""
 
     needs_guides: ClassVar[bool] = True
     random_start: ClassVar[bool] = False
     targeted: bool
 
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
+    def objective(self, clean: Tensor, target: Target) -> Objective:
         """Return plus or minus the mean squared distance to the guides, up to a constant."""
-        prototypes = victim.prototypes
+        prototypes = target.prototypes
         assert prototypes is not None
         if self.targeted:
-            own = None if victim.pids is None else victim.identities(clean)
-            target = prototypes.mean_of(prototypes.furthest_identity(clean, own), clean)
-            return lambda features: -squared_distance(features, target)
-        push = prototypes.mean_of(victim.identities(clean), clean)
+            own = None if target.pids is None else target.identities(clean)
+            pull = prototypes.mean_of(prototypes.furthest_identity(clean, own), clean)
+            return lambda features: -squared_distance(features, pull)
+        push = prototypes.mean_of(target.identities(clean), clean)
         return lambda features: squared_distance(features, push)
 
 
@@ -66,13 +66,13 @@ class MetricIFGSM(_MetricAttack):
     """Metric I-FGSM: away from the guides of the own identity, or towards a target's.
 
     Not targeted, it maximises ``mean_g |φ(x̃) − φ(g)|²`` over the guides g of the image's own
-    identity: the one that :meth:`with_labels` told, else that of its nearest guide. Targeted, it
+    identity: given by :meth:`with_labels`, else that of its nearest guide. Targeted, it
     minimises the same over the guides of the identity furthest from the clean image: bind guides
-    of one identity to choose the target. (Bai et al., 2019.) Features are those that the victim
-    compares: normalised if its metric is cosine, where theirs always are.
+    of one identity to choose the target. (Bai et al., 2019.) Features are those that the target
+    model compares: normalised if its metric is cosine, where theirs always are.
 
-    They perturb the gallery. Here the side is a matter of what is passed: give queries and guides
-    from the gallery, or gallery images and guides from the queries.
+    They perturb the gallery. Here either side can be perturbed: pass queries with guides from the
+    gallery, or gallery images with guides from the queries.
 
     Arguments and cost are :class:`GradientAttack`'s; the first restart starts at the image.
 
@@ -89,7 +89,7 @@ class MetricIFGSM(_MetricAttack):
     """
 
     usual_momentum: ClassVar[float] = 0.0
-    """What None means."""
+    """The momentum that None stands for."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class MetricMIFGSM(MetricIFGSM):
 
 @register_attack("metric_fgsm")
 class MetricFGSM(_MetricAttack):
-    """Metric FGSM: the goal of :class:`MetricIFGSM` by one step of length ε.
+    """Metric FGSM: the objective of :class:`MetricIFGSM` by one step of length ε.
 
     Two forward passes and one backward.
 

@@ -1,4 +1,4 @@
-"""Projected gradient ascent on features: the iterations that gradient attacks share."""
+"""Projected gradient ascent on features (PGD, MI, DI, TI, Auto-PGD)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.attacks.instance.base import Goal, InstanceAttack, Target
+from reidguard.attacks.instance.base import InstanceAttack, Objective, Target
 from reidguard.errors import InputError
 from reidguard.objectives import normalized_features
 from reidguard.objectives.diversity import diverse
@@ -19,34 +19,37 @@ from reidguard.types import Budget
 
 __all__ = ["GradientAttack"]
 
-# Of Auto-PGD: the share of a movement that is new, and that of steps that ought to raise the goal.
-_KEEP, _RISES = 0.75, 0.75
+# Auto-PGD: weight of the new movement beside the last one, and the fraction of steps that have to
+# raise the objective for the step size to stay.
+_STEP_WEIGHT, _MIN_RISES = 0.75, 0.75
 
-
-_Look = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+_ValueAndGrad = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 class GradientAttack(InstanceAttack):
-    """Climbs a goal on features by steps of the gradient's sign, inside the ball (PGD).
+    """Maximises an objective on features by steps of the gradient's sign, inside the ball (PGD).
 
-    ``x_{t+1} = clip(x_t + step_size · sign(g_t))``, where g is the gradient of the goal by the
-    image. A subclass writes :meth:`goal`. For transfer to other networks there are momentum (MI),
-    input diversity (DI) and translation invariance (TI); all are off by default.
+    ``x_{t+1} = clip(x_t + step_size · sign(g_t))``, where g is the gradient of the objective by
+    the image. A subclass implements :meth:`objective`. For transfer to other networks there are
+    momentum (MI), input diversity (DI) and translation invariance (TI); all are off by default.
 
-    With ``step_size=None`` each image finds its own step (Auto-PGD: Croce & Hein, 2020). It starts
-    at 2ε, with momentum 0.75 on the movement. At checkpoints, after 22 % of the steps and then ever
-    more often, it is halved, and the ascent goes on from the best image so far, where fewer than
-    three quarters of the steps since the last checkpoint raised the goal, or where neither step nor
-    best goal changed since then. The best image on the way is the result.
+    With ``step_size=None`` the step size adapts to each image (Auto-PGD: Croce & Hein, 2020). It
+    starts at 2ε, with momentum 0.75 on the movement. At checkpoints, after 22 % of the steps and
+    then ever more often, it is halved, and the ascent restarts from the best image so far, where
+    fewer than three quarters of the steps since the last checkpoint raised the objective, or where
+    neither step size nor best objective changed since then. The result is the best image of all
+    steps.
 
-    With several restarts the image with the highest goal is kept, for each image by itself. The
-    first restart is the one that ``restarts=1`` does, so the goal is never lower than with one.
+    With several restarts the result with the highest objective is returned, for each image by
+    itself. The first restart is that of ``restarts=1``, so the objective is never lower than with
+    one.
     A subclass says in :attr:`random_start` whether that one starts at a random point of the ball
     or at the image; all further ones start at random.
 
-    Cost in passes of the victim, per image: 1 forward for the clean features; ``restarts · steps``
-    forward and backward, the latter to the image only; ``restarts`` more forward where there is
-    more than one restart, to compare them, and ``restarts`` more where ``step_size`` is None.
+    Cost in passes of the target model, per image: 1 forward for the clean features;
+    ``restarts · steps`` forward and backward, the latter to the image only; ``restarts`` more
+    forward where there is more than one restart, to compare them, and ``restarts`` more where
+    ``step_size`` is None.
 
     Args:
         budget: The L∞ ball; 8/255 by default.
@@ -54,10 +57,10 @@ class GradientAttack(InstanceAttack):
         step_size: Length of a step in [0, 1] pixel units; None adapts it.
         restarts: Ascents from different starts.
         momentum: Decay μ of MI: ``g_t = μ g_{t-1} + ∇ / mean|∇|``. 0 is plain PGD.
-        diversity: Probability of DI: in each step, an image is shrunk to a random share of its
+        diversity: Probability of DI: in each step, an image is shrunk to a random fraction of its
             size, between 0.9 and 1, and put on black at a random place.
         translation: Width in pixels of TI's Gaussian kernel, which smooths the gradient; an odd
-            number of which 3 σ reach to the rim. 0 is none, and so is 1.
+            number; its edge is at 3 σ. 0 is none, and so is 1.
         seed: Fixes starts and diversity.
     """
 
@@ -100,12 +103,12 @@ class GradientAttack(InstanceAttack):
         self.seed = seed
 
     @abstractmethod
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
-        """Return what to maximise, given (N, D) clean comparable features."""
+    def objective(self, clean: Tensor, target: Target) -> Objective:
+        """Return the function to maximise, given (N, D) clean normalized features."""
 
-    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
-        """Ascend from every start and keep the best of each image."""
-        goal = self.goal(clean, victim)
+    def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
+        """Ascend from every start and return the best result of each image."""
+        objective = self.objective(clean, target)
         low = (x - self.budget.eps).clamp(min=0)
         high = (x + self.budget.eps).clamp(max=1)
         best = best_value = None
@@ -114,35 +117,41 @@ class GradientAttack(InstanceAttack):
             if restart > 0 or self.random_start:
                 noise = 2 * self.uniform(x, f"start {restart}", tuple(x.shape[1:])) - 1
                 start = (x + self.budget.eps * noise).clamp(low, high)
-            found = self._pgd(start, low, high, goal, victim, restart)
+            result = self._pgd(start, low, high, objective, target, restart)
             if self.restarts == 1:
-                return found
+                return result
             with torch.no_grad():
-                value = goal(normalized_features(victim.model, found))
+                value = objective(normalized_features(target.model, result))
             if best is None or best_value is None:
-                best, best_value = found, value
+                best, best_value = result, value
             else:
                 better = value > best_value
-                best = torch.where(better[:, None, None, None], found, best)
+                best = torch.where(better[:, None, None, None], result, best)
                 best_value = torch.where(better, value, best_value)
         assert best is not None
         return best
 
     def _pgd(
-        self, x: Tensor, low: Tensor, high: Tensor, goal: Goal, victim: Target, restart: int
+        self,
+        x: Tensor,
+        low: Tensor,
+        high: Tensor,
+        objective: Objective,
+        target: Target,
+        restart: int,
     ) -> Tensor:
         draws: Sequence[Tensor | None] = [None] * (self.steps + 1)
         if self.diversity > 0:
-            # (steps, N, 4): what one step draws for each image
-            drawn = self.uniform(x, f"diversity {restart}", (self.steps, 4)).transpose(0, 1)
-            draws = [*drawn, None]  # the image that comes out is judged as it is
+            # (steps, N, 4): the draws of one step for each image
+            by_step = self.uniform(x, f"diversity {restart}", (self.steps, 4)).transpose(0, 1)
+            draws = [*by_step, None]  # the final image is evaluated unchanged
 
-        def look(image: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            """Return (N,) goals and their gradient, which is not needed after the last step."""
+        def value_and_grad(image: Tensor, step: int) -> tuple[Tensor, Tensor]:
+            """Return (N,) objectives and their gradient, which is zero after the last step."""
             draw, last = draws[step], step == self.steps
             image = image.detach().requires_grad_(not last)
-            seen = image if draw is None else diverse(image, draw, self.diversity)
-            value = goal(normalized_features(victim.model, seen))
+            inputs = image if draw is None else diverse(image, draw, self.diversity)
+            value = objective(normalized_features(target.model, inputs))
             if last:
                 return value.detach(), torch.zeros_like(image)
             (gradient,) = torch.autograd.grad(value.sum(), image)
@@ -151,65 +160,65 @@ class GradientAttack(InstanceAttack):
             return value.detach(), gradient
 
         if self.step_size is None:
-            return self._apgd(x, low, high, look)
-        gathered = torch.zeros_like(x) if self.momentum > 0 else None
+            return self._apgd(x, low, high, value_and_grad)
+        velocity = torch.zeros_like(x) if self.momentum > 0 else None
         for step in range(self.steps):
-            _, gradient = look(x, step)
-            if gathered is not None:
+            _, gradient = value_and_grad(x, step)
+            if velocity is not None:
                 size = gradient.abs().mean((1, 2, 3), keepdim=True)
                 tiny = torch.finfo(size.dtype).tiny
-                gathered = self.momentum * gathered + gradient / size.clamp(min=tiny)
-                gradient = gathered
+                velocity = self.momentum * velocity + gradient / size.clamp(min=tiny)
+                gradient = velocity
             x = (x + self.step_size * gradient.sign()).clamp(low, high)
         return x
 
-    def _apgd(self, x: Tensor, low: Tensor, high: Tensor, look: _Look) -> Tensor:
-        """Auto-PGD. Everything is worked out for each image by itself."""
+    def _apgd(self, x: Tensor, low: Tensor, high: Tensor, value_and_grad: _ValueAndGrad) -> Tensor:
+        """Auto-PGD; every quantity is that of one image."""
 
         def choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
 
-        ends = _checkpoints(self.steps)
+        checkpoints = _checkpoints(self.steps)
         length = torch.full((len(x),), 2 * self.budget.eps, dtype=x.dtype, device=x.device)
-        value, gradient = look(x, 0)
+        value, gradient = value_and_grad(x, 0)
         before, best, best_value, best_gradient = x, x, value, gradient
         rises = torch.zeros_like(value)
-        last_end, last_length, last_best = 0, length, best_value
+        last_checkpoint, last_length, last_best = 0, length, best_value
         for step in range(1, self.steps + 1):
             aim = (x + length.view(-1, 1, 1, 1) * gradient.sign()).clamp(low, high)
             if step > 1:
-                aim = x + _KEEP * (aim - x) + (1 - _KEEP) * (x - before)
+                aim = x + _STEP_WEIGHT * (aim - x) + (1 - _STEP_WEIGHT) * (x - before)
             before, x = x, aim.clamp(low, high)
-            risen, gradient = look(x, step)
-            rises = rises + (risen > value)
-            value = risen
+            last_value = value
+            value, gradient = value_and_grad(x, step)
+            rises = rises + (value > last_value)
             better = value > best_value
             best, best_value = choose(better, x, best), choose(better, value, best_value)
             best_gradient = choose(better, gradient, best_gradient)
-            if step not in ends:
+            if step not in checkpoints:
                 continue
-            slow = rises < _RISES * (step - last_end)
+            slow = rises < _MIN_RISES * (step - last_checkpoint)
             stuck = (length == last_length) & (best_value == last_best)
-            again = slow | stuck
-            last_end, last_length, last_best = step, length, best_value
+            restart = slow | stuck
+            last_checkpoint, last_length, last_best = step, length, best_value
             rises = torch.zeros_like(rises)
-            length = choose(again, length / 2, length)
-            x, gradient = choose(again, best, x), choose(again, best_gradient, gradient)
-            before, value = choose(again, best, before), choose(again, best_value, value)
+            length = choose(restart, length / 2, length)
+            x, gradient = choose(restart, best, x), choose(restart, best_gradient, gradient)
+            before, value = choose(restart, best, before), choose(restart, best_value, value)
         return best
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Return after how many steps Auto-PGD looks back."""
-    shares, gap = [0.22], 0.22
-    while shares[-1] < 1:
+    """Return the steps after which Auto-PGD decides whether to halve the step size."""
+    fractions, gap = [0.22], 0.22
+    while fractions[-1] < 1:
         gap = max(gap - 0.03, 0.06)
-        shares.append(shares[-1] + gap)
-    return {math.ceil(share * steps - 1e-9) for share in shares}
+        fractions.append(fractions[-1] + gap)
+    return {math.ceil(fraction * steps - 1e-9) for fraction in fractions}
 
 
 def _smoothed(gradient: Tensor, width: int) -> Tensor:
-    """Convolve with a Gaussian whose 3 σ reach to the rim of ``width`` pixels."""
+    """Convolve with a Gaussian kernel of ``width`` pixels that ends at 3 σ."""
     places = torch.linspace(-3, 3, width, dtype=gradient.dtype, device=gradient.device)
     line = torch.exp(-places * places / 2)
     line = line / line.sum()

@@ -1,11 +1,11 @@
-"""Attacks that know nothing but the image's own clean feature: SMA and ODFA."""
+"""Attacks that need only the image's own clean feature: SMA and ODFA."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from reidguard.attacks.base import register_attack
-from reidguard.attacks.instance.base import Goal, Target, squared_distance
+from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.attacks.instance.pgd import GradientAttack
 
 __all__ = ["ODFA", "SMA"]
@@ -15,7 +15,7 @@ __all__ = ["ODFA", "SMA"]
 class SMA(GradientAttack):
     """Self-metric attack: away from the image's own clean feature.
 
-    Maximises ``|φ(x̃) − φ(x)|²`` by PGD (Bouniot et al., 2020), between features as the victim
+    Maximises ``|φ(x̃) − φ(x)|²`` by PGD (Bouniot et al., 2020), between features as the target model
     compares them: on the unit sphere if its metric is cosine. It starts at random, since the
     gradient at the image itself is zero. Arguments and cost are :class:`GradientAttack`'s; by
     default 15 steps of 1/255, that is 16 forward and 15 backward passes.
@@ -31,7 +31,7 @@ class SMA(GradientAttack):
         8.0
     """
 
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
+    def objective(self, clean: Tensor, target: Target) -> Objective:
         """Return the squared distance to the clean features."""
         return lambda features: squared_distance(features, clean)
 
@@ -40,12 +40,12 @@ class SMA(GradientAttack):
 class ODFA(GradientAttack):
     """Opposite-direction feature attack: towards the negative of the clean feature.
 
-    Minimises ``|φ(x̃) + φ(x)|²`` (Zheng et al., 2018), between features as the victim compares
+    Minimises ``|φ(x̃) + φ(x)|²`` (Zheng et al., 2018), between features as the target model compares
     them. The released code has the sign reversed; this is the paper's. It starts at random: with
     the cosine metric the gradient at the image itself is zero, as φ(x) is the feature furthest
     from −φ(x). Arguments and cost are :class:`GradientAttack`'s; by default 15 steps of 1/255.
     """
 
-    def goal(self, clean: Tensor, victim: Target) -> Goal:
+    def objective(self, clean: Tensor, target: Target) -> Objective:
         """Return minus the squared distance to the opposite features."""
         return lambda features: -squared_distance(features, -clean)

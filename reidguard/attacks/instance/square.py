@@ -1,4 +1,4 @@
-"""A black-box attack that needs nothing but features: random squares."""
+"""Square Attack: a black-box attack that needs only features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks.base import register_attack
-from reidguard.attacks.instance.base import Goal, InstanceAttack, Target, squared_distance
+from reidguard.attacks.instance.base import InstanceAttack, Objective, Target, squared_distance
 from reidguard.errors import InputError
 from reidguard.objectives import normalized_features
 from reidguard.types import Budget
@@ -21,7 +21,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @register_attack("square")
 class SquareAttack(InstanceAttack):
-    """Random search with squares of ±ε, which keeps what raises a score; no gradient is asked.
+    """Random search with squares of ±ε that keeps those that raise a score; uses no gradient.
 
     Square Attack (Andriushchenko et al., 2020) on a retrieval score. It starts with vertical
     stripes of ±ε per channel. Each step sets a square at a random place to +ε or −ε per channel,
@@ -31,8 +31,8 @@ class SquareAttack(InstanceAttack):
     is the margin that decides rank-1: the squared distance to the nearest guide of the own
     identity, less that to the nearest guide of any other (distractors included).
 
-    Cost in passes of the victim, per image: ``steps + 2`` forward (clean, stripes, steps), none
-    backward.
+    Cost in passes of the target model, per image: ``steps + 2`` forward (clean, stripes, steps),
+    none backward.
 
     Args:
         budget: The L∞ ball; 8/255 by default.
@@ -54,19 +54,19 @@ class SquareAttack(InstanceAttack):
         if steps < 1:
             raise InputError(f"steps must be at least 1, not {steps}")
         if not 0 < area <= 1:
-            raise InputError(f"area is a share of the image in (0, 1], not {area}")
+            raise InputError(f"area is a fraction of the image in (0, 1], not {area}")
         self.steps = steps
         self.area = area
         self.seed = seed
 
     @torch.no_grad()
-    def search(self, x: Tensor, clean: Tensor, victim: Target) -> Tensor:
-        """Try squares one after another, for all images at once."""
+    def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
+        """Try squares one after another, on all images in parallel."""
         height, width = x.shape[2:]
-        score = _score(clean, victim)
+        score = _score(clean, target)
         stripes = self._signs(self.uniform(x, "stripes", (3, 1, width)))
         best = (x + stripes).clamp(0, 1)
-        best_value = score(normalized_features(victim.model, best))
+        best_value = score(normalized_features(target.model, best))
         draws = self.uniform(x, "squares", (self.steps, 5))
         rows = torch.arange(height, device=x.device)[:, None]
         columns = torch.arange(width, device=x.device)[None, :]
@@ -78,7 +78,7 @@ class SquareAttack(InstanceAttack):
             inside = (inside & (columns < left + side))[:, None]
             signs = self._signs(draws[:, step, 2:, None, None])
             tried = torch.where(inside, (x + signs).clamp(0, 1), best)
-            value = score(normalized_features(victim.model, tried))
+            value = score(normalized_features(target.model, tried))
             better = value > best_value
             best = torch.where(better[:, None, None, None], tried, best)
             best_value = torch.where(better, value, best_value)
@@ -93,14 +93,14 @@ class SquareAttack(InstanceAttack):
         return torch.where(uniform < 0.5, -self.budget.eps, self.budget.eps).to(uniform.dtype)
 
 
-def _score(clean: Tensor, victim: Target) -> Goal:
-    prototypes = victim.prototypes
+def _score(clean: Tensor, target: Target) -> Objective:
+    prototypes = target.prototypes
     if prototypes is None:
         return lambda features: squared_distance(features, clean)
     prototypes.need_two("SquareAttack with guides")
-    own = victim.identities(clean)
+    own = target.identities(clean)
     same = prototypes.index == own[:, None]
-    alone = ~same.any(1)  # nobody shows this identity: the clean feature stands for it
+    alone = ~same.any(1)  # no guide of this identity: the clean feature is used in their place
 
     places = prototypes.features.to(clean.dtype)
 

@@ -144,9 +144,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
     model, sets = osnet(), (market(), load_dataset("virtual:plaza"))
-    loaders = [
-        BatchLoader(d.train, d.train_labels, image_size=(256, 128), seed=0, **BATCH) for d in sets
-    ]
+    loaders = [BatchLoader(d, image_size=(256, 128), seed=0, **BATCH) for d in sets]
     pairs = [
         pair
         for pair, _ in zip(

@@ -36,10 +36,7 @@ NAMES = ("plain", "joint", "first_order", "hessian_free", "maml")
 
 def cosines(model, first, second, family: str, pairs: int = 5) -> dict:
     """Mean cosine of each learner's gradient, and of its second-order term, to maml's."""
-    loaders = [
-        BatchLoader(d.train, d.train_labels, image_size=(256, 128), seed=7, **BATCH)
-        for d in (first, second)
-    ]
+    loaders = [BatchLoader(d, image_size=(256, 128), seed=7, **BATCH) for d in (first, second)]
     attack = FAMILIES[family](EIGHT)
     objective = FeatureObjective(inference_view(model), MisrankingTriplet())
     optimizer = MISGD(attack.parameters(), EIGHT.eps / 10, 0.5)

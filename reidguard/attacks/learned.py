@@ -98,7 +98,7 @@ def batch_loaders(datasets: list[ReIDDataset], values: dict[str, Any]) -> list[B
     """
     names = ("image_size", "identities", "images_per_identity", "seed")
     batch = {name: values[name] for name in names}
-    loaders = [BatchLoader(d.train, d.train_labels, world=world(), **batch) for d in datasets]
+    loaders = [BatchLoader(d, world=world(), **batch) for d in datasets]
     epochs = values.pop("epochs")
     if values["steps"] is None:
         values["steps"] = epochs * max(len(loader) for loader in loaders)

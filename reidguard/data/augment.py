@@ -1,4 +1,4 @@
-"""Training augmentation of whole batches, every draw from an explicit generator."""
+"""Training augmentation of batches, with an explicit generator."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class Augment:
     """Random crop, horizontal flip and random erasing; the defaults are MetaDefense's.
 
     Each image has its own draws, made on the CPU, so the same generator state gives the same
-    augmentation on any device. A batch of the same size always makes the same number of draws.
+    augmentation on any device. The number of draws depends on the batch size only.
 
     Args:
         flip: Probability of a horizontal flip.
         crop: "resized" cuts a random rectangle and stretches it to the image's size; "pad" shifts
             the image by up to ``padding`` pixels over black; "none" leaves it.
-        crop_area: Least and greatest area of the rectangle, as a share of the image.
+        crop_area: Least and greatest area of the rectangle, as a fraction of the image.
         crop_aspect: Least and greatest height / width of the rectangle, in pixels. An image in
-            which no drawn rectangle fits stays whole.
+            which no drawn rectangle fits is not cropped.
         padding: Pixels, for "pad".
         erase: Probability of erasing a rectangle (Zhong et al., AAAI 2020).
-        erase_area: Least and greatest erased share of the image.
+        erase_area: Least and greatest erased fraction of the image.
         erase_aspect: Least height / width of the erased rectangle; the greatest is its inverse.
         erase_value: RGB in [0, 1] that fills it: ImageNet's mean, which models normalise to 0.
 
     Example:
         >>> images = torch.rand(2, 3, 256, 128)
-        >>> one = Augment()(images, torch.Generator().manual_seed(1))
-        >>> two = Augment()(images, torch.Generator().manual_seed(1))
-        >>> one.shape, torch.equal(one, two)
+        >>> augmented = Augment()(images, torch.Generator().manual_seed(1))
+        >>> again = Augment()(images, torch.Generator().manual_seed(1))
+        >>> augmented.shape, torch.equal(augmented, again)
         (torch.Size([2, 3, 256, 128]), True)
     """
 
@@ -74,22 +74,22 @@ class Augment:
             raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, share: BatchShard | None = None
+        self, images: Tensor, generator: torch.Generator, shard: BatchShard | None = None
     ) -> Tensor:
         """Return augmented copies.
 
         Args:
             images: Float (N, 3, H, W) in [0, 1].
             generator: A CPU generator; it is advanced.
-            share: Which rows of a joint batch the images are: all of its draws are made, and
-                those of these rows used.
+            shard: The rows of a joint batch that the images are: the draws of the whole joint
+                batch are made, and those of these rows used.
 
         Returns:
             Images of the same shape, dtype and device, in [0, 1].
         """
         check_images(images)
         height, width = images.shape[2:]
-        n = len(images) if share is None else share.total
+        n = len(images) if shard is None else shard.total
         mirrored = torch.rand(n, generator=generator) < self.flip
         boxes = self._crop_boxes(n, height, width, generator)
         erased = torch.rand(n, generator=generator) < self.erase
@@ -102,8 +102,8 @@ class Augment:
             generator=generator,
         )
         holes[~(fits & erased)] = 0
-        if share is not None:
-            rows = share.rows.cpu()
+        if shard is not None:
+            rows = shard.rows.cpu()
             boxes, mirrored, holes = boxes[rows], mirrored[rows], holes[rows]
         images = _cut(images, boxes, mirrored, padding="zeros" if self.crop == "pad" else "border")
         fill = images.new_tensor(self.erase_value).view(3, 1, 1)
@@ -111,16 +111,16 @@ class Augment:
 
     def _crop_boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Return (N, 4): top, left, height, width in pixels; "pad" may start outside the image."""
-        whole = torch.tensor([0, 0, height, width]).expand(n, 4)
+        full = torch.tensor([0, 0, height, width]).expand(n, 4)
         if self.crop == "pad":
             shift = torch.randint(-self.padding, self.padding + 1, (n, 2), generator=generator)
-            return whole + F.pad(shift, (0, 2))
+            return full + F.pad(shift, (0, 2))
         if self.crop == "resized":
             boxes, fits = _rectangles(
                 n, height, width, area=self.crop_area, aspect=self.crop_aspect, generator=generator
             )
-            return torch.where(fits[:, None], boxes, whole)
-        return whole
+            return torch.where(fits[:, None], boxes, full)
+        return full
 
 
 def _rectangles(
@@ -132,10 +132,11 @@ def _rectangles(
     aspect: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw n rectangles of uniform area and aspect, and say which fit into the image.
+    """Draw n rectangles of uniform area and aspect.
 
     Returns:
-        (N, 4) int64 top, left, height, width: the first of ``TRIES`` that fits; and (N,) bool.
+        (N, 4) int64 top, left, height, width: the first of ``TRIES`` that fits into the image; and
+        (N,) bool, whether one fits.
     """
     draws = torch.rand(n, TRIES, 4, generator=generator, dtype=torch.float64)
     areas = height * width * (area[0] + (area[1] - area[0]) * draws[..., 0])
@@ -152,7 +153,7 @@ def _rectangles(
 
 
 def _cut(images: Tensor, boxes: Tensor, mirrored: Tensor, *, padding: str) -> Tensor:
-    """Stretch each image's box to the whole image, bilinearly; mirror some."""
+    """Resize each image's box to the whole image, bilinearly; mirror some."""
     n, _, height, width = images.shape
     top, left, h, w = boxes.to(torch.float64).unbind(1)
     zero = torch.zeros_like(top)

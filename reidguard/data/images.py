@@ -1,4 +1,4 @@
-"""From image files to uint8 tensors: decoded once, in threads, and refused when damaged.
+"""Image files as uint8 tensors: decoded in threads, cached, and checked for damage.
 
 All pixels in this library come through :func:`decode_image`: Pillow, RGB, bilinear resize. So two
 runs that name the same ``image_size`` see the same 8-bit images.
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
-# Pillow knows dozens of formats, some of which start other programs; these are all we need.
+# Pillow knows dozens of formats, some of which start other programs; these suffice.
 FORMATS = ("BMP", "JPEG", "PNG")
 # A photo of 33 megapixels takes 100 MB once decoded; a small file may claim far more.
 MAX_PIXELS = 2**25
@@ -57,7 +57,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _open_rgb(path: Path) -> Image.Image:
-    """Decode a file completely, or say what is wrong with it."""
+    """Decode a file completely, or raise a DataError that names it."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -120,7 +120,7 @@ def decode_image(path: Path | str, image_size: tuple[int, int] = (256, 128)) -> 
 
 
 def thread_pool() -> ThreadPoolExecutor:
-    """Return a pool of as many threads as this process may use cores, 16 at most."""
+    """Return a pool of one thread per core that this process may use, 16 at most."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return ThreadPoolExecutor(min(cores, 16), thread_name_prefix="reidguard-decode")
@@ -151,15 +151,15 @@ def iterate_images(
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Stream over images in order, keeping none: while one batch is used, the next is decoded.
+    """Iterate over images in order, without a cache; the next batch is decoded in advance.
 
     Args:
-        samples: What to read.
+        samples: Samples to read.
         image_size: (height, width).
         batch_size: Images per batch; the last may be smaller.
 
     Yields:
-        The batch's place in ``samples`` and its uint8 tensor (n, 3, height, width).
+        The batch's slice of ``samples`` and its uint8 tensor (n, 3, height, width).
 
     Raises:
         DataError: Naming the file, if one cannot be read.
@@ -189,15 +189,15 @@ def _iterate(
 
 
 class ImageCache:
-    """The images of a split as uint8, each decoded once, when it is first asked for.
+    """Cache of a split's images as uint8; each is decoded once, when first needed.
 
-    What exceeds ``memory_limit`` lives in a memory map on a temporary file without a name, which
-    the system removes with the process, however that ends. ``TMPDIR`` chooses its disk.
+    A set above ``memory_limit`` is kept in a memory map on a temporary file without a name, which
+    the system removes with the process, however that ends. ``TMPDIR`` sets its folder.
 
     Args:
-        samples: What to read.
+        samples: Samples to read.
         image_size: (height, width).
-        memory_limit: Bytes that may be kept in memory; larger sets go to the memory map. One
+        memory_limit: Bytes that may be cached in memory; larger sets use the memory map. One
             256×128 image takes 98,304 bytes.
 
     Raises:
@@ -242,13 +242,13 @@ class ImageCache:
             DataError: Naming the file, if one cannot be read.
             InputError: If a position does not exist.
         """
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+        positions = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if positions.size and (positions.min() < 0 or positions.max() >= len(self)):
             raise InputError(f"image positions must lie in 0..{len(self) - 1}")
         with self._lock:
-            missing = np.unique(wanted[~self._decoded[wanted]])
+            missing = np.unique(positions[~self._decoded[positions]])
             list(self._pool.map(self._decode, missing.tolist()))
-        return torch.from_numpy(self._store[wanted])
+        return torch.from_numpy(self._store[positions])
 
     def _decode(self, index: int) -> None:
         _decode_into(self.samples[index].path, self._store[index])
@@ -256,9 +256,9 @@ class ImageCache:
 
 
 def _unnamed_map(size: int) -> mmap.mmap:
-    """Map a temporary file that is in no folder, its blocks reserved beforehand.
+    """Map a temporary file without a name, its blocks reserved beforehand.
 
-    Without the reservation a full disk would show as SIGBUS on some later write.
+    Without the reservation a full disk would raise SIGBUS on some later write.
     """
     try:
         with tempfile.TemporaryFile(prefix="reidguard-") as stream:

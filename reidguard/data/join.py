@@ -1,4 +1,4 @@
-"""Several datasets as one, without any two people or cameras becoming the same."""
+"""Join several datasets; their identities and cameras stay distinct."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["join_datasets"]
 def join_datasets(
     datasets: Mapping[str, ReIDDataset], *, splits: Sequence[str] = SPLITS
 ) -> ReIDDataset:
-    """Join datasets; equal numbers in two of them stay different people and cameras.
+    """Join datasets; equal numbers in two of them stay different identities and cameras.
 
-    Numbers are shifted: in the order of the mapping, a source's people are numbered after those
-    of the sources before it, and so are its cameras. A person keeps one number in all splits of
-    the source, distractors stay 0. The notes tell each source's shift.
+    Numbers are shifted: in the order of the mapping, a source's identities are numbered after
+    those of the sources before it, and so are its cameras. An identity has one number in all
+    splits of its source, distractors stay 0. The notes contain each source's shift.
 
     Args:
-        datasets: The sources by name, at least one. A name may be any text; it stands in the
+        datasets: The sources by name, at least one. A name may be any text; it appears in the
             joined dataset's name, licence and notes.
-        splits: Which splits to join; the others are left empty. ``("train",)`` joins what is
-            learnt from. By default all three are joined, so every gallery serves every query.
+        splits: Splits to join; the others are left empty. ``("train",)`` joins the training sets.
+            By default all three are joined, so every query is searched in every gallery.
 
     Returns:
-        A dataset like any other: it can be fingerprinted, checked, cached and attacked. It has
-        no root, so that its fingerprint does not change when a source is moved.
+        The joined dataset. It has no root, so that its fingerprint does not change when a source
+        is moved.
 
     Raises:
         InputError: If there is no source, an unknown split, or an image in two sources.
@@ -44,39 +44,37 @@ def join_datasets(
         raise InputError("there is nothing to join; give at least one dataset")
     if unknown := [split for split in splits if split not in SPLITS]:
         raise InputError(f"unknown split {unknown[0]!r}: choose from {', '.join(SPLITS)}")
-    _refuse_shared_images(datasets)
+    _check_disjoint(datasets)
     joined: dict[str, list[ReIDSample]] = {split: [] for split in SPLITS}
     notes = []
-    people = cameras = 0
+    pids = camids = 0
     for name, dataset in datasets.items():
         for split in set(splits):
             joined[split] += [
-                ReIDSample(s.path, s.pid + people if s.pid else 0, s.camid + cameras)
+                ReIDSample(s.path, s.pid + pids if s.pid else 0, s.camid + camids)
                 for s in dataset.split(split)
             ]
-        notes.append(f"{name}: people are shifted by {people}, cameras by {cameras}")
+        notes.append(f"{name}: identities are shifted by {pids}, cameras by {camids}")
         notes += [f"{name}: {note}" for note in dataset.notes]
         samples = [s for split in SPLITS for s in dataset.split(split)]
-        people += max((s.pid for s in samples), default=0)
-        cameras += max((s.camid for s in samples), default=-1) + 1
+        pids += max((s.pid for s in samples), default=0)
+        camids += max((s.camid for s in samples), default=-1) + 1
     return ReIDDataset(
         "+".join(datasets),
-        joined["train"],
-        joined["query"],
-        joined["gallery"],
+        *joined.values(),
         licence="; ".join(f"{name}: {dataset.licence}" for name, dataset in datasets.items()),
         junk=sum(dataset.junk for dataset in datasets.values()) if "gallery" in splits else 0,
         notes=notes,
     )
 
 
-def _refuse_shared_images(datasets: Mapping[str, ReIDDataset]) -> None:
+def _check_disjoint(datasets: Mapping[str, ReIDDataset]) -> None:
     owner: dict[str, str] = {}
     for name, dataset in datasets.items():
         paths = {str(s.path) for split in SPLITS for s in dataset.split(split)}
         if shared := sorted(path for path in paths if path in owner):
             raise InputError(
                 f"{owner[shared[0]]!r} and {name!r} share {len(shared)} images "
-                f"({a_few(shared)}), whose people would become two; join a source only once"
+                f"({a_few(shared)}), whose identities would be doubled; join a source only once"
             )
         owner.update(dict.fromkeys(paths, name))

@@ -1,55 +1,54 @@
-"""Training batches: sampled, decoded once, augmented, and prepared one ahead."""
+"""Training batches: sampled, decoded once, augmented, and prefetched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from reidguard.data.augment import Augment
+from reidguard.data.dataset import ReIDDataset
 from reidguard.data.images import ImageCache, prefetch
 from reidguard.data.sampler import PKSampler
 from reidguard.distributed import World
-from reidguard.errors import DataError, InputError
-from reidguard.types import BatchShard, ReIDBatch, ReIDSample
+from reidguard.errors import InputError
+from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = ["BatchLoader"]
 
 
 class BatchLoader:
-    """Batches of P identities × K images, the same for the same (seed, epoch, position).
+    """Training batches of P identities × K images, a function of (seed, epoch, position).
 
     Args:
-        samples: Training samples.
-        labels: Training label of each ``pid``, as :attr:`ReIDDataset.train_labels` gives it.
+        dataset: Dataset whose ``train`` split is loaded, with its ``train_labels``.
         image_size: (height, width).
-        identities: P; see :class:`PKSampler`, which also says what an epoch covers.
+        identities: P; see :class:`PKSampler`, which also defines an epoch.
         images_per_identity: K.
-        seed: Fixes the order and the augmentation.
-        augment: What to do to each batch; None leaves the images as they are.
-        device: Where batches end up. Pixels travel as 8 bits and become floats there.
+        seed: Seed of the order and of the augmentation.
+        augment: Augmentation of each batch; None leaves the images as they are.
+        device: Device of the batches. Pixels are copied as 8 bits and become floats there.
         memory_limit: See :class:`ImageCache`.
-        world: Of several processes, each gets its shard of the same batches, whole
-            identities, augmented as in the joint batch; what is not its own it need not read.
+        world: The processes that train together. Each gets its shard of the same batches, all
+            images of some identities, augmented as in the joint batch, and reads no others.
 
     Raises:
         InputError: If there are more processes than identities in a batch.
-        DataError: If a sample's ``pid`` has no label, or there are fewer than P identities.
+        DataError: If there are fewer than P identities.
 
     Example:
         >>> from reidguard.data import load_dataset
         >>> data = load_dataset("market1501:/data")  # doctest: +SKIP
-        >>> loader = BatchLoader(data.train, data.train_labels)  # doctest: +SKIP
+        >>> loader = BatchLoader(data)  # doctest: +SKIP
         >>> for batch in loader.epoch(0):  # doctest: +SKIP
         ...     loss = objective(model, batch)
     """
 
     def __init__(
         self,
-        samples: Sequence[ReIDSample],
-        labels: Mapping[int, int],
+        dataset: ReIDDataset,
         *,
         image_size: tuple[int, int] = (256, 128),
         identities: int = 8,
@@ -60,35 +59,31 @@ class BatchLoader:
         memory_limit: int = 2**30,
         world: World | None = None,
     ) -> None:
-        pids = [sample.pid for sample in samples]
-        if unknown := sorted(set(pids) - set(labels)):
-            raise DataError(
-                f"{len(unknown)} identities have no label (first: {unknown[0]}); pass the "
-                "train_labels of the dataset that the samples come from"
-            )
-        self.samples = tuple(samples)
+        pids = [sample.pid for sample in dataset.train]
         self.sampler = PKSampler(pids, identities, images_per_identity, seed)
         self.shard: BatchShard | None = None
         if world is not None:
             rows = self.sampler.rows_of(world.rank, world.size)
             self.shard = BatchShard(torch.from_numpy(rows), identities * images_per_identity)
+        self.samples = dataset.train
         self.cache = ImageCache(self.samples, image_size, memory_limit=memory_limit)
         self.seed = seed
         self.augment = augment
         self.device = torch.device(device)
+        labels = dataset.train_labels
         self._labels = torch.tensor([labels[pid] for pid in pids])
-        self._camids = torch.tensor([sample.camid for sample in samples])
+        self._camids = torch.tensor([sample.camid for sample in dataset.train])
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Return the number of batches per epoch."""
         return len(self.sampler)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[ReIDBatch]:
-        """Iterate over one epoch while the next batch is prepared in a background thread.
+        """Iterate over one epoch; a background thread prepares the next batch.
 
         Args:
-            number: Which epoch, from 0.
-            start: How many batches to skip, as when a run is resumed: the others are exactly
+            number: Number of the epoch, from 0.
+            start: Number of batches to skip, as when a run is resumed: the others are exactly
                 those of the whole epoch, and skipped images are not read.
 
         Yields:
@@ -111,14 +106,8 @@ class BatchLoader:
         images = self.cache.batch(positions).to(self.device).to(torch.float32) / 255
         if self.augment is not None:
             images = self.augment(images, self._generator(number, position), self.shard)
-        batch = ReIDBatch(
-            images,
-            self._labels[indices],
-            self._camids[indices],
-            indices,
-            shard=self.shard,
-        )
-        return batch.to(self.device)
+        labels, camids = self._labels[indices], self._camids[indices]
+        return ReIDBatch(images, labels, camids, indices, shard=self.shard).to(self.device)
 
     def _generator(self, number: int, position: int) -> torch.Generator:
         # As a spawn key the position cannot be mistaken for part of the seed.

@@ -1,4 +1,4 @@
-"""Batches of P people with K images each, the form that triplet losses need."""
+"""PK sampling: batches of P identities with K images each, as triplet losses need them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["PKSampler"]
 
 
 class PKSampler:
-    """RNGState batches of P identities × K images. Stateless: an epoch is a function of its number.
+    """Random batches of P identities × K images, a function of (seed, epoch number).
 
-    In each epoch an identity's images are shuffled and cut into groups of K. What holds exactly:
+    In each epoch an identity's images are shuffled and cut into groups of K:
 
     - A batch has P different identities with K images each, identity by identity.
-    - An identity of n ≥ K images offers ⌊n/K⌋ groups without a repeated image; its other n mod K
-      images, drawn anew each epoch, rest. One of n < K images offers one group, in which each
+    - An identity of n ≥ K images has ⌊n/K⌋ groups without a repeated image; the other n mod K
+      images, redrawn each epoch, are unused. One of n < K images has one group, in which each
       image appears ⌊K/n⌋ or ⌈K/n⌉ times.
     - The number of batches B is the largest for which such groups exist; it is the same in every
       epoch. An identity with more than B groups uses B of them. Beyond that at most P−1 groups,
-      drawn anew each epoch, rest because they no longer fill a batch.
-    - Which identities share a batch is random, weighted by the groups they have left.
+      redrawn each epoch, are unused because they do not fill a batch.
+    - The identities of a batch are drawn at random, weighted by their remaining groups.
 
     Args:
         pids: Identity of every sample.
         identities: P.
         images_per_identity: K.
-        seed: A non-negative number; (seed, epoch number) fixes an epoch.
+        seed: A non-negative number.
 
     Raises:
         DataError: If there are fewer than P identities.
@@ -63,9 +63,9 @@ class PKSampler:
         _, starts = np.unique(values[order], return_index=True)
         self._members: list[NDArray[np.int64]] = np.split(order, starts[1:]) if len(order) else []
         if len(self._members) < identities:
-            found = len(self._members)
-            cure = f"lower identities to {found} or add people" if found else "add training images"
-            raise DataError(f"a batch needs {identities} identities, the data has {found}; {cure}")
+            count = len(self._members)
+            cure = f"lower identities to {count} or add some" if count else "add training images"
+            raise DataError(f"a batch needs {identities} identities, the data has {count}; {cure}")
         sizes = np.array([len(member) for member in self._members])
         self._groups = np.maximum(1, sizes // images_per_identity)
         self._batches = self._count_batches()
@@ -96,7 +96,7 @@ class PKSampler:
         batches = []
         for to_fill in range(self._batches, 0, -1):
             # Weighted choice without replacement (the largest of log-weight plus Gumbel noise).
-            # Whoever has a group for every batch to come must be in this one.
+            # An identity with a group for every remaining batch must be in this one.
             with np.errstate(divide="ignore"):
                 keys = np.log(left) + rng.gumbel(size=len(left))
             keys[left == to_fill] = np.inf
@@ -106,22 +106,22 @@ class PKSampler:
         return batches
 
     def rows_of(self, rank: int, size: int) -> NDArray[np.int64]:
-        """Return which rows of every batch are process ``rank``'s: whole identities, in turn.
+        """Return the rows of every batch for process ``rank``: all those of every size-th identity.
 
         Raises:
             InputError: If there are more processes than identities in a batch.
         """
         if size > self.identities:
             raise InputError(
-                f"a batch of {self.identities} identities cannot be shared by {size} processes: "
-                "raise identities, or start fewer processes"
+                f"a batch of {self.identities} identities cannot be divided among {size} "
+                "processes: raise identities, or start fewer processes"
             )
         rows = np.arange(self.identities * self.images_per_identity, dtype=np.int64)
         own: NDArray[np.int64] = rows[rows // self.images_per_identity % size == rank]
         return own
 
     def _trim(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return how many groups each identity gives this epoch: P·B in all, B at most each."""
+        """Return the number of groups per identity in this epoch: P·B in all, B at most each."""
         left: NDArray[np.int64] = np.minimum(self._groups, self._batches)
         owners = np.repeat(np.arange(len(left)), left)
         excess = len(owners) - self.identities * self._batches

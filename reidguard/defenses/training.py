@@ -225,8 +225,7 @@ class AdversarialTraining(Defense):
         robust = with_classifiers(model, domains, seed=draw(seed, "classifiers"))
         loaders = [
             BatchLoader(
-                dataset.train,
-                dataset.train_labels,
+                dataset,
                 image_size=image_size,
                 identities=identities,
                 images_per_identity=images_per_identity,

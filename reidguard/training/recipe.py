@@ -169,8 +169,7 @@ def train_model(
     if not (lr > 0 and weight_decay >= 0):
         raise InputError(f"lr must be above 0 and weight_decay not below: {lr}, {weight_decay}")
     loader = BatchLoader(
-        dataset.train,
-        dataset.train_labels,
+        dataset,
         image_size=image_size,
         identities=identities,
         images_per_identity=images_per_identity,

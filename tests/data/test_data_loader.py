@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from reidguard.data import Augment, BatchLoader, decode_image, images
+from reidguard.data import Augment, BatchLoader, ReIDDataset, decode_image, images
 from reidguard.errors import DataError, InputError
 from reidguard.types import ReIDBatch, ReIDSample
 
@@ -14,7 +14,7 @@ SIZE = (32, 16)
 
 def make(dataset, **changes) -> BatchLoader:
     options = {"image_size": SIZE, "identities": 4, "images_per_identity": 3, "seed": 3}
-    return BatchLoader(dataset.train, dataset.train_labels, **{**options, **changes})
+    return BatchLoader(dataset, **{**options, **changes})
 
 
 def equal(one: ReIDBatch, two: ReIDBatch) -> bool:
@@ -97,14 +97,12 @@ def test_stopping_early_ends_the_background_thread(studio):
 def test_a_damaged_image_is_named(studio, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"oops")
     samples = [*studio.train[:9], ReIDSample(tmp_path / "broken.png", 1, 0)]
-    loader = BatchLoader(samples, studio.train_labels, identities=1, images_per_identity=10)
+    loader = BatchLoader(ReIDDataset("broken", samples), identities=1, images_per_identity=10)
     with pytest.raises(DataError, match=r"broken\.png"):
         list(loader.epoch(0))
 
 
 def test_mistakes_are_refused(studio):
-    with pytest.raises(DataError, match="16 identities have no label"):
-        BatchLoader(studio.train, {})
     with pytest.raises(DataError, match="lower identities to 16"):
         make(studio, identities=17)
     with pytest.raises(InputError, match="start"):

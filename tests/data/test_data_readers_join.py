@@ -76,11 +76,11 @@ def test_counts_terms_and_notes_are_joined(sources):
     assert summary["distractors"] == 6
     assert summary["gallery"] == {"images": 18, "identities": 6, "cameras": 6}
     assert summary["notes"] == [
-        "a: people are shifted by 0, cameras by 0",
+        "a: identities are shifted by 0, cameras by 0",
         "a: a note on a",
-        "b: people are shifted by 30, cameras by 5",
+        "b: identities are shifted by 30, cameras by 5",
         "b: a note on b",
-        "c: people are shifted by 60, cameras by 10",
+        "c: identities are shifted by 60, cameras by 10",
         "c: a note on c",
     ]
 
@@ -125,8 +125,7 @@ def test_damaged_images_of_all_sources_are_named_at_once(sources):
 def test_a_joined_set_trains_and_is_evaluated(sources):
     joined = join_datasets(sources)
     loader = BatchLoader(
-        joined.train,
-        joined.train_labels,
+        joined,
         image_size=(16, 8),
         identities=6,
         images_per_identity=2,

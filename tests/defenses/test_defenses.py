@@ -97,8 +97,7 @@ def test_adversarial_images_are_images_in_the_ball(
 def test_batches_follow_from_seed_and_step_alone(delta, studio):
     def batches(seed, role="meta-train"):
         loader = BatchLoader(
-            studio.train,
-            studio.train_labels,
+            studio,
             image_size=SIZE,
             images_per_identity=4,
         )

@@ -116,10 +116,9 @@ def test_processes_at_different_things_are_refused(found):
 
 def test_loaders_share_the_joint_batch(studio):
     options = {"image_size": (32, 16), "identities": 3, "images_per_identity": 2, "seed": 5}
-    train, labels = studio.train, studio.train_labels
 
     def first(world=None):
-        loader = BatchLoader(train, labels, augment=Augment(), world=world, **options)
+        loader = BatchLoader(studio, augment=Augment(), world=world, **options)
         return next(loader.epoch(1, 1))
 
     joint, shares = first(), [first(World(rank, 2)) for rank in range(2)]
@@ -136,8 +135,8 @@ def test_loaders_share_the_joint_batch(studio):
 
 def test_more_processes_than_identities_are_refused(studio):
     data = studio
-    with pytest.raises(InputError, match="3 identities cannot be shared by 4 processes"):
-        BatchLoader(data.train, data.train_labels, identities=3, world=World(0, 4))
+    with pytest.raises(InputError, match="3 identities cannot be divided among 4"):
+        BatchLoader(data, identities=3, world=World(0, 4))
 
 
 def test_the_share_of_what_was_chosen():

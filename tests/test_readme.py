@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from reidguard import load_attack
-from reidguard.cli.app import COMMANDS
+from reidguard.cli.app import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -58,8 +57,7 @@ def test_commands_are_accepted(page: str) -> None:
     calls = [shlex.split(call) for call in re.findall(r"^ *reidguard (\w.*)$", text, re.M)]
     assert "attack" in {call[0] for call in calls}
     for command, *arguments in calls:
-        module = importlib.import_module(f"reidguard.cli.{command}")
-        module.parser(COMMANDS[command]).read(arguments)  # refuses what it does not know
+        assert parse([command, *arguments]) is not None  # it refuses what it does not know
 
 
 def test_links_lead_somewhere() -> None:

@@ -198,7 +198,7 @@ def run(options: Options) -> None:
         **({"models": {name: digest(file) for name, file in models.items()}} if models else {}),
     }
     label = items[0].name if len(items) == 1 else "all"
-    out = options.out or default_folder("paper", label, {**settings, "names": options.names})
+    out = options.out or default_folder(f"paper-{label}", {**settings, "names": options.names})
     for name, file in models.items():
         (out / "models").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, out / "models" / f"{name}.safetensors")
@@ -231,11 +231,9 @@ def run_item(
     is_table = isinstance(item, PaperTable)
     settings = {**settings, **({"table": item.number} if is_table else {"figure": item.name})}
     products = ("result.json", "result.md" if is_table else "figure.html")
-    with open_run(path, options, settings=settings, products=products, brought=SHARED) as folder:
+    with open_run(options, settings, products, path=path, existing=SHARED) as folder:
         folder.manifest["command"] = [*PROGRAM.split(), *options.argv]
-        if folder.finished:
-            note(f"{path} is already finished; skipping")
-        else:
+        if not folder.finished:
             runner.own_networks.clear()
             if isinstance(item, PaperTable):
                 measure(item, runner, folder)
@@ -243,7 +241,7 @@ def run_item(
                 content, page = paper.draw_figure(item, runner, blur=options.blur)
                 save_page(folder / "figure.html", page)
                 write_json(folder / "result.json", content)
-            folder.finish()
+            folder.mark("finished")
     if is_table:
         print((path / "result.md").read_text("utf-8"))
         print(f"run: {path}")

@@ -1,8 +1,7 @@
-"""From arguments to an exit code: which command, and how each way of ending is told."""
+"""The entry point: parse the arguments, run the command, turn every outcome into an exit code."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import sys
@@ -13,41 +12,40 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any
 
-from reidguard.cli.options import did_you_mean
-from reidguard.errors import InputError, ReIDGuardError, TrainingError
+from cyclopts import App, CycloptsError
+from cyclopts.help import DefaultFormatter, PanelSpec
+from rich.box import Box
+from rich.console import Console
 
-__all__ = ["main"]
+from reidguard.cli.options import Options, read_config
+from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean
+
+__all__ = ["COMMANDS", "main", "parse"]
 
 COMMANDS = {
     "train": "train a re-ID model, evaluate it and save it",
-    "attack": "learn an attack, or work one out on each image; evaluate it and save it",
+    "attack": "learn or apply an attack, evaluate it and save it",
     "defend": "harden a model against an attack, evaluate it and save it",
-    "evaluate": "measure a model, on a dataset's own queries or on changed ones",
-    "autoattack": "measure what is left of a model under the worst of a fixed set of attacks",
-    "audit": "look for masked gradients: signs that a model only seems robust",
-    "report": "show runs on one page: figures, curves, pictures, who is found",
-    "paper": "show a table of the paper, and measure it beside the paper's figures",
-    "list": "list the attacks, defenses, models, learners, objectives and datasets there are",
-    "data": "show what is in a dataset, and check its images",
-    "demo": "all of it in some minutes, on virtual people, with a page to look at",
+    "evaluate": "evaluate a model, on a dataset's own queries or on changed ones",
+    "autoattack": "evaluate a model under the worst of a fixed set of attacks",
+    "audit": "check a model for masked gradients, which only look like robustness",
+    "report": "write one page about runs: metrics, curves, pictures, rank lists",
+    "list": "list the attacks, defenses, models, learners, objectives and datasets",
+    "data": "summarise a dataset, check its images, or export virtual people",
+    "demo": "run everything in some minutes on virtual people, with a page to look at",
 }
+"""Each command and its line in ``reidguard --help``."""
 
-TOGETHER = ("train", "attack", "defend")  # the commands that several processes can share
+DISTRIBUTED = ("train", "attack", "defend")  # the commands that torchrun can start
 
-USAGE = """\
-usage: reidguard COMMAND [options]
-
-Attack and harden person re-identification models.
-
-commands:
-{commands}
-
-  reidguard COMMAND --help explains one of them, with examples.
+BLANK = Box("    \n" * 8)  # around the sections of the help
+EPILOGUE = """\
+reidguard COMMAND --help explains one of them, with examples.
 
 a first run, without any data:
   reidguard demo
 
-on your own:
+on your own data:
   reidguard data market1501:/data/market1501
   reidguard train --data market1501:/data/market1501 --model ide --epochs 40 --out runs/ide
   reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
@@ -55,11 +53,11 @@ on your own:
   reidguard evaluate --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
       --query runs/delta/images
 
-several processes, on one machine or more, learn together from one joint batch:
+several processes, on one machine or more, that share each batch:
   torchrun --nproc-per-node 2 -m reidguard attack ...
 
-exit codes: 0 done, 1 the run failed, 2 something to correct in the call, its files or its data,
-130 interrupted (the same command goes on where it stopped)
+exit codes: 0 done, 1 the run failed, 2 the call, its files or its data need a correction,
+130 interrupted (the same command resumes)
 """
 
 
@@ -79,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         with _short_warnings():
-            code = _dispatch(arguments)
+            options = parse(arguments)
+            if options is not None:
+                _run(options)
             sys.stdout.flush()
-            return code
-    except SystemExit as end:  # argparse after --help
-        return int(end.code or 0)
+            return 0
     except BrokenPipeError:
         # Python would complain once more when it flushes at exit.
         with suppress(OSError, ValueError):
@@ -96,53 +94,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        ours = isinstance(error, ReIDGuardError)
-        told = str(error) if ours else f"{type(error).__name__}: {error}"
-        if not ours and "--debug" not in arguments:
-            told += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
-        print(f"reidguard: error: {told}", file=sys.stderr)
-        return 2 if ours and not isinstance(error, TrainingError) else 1
+        expected = isinstance(error, ReIDGuardError)
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        if not expected and "--debug" not in arguments:
+            message += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
+        print(f"reidguard: error: {message}", file=sys.stderr)
+        return 2 if expected and not isinstance(error, TrainingError) else 1
 
 
-def _dispatch(arguments: list[str]) -> int:
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        table = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
-        print(USAGE.format(commands=table), end="")
-        return 0
-    if command == "--version":
-        from reidguard.storage import library_versions  # here, since it imports torch
+def parse(argv: Sequence[str]) -> Options | None:
+    """Return the options of a command line; None where it asked for help or the version.
 
-        print("\n".join(f"{name} {version}" for name, version in library_versions().items()))
-        return 0
-    if command not in COMMANDS:
-        what = "option" if command.startswith("-") else "command"
-        known = [*COMMANDS, "--help", "--version"]
+    Raises:
+        InputError: For everything that is unknown, missing, given twice or malformed.
+    """
+    app = App(
+        "reidguard",
+        help="Attack and harden person re-identification models.",
+        help_epilogue=EPILOGUE,
+        help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=BLANK, padding=(0, 0))),
+        help_format="plaintext",
+        version=_versions,
+        config=read_config,
+        result_action="return_value",
+        console=Console(width=100, highlight=False),  # the examples are not to be wrapped
+    )
+    for rank, (name, summary) in enumerate(COMMANDS.items()):
+        module = f"reidguard.cli.commands.{name}"
+        app.command(f"{module}:app", name=name, help=summary, sort_key=rank)
+    first = argv[0] if argv else "--help"
+    known = [*COMMANDS, "--help", "-h", "--version"]
+    if first not in known:  # cyclopts would import every command, and suggests no option here
+        what = "option" if first.startswith("-") else "command"
         raise InputError(
-            f"unknown {what} {command!r}: {did_you_mean(command, known)}"
+            f"unknown {what} {first!r}: {did_you_mean(first, known)}"
             f"commands are {', '.join(COMMANDS)}"
         )
-    module: Any = importlib.import_module(f"reidguard.cli.commands.{command}")
-    parser = module.parser(COMMANDS[command])
-    options = parser.read(arguments[1:])
-    code: int
+    try:
+        options = app(argv, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        error.verbose = False
+        hint = f"reidguard {first} --help lists all options"
+        raise InputError(f"{' '.join(str(error).split())} ({hint})") from error
+    if not isinstance(options, Options):
+        return None
+    options.argv = list(argv)
+    return options
+
+
+def _run(options: Options) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        code = module.run(options)
-        return code
-    if command not in TOGETHER:
-        raise InputError(f"{command} works in one process: call it without torchrun")
-    from reidguard.cli.common import device_name
+        options.run(options)
+        return
+    if options.command not in DISTRIBUTED:
+        raise InputError(f"{options.command} works in one process: call it without torchrun")
+    from reidguard.cli.build import device_name
     from reidguard.distributed import join
 
     with join(device_name(options)):
-        code = module.run(options)
-    return code
+        options.run(options)
+
+
+def _versions() -> str:
+    from reidguard.storage import library_versions  # here, since it imports torch
+
+    return "\n".join(f"{name} {version}" for name, version in library_versions().items())
 
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Tell warnings without the line of code that raised them."""
+    """Print warnings without the line of code that raised them."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"reidguard: warning: {message}", file=sys.stderr)

@@ -1,100 +1,50 @@
-"""Options: kinds of values, unknown names refused, a TOML file below the command line."""
+"""Options on the command line: definitions become parameters of cyclopts, text becomes values."""
 
-from __future__ import annotations
-
-import argparse
+import inspect
 import json
-import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, SimpleNamespace
+from typing import Annotated, Any, ForwardRef, TypedDict, get_origin
 
-from reidguard.errors import InputError, ReIDGuardError, did_you_mean
+from cyclopts import App, ArgumentCollection, Group, Parameter, Token
+from cyclopts.validators import LimitedChoice
+
+from reidguard.errors import InputError, did_you_mean
+from reidguard.schema import Option, options_of
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = [
-    "Options",
-    "Parser",
-    "amount",
-    "did_you_mean",
-    "epsilon",
-    "image_size",
-    "key_value",
-    "not_negative",
-    "pathname",
-    "positive",
-    "probability",
-    "rate",
-]
+__all__ = ["MACHINE", "Flag", "Options", "command", "pathname", "read_config"]
 
 
-def epsilon(text: str) -> float:
-    """Read "8/255" or "0.03"."""
-    value = _number(text)
-    if math.isnan(value):
-        raise InputError(f"{text!r} is no radius: write 8/255 or 0.03")
-    from reidguard.types import Budget  # here, since it imports torch, which help should not
-
-    return Budget(value).eps
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Read "256x128", height first."""
-    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise InputError(f"{text!r} is no size: write HEIGHTxWIDTH in pixels, such as 256x128")
-    return int(match[1]), int(match[2])
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    if not re.fullmatch(r"0*[1-9]\d{0,17}", text):
-        raise InputError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """Read a whole number from 0."""
-    if not re.fullmatch(r"\d{1,18}", text):
-        raise InputError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def rate(text: str) -> float:
-    """Read a positive number, also as a fraction such as 1/255."""
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise InputError(f"{text!r} is not a number above 0, such as 3e-4 or 1/255")
-    return value
-
-
-def amount(text: str) -> float:
-    """Read a number from 0."""
-    value = _number(text)
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{text!r} is not a number from 0, such as 5e-4")
-    return value
-
-
-def probability(text: str) -> float:
-    """Read a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise InputError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _number(text: str) -> float:
+def fraction(text: str) -> float:
+    """Read a number or a fraction, such as "0.03" or "8/255"."""
     above, slash, below = text.partition("/")
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
-        return float("nan")
+        raise InputError(f"{text!r} is no number: write 0.03 or 8/255") from None
+
+
+def integer(text: str) -> int:
+    """Read a whole number."""
+    if not re.fullmatch(r"[+-]?\d{1,18}", text):
+        raise InputError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Read "256x128", height first."""
+    if not (match := re.fullmatch(r"(\d+)x(\d+)", text)):
+        raise InputError(f"{text!r} is no size: write HEIGHTxWIDTH in pixels, such as 256x128")
+    return int(match[1]), int(match[2])
 
 
 def pathname(text: str) -> Path:
@@ -119,207 +69,233 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-class Options(argparse.Namespace):
-    """The values of all options of a command, and how they came about."""
+# How a value of each type is written in the help, and read.
+TYPES: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("N", integer),
+    float: ("X", fraction),
+    tuple[int, int]: ("HxW", image_size),
+    tuple[float, ...]: ("X,X,...", lambda text: tuple(map(fraction, text.split(",")))),
+    Path: ("PATH", pathname),
+}
+# Options of the library that the command line fills in itself or has no use for.
+OMITTED = ("checkpoint", "side")
 
+
+@dataclass(frozen=True)
+class Flag(Option):
+    """An option that only the command line has.
+
+    Args:
+        shown: The default in words.
+        required: Whether leaving it out is an error.
+    """
+
+    shown: str = ""
+    required: bool = False
+
+
+class Options(SimpleNamespace):
+    """The values of a command's options: those given, and the defaults of the others.
+
+    Attributes:
+        command: The command's name.
+        argv: The command line without the program's name, for messages and manifests.
+        given: Names of the options that the command line or the file set.
+        run: Runs the command.
+    """
+
+    command: str
     argv: list[str]
-    """The command's own arguments, for messages and manifests."""
     given: frozenset[str]
-    """Names of the options that the command line or the file set."""
+    run: "Callable[[Options], None]"
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an option's value, or the default where the command has no such option."""
+        return getattr(self, name, default)
+
+    def of(self, group: type, *, given: bool = False) -> dict[str, Any]:
+        """Return the options of a group; with ``given`` only those that were set."""
+        names = [name for name in options_of(group) if hasattr(self, name)]
+        return {name: getattr(self, name) for name in names if not given or name in self.given}
 
     def values(self) -> dict[str, Any]:
         """Return every option's value as JSON."""
-        skipped = ("argv", "given")
-        return {k: _plain(v) for k, v in sorted(vars(self).items()) if k not in skipped}
+        values = {k: v for k, v in vars(self).items() if k not in Options.__annotations__}
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str, sort_keys=True))
+        return plain
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
+class General(TypedDict, total=False):
+    """Options of every command."""
+
+    debug: Annotated[bool, Option("show the traceback of an error", False)]
 
 
-class Parser(argparse.ArgumentParser):
-    """Reads one command's options.
+class Arguments(TypedDict, total=False):
+    """No positional arguments."""
+
+
+MACHINE = "output and machine"  # title of the last section of every help
+
+
+def command(
+    name: str,
+    run: Callable[[Options], None],
+    sections: Mapping[str, tuple[type, ...]],
+    *,
+    arguments: type = Arguments,
+    examples: str,
+    summary: str | None = None,
+    **shown: str,
+) -> App:
+    """Return a cyclopts command whose result is the :class:`Options` to call ``run`` with.
 
     Args:
-        command: Its name.
-        summary: What it does, in a line.
+        name: Of the command.
+        run: Does the work.
+        sections: Groups of options by the title of their section in the help.
+        arguments: The group of the positional arguments.
         examples: Shown below the options.
+        summary: One line of help, where no other app gives it.
+        shown: Defaults in words, by option, where they depend on others.
     """
+    options: dict[str, Option] = {}
+    groups: dict[str, list[Group]] = {}
+    last = {MACHINE: (*sections.get(MACHINE, ()), General)}
+    for title, definitions in {"arguments": (arguments,), **sections, **last}.items():
+        section = Group(title, sort_key=len(groups))
+        for key, option in ((k, o) for d in definitions for k, o in options_of(d).items()):
+            if key not in OMITTED and not isinstance(option.type, ForwardRef):
+                options.setdefault(key, option)
+                groups.setdefault(key, [section])
+    for key, option in options.items():
+        if option.excludes in options:
+            pair = Group(f"{key} and {option.excludes}", show=False, validator=LimitedChoice())
+            groups[key].append(pair)
+            groups[option.excludes].append(pair)
+    positional = list(options_of(arguments))
+    parameters = [
+        _parameter(key, option, groups[key], shown.get(key), key in positional)
+        for key, option in options.items()
+    ]
 
-    def __init__(self, command: str, summary: str, examples: str) -> None:
-        super().__init__(
-            prog=f"reidguard {command}",
-            usage=f"reidguard {command} [options]",
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"examples:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            # Absent means not given; read() fills in, so that it knows who said what.
-            argument_default=argparse.SUPPRESS,
+    def collect(*values: Any, **given: Any) -> Options:
+        given |= dict(zip(positional, values, strict=False))
+        defaults = {k: {} if get_origin(o.type) is dict else o.default for k, o in options.items()}
+        return Options(
+            **{**defaults, **given}, command=name, given=frozenset(given), run=run, argv=[]
         )
-        self.command = command
-        self.defaults: dict[str, Any] = {}
-        self._required: list[str] = []
-        self._exclusive: list[tuple[str, ...]] = []
-        self._group: argparse._ActionsContainer = self
-        self.flag("--debug", "show the traceback of an error")
 
-    def section(self, title: str) -> None:
-        """Put the options that follow under a title."""
-        self._group = self.add_argument_group(title)
-
-    def option(
-        self,
-        name: str,
-        help: str,
-        kind: Callable[[str], Any] = str,
-        *,
-        metavar: str,
-        default: Any = None,
-        shown: str | None = None,
-        required: bool = False,
-    ) -> None:
-        """Add an option with a value.
-
-        Args:
-            name: With its dashes.
-            help: What it does.
-            kind: From text to value; its InputError becomes the option's.
-            metavar: What the help calls the value.
-            default: The value where nobody gives one.
-            shown: The default as the help says it, if that differs.
-            required: Whether leaving it out is an error.
-        """
-        shown = str(default) if shown is None and default is not None else shown
-        action = self._group.add_argument(
-            name,
-            type=_typed(kind),
-            metavar=metavar,
-            help=(help + (f" (default: {shown})" if shown else "")).replace("%", "%%"),
-        )
-        self.defaults[action.dest] = default
-        if required:
-            self._required.append(action.dest)
-            self.usage = f"{self.usage} {name} {metavar}".replace(" [options]", "") + " [options]"
-
-    def pairs(self, name: str, help: str) -> None:
-        """Add an option KEY=VALUE that may be given many times and yields a dict."""
-        action = self._group.add_argument(
-            name, type=_typed(key_value), action="append", metavar="KEY=VALUE", help=help
-        )
-        self.defaults[action.dest] = {}
-
-    def flag(self, name: str, help: str) -> None:
-        """Add an option without a value."""
-        action = self._group.add_argument(name, action="store_true", help=help)
-        self.defaults[action.dest] = False
-
-    def exclusive(self, *names: str) -> None:
-        """Of these options at most one may be given; the command line's beats the file's."""
-        self._exclusive.append(names)
-
-    def error(self, message: str) -> NoReturn:
-        """Turn argparse's complaint into ours, which main() prints."""
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-    def read(self, argv: Sequence[str]) -> Options:
-        """Parse arguments, on top of those in the file of ``--config``.
-
-        Raises:
-            InputError: For everything that is unknown, missing, double or malformed.
-        """
-        said = self._parse(list(argv))
-        written = self._parse_file(said["config"]) if "config" in said else {}
-        for group in self._exclusive:
-            names = [name for name in group if name in said]
-            if names:
-                written = {k: v for k, v in written.items() if k not in group}
-            both = names or [name for name in group if name in written]
-            if len(both) > 1:
-                raise InputError(f"{_flags(both)} exclude each other: give one of them")
-        merged = {**self.defaults, **written, **said}
-        for dest, default in self.defaults.items():
-            if default == {} and isinstance(default, dict):
-                merged[dest] = dict([*written.get(dest, []), *said.get(dest, [])])
-        missing = [dest for dest in self._required if merged[dest] is None]
-        if missing:
-            self.error(f"{_flags(missing)} must be given")
-        options = Options(**merged)
-        options.argv = [self.command, *argv]
-        options.given = frozenset({*written, *said})
-        return options
-
-    def _parse(self, tokens: list[str]) -> dict[str, Any]:
-        known = self._option_string_actions
-        for token in tokens:
-            name = token.partition("=")[0]
-            if token == "--":
-                break
-            if re.match(r"--?[A-Za-z]", token) and name not in known:
-                long = [option for option in known if option.startswith("--")]
-                raise InputError(
-                    f"unknown option {name}: {did_you_mean(name, long)}{self.prog} --help lists all"
-                )
-        return vars(self.parse_args(tokens))
-
-    def _parse_file(self, path: Path) -> dict[str, Any]:
-        try:
-            content = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not TOML: {error}") from error
-        known = {
-            option.removeprefix("--"): action
-            for option, action in self._option_string_actions.items()
-            if option.startswith("--") and option not in ("--config", "--help")
-        }
-        tokens = []
-        for key, value in content.items():
-            if key not in known:
-                raise InputError(
-                    f"{path}: unknown key {key!r}: {did_you_mean(key, known)}"
-                    f"keys are the options of {self.prog} without their dashes"
-                )
-            try:
-                tokens += _tokens(f"--{key}", value, known[key])
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-        try:
-            return self._parse(tokens)
-        except ReIDGuardError as error:
-            raise InputError(f"{path}: {error}") from error
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    epilogue = f"examples:\n{examples}"
+    return App(name, default_command=collect, help=summary, help_epilogue=epilogue)
 
 
-def _typed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            return kind(text)
-        except InputError as error:
-            # argparse would replace any other ValueError by "invalid value"
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
-
-
-def _flags(names: Iterable[str]) -> str:
-    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
+def _in_words(default: Any) -> str:
+    if default is None or default is False:
+        return ""
+    if isinstance(default, tuple):
+        return ("x" if isinstance(default[0], int) else ",").join(map(_in_words, default))
+    if isinstance(default, float) and default and (255 * default).is_integer():
+        return f"{255 * default:.0f}/255"
+    return str(default)
 
 
-def _tokens(option: str, value: Any, action: argparse.Action) -> list[str]:
-    """Write a TOML value as it would stand on the command line."""
-    name = option.removeprefix("--")
-    if action.nargs == 0:
+def _parameter(
+    name: str, option: Option, groups: list[Group], shown: str | None, positional: bool
+) -> inspect.Parameter:
+    """Return the parameter that cyclopts reads an option from."""
+    kind = next(member for member in option.types if member is not NoneType)
+    metavar, read = TYPES.get(kind, ("NAME", None))
+    flag = option if isinstance(option, Flag) else Flag("")
+    default = shown or flag.shown or _in_words(option.default)
+    settings: dict[str, Any] = {
+        "help": option.help + (f" (default: {default})" if default else ""),
+        "group": groups,
+        "show_default": False,
+        "accepts_keys": False,
+        # A flag that is on by default, or as the attack has it, can be turned off.
+        "negative": () if kind is not bool or option.default is False else f"--no-{name}",
+    }
+    if not positional:
+        settings["name"] = f"--{name.replace('_', '-')}"
+    if get_origin(kind) is dict:
+        kind, metavar = list[str], "KEY=VALUE"
+        settings["converter"] = lambda _, tokens: dict(key_value(t.value) for t in tokens)
+    elif read is not None:
+        settings["converter"] = lambda _, tokens: read(tokens[0].value)
+        settings["n_tokens"] = 1
+        if kind is not Path:
+            settings["validator"] = lambda _, value: value is None or option.check(name, value)
+    if "metavar" in inspect.signature(Parameter).parameters:  # only from cyclopts 5 on
+        settings["metavar"] = metavar
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if flag.required else None,
+        annotation=Annotated[kind, Parameter(**settings)],
+    )
+
+
+def read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give a command the options of its ``--config`` file that the command line leaves out.
+
+    Raises:
+        InputError: If the file cannot be read, has unknown keys, or values of a wrong kind.
+    """
+    known = {argument.name.removeprefix("--"): argument for argument in arguments}
+    config = known.pop("config", None)
+    if config is None or not config.tokens:
+        return
+    path = pathname(config.tokens[0].value)
+    # Groups of options that exclude each other: the command line's beats the file's.
+    pairs = {a.name: {g for g in a.parameter.group or () if not g.show} for a in arguments}  # type: ignore[union-attr]
+    taken = set[Group]().union(*(pairs[a.name] for a in arguments if a.tokens))
+    for key, value in _load(path).items():
+        if key not in known:
+            raise InputError(
+                f"{path}: unknown key {key!r}: {did_you_mean(key, known)}"
+                "keys are the command's options without their dashes"
+            )
+        argument = known[key]
+        texts = _texts(f"{path}: {key}", value, argument.hint)
+        tokens = [Token(keyword=f"--{key}", value=text, source=str(path)) for text in texts]
+        if argument.hint == list[str]:
+            argument.tokens = tokens + argument.tokens  # the command line's pairs win
+        elif not argument.tokens and not taken & pairs[argument.name]:
+            argument.tokens = tokens
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a TOML file, or a YAML file where PyYAML is installed."""
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix not in (".yaml", ".yml"):
+            return tomllib.loads(text)
+        import yaml
+
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError("it has no keys")
+        return content
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ImportError as error:
+        raise InputError(f"{path} needs PyYAML: pip install pyyaml, or write TOML") from error
+    except Exception as error:  # PyYAML's errors share no base with TOML's
+        raise InputError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+
+
+def _texts(name: str, value: Any, hint: Any) -> list[str]:
+    """Write a value of a file as it would stand on the command line."""
+    if hint is bool:
         if not isinstance(value, bool):
             raise InputError(f"{name} must be true or false, not {value!r}")
-        return [option] if value else []
-    if isinstance(action, argparse._AppendAction):
+        return [str(value).lower()]
+    if hint == list[str]:
         if not isinstance(value, dict):
-            raise InputError(f"{name} must be a table: [{name}] and below it KEY = VALUE")
-        pairs = {k: v if isinstance(v, str) else json.dumps(v) for k, v in value.items()}
-        return [f"{option}={k}={v}" for k, v in pairs.items()]
+            raise InputError(f"{name} must be a table of KEY = VALUE, not {value!r}")
+        return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(f"{name} must be text or a number, not {value!r}")
-    return [f"{option}={value}"]
+    return [str(value)]

@@ -1,4 +1,4 @@
-"""How far a command is, on standard error: bars for people, now and then a line for logs."""
+"""Progress on standard error: bars on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
-from tqdm import tqdm
+from rich import progress as bars
+from rich.console import Console
 
 from reidguard.training import Progress
 
@@ -18,22 +19,21 @@ EVERY = 10.0  # seconds between two lines where standard error is no terminal
 
 
 def note(text: str) -> None:
-    """Tell something that is no result; of several processes, the first tells it."""
+    """Print a remark on standard error; of several processes, only the first prints it."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"reidguard: {text}", file=sys.stderr)
 
 
 class Display:
-    """Shows progress, one phase after the other.
+    """A progress callback that shows one phase after the other.
 
     Args:
-        stream: Standard error by default. On a terminal it gets bars, else lines.
+        stream: Standard error by default. A terminal gets bars, anything else lines.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
-        self._bars = self.stream.isatty()
-        self._bar: Any = None
+        self._bar: bars.Progress | None = None
         self._phase: str | None = None
         self._done = 0
         self._start = (0.0, 0)
@@ -45,18 +45,18 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, told: Progress) -> None:
-        """Show what the library tells."""
-        self._update(told.phase, told.done, told.total, told.metrics)
+    def __call__(self, progress: Progress) -> None:
+        """Show the library's progress."""
+        self._update(progress.phase, progress.done, progress.total, progress.metrics)
 
     def phase(self, name: str) -> Callable[[int, int], None]:
         """Return a callback (done, total) for a phase of that name."""
         return lambda done, total: self._update(name, done, total, {})
 
     def close(self) -> None:
-        """End the phase that is shown, as when something went wrong."""
+        """End the current phase, which an error may have left incomplete."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
         self._bar, self._phase = None, None
 
     def _update(self, phase: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -64,34 +64,37 @@ class Display:
         if phase != self._phase or done < self._done:
             self.close()
             self._phase, self._start, self._shown = phase, (now, done), now
-            if self._bars:
-                self._bar = self._new_bar(phase, done, total)
+            if self.stream.isatty():
+                self._bar = _new_bar(self.stream, phase, total)
         self._done = done
+        values = [f"{name} {value:.4g}" for name, value in metrics.items()]
         if self._bar is not None:
-            if metrics:
-                self._bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._bar.update(bars.TaskID(0), completed=done, metrics=", ".join(values))
         elif now - self._shown >= EVERY or done == total:
             self._shown = now
-            self._line(phase, done, total, metrics, now)
+            self._print_line(f"{phase} {done}/{total}", done, total, values, now)
         if done == total:
             self.close()
 
-    def _new_bar(self, phase: str, done: int, total: int) -> Any:
-        try:
-            known = os.get_terminal_size(self.stream.fileno()).columns > 0
-        except (OSError, ValueError):
-            known = False  # some terminals in containers have no width, and tqdm would be silent
-        width: dict[str, Any] = {"dynamic_ncols": True} if known else {"ncols": 80}
-        return tqdm(total=total, initial=done, desc=phase, file=self.stream, **width)
-
-    def _line(
-        self, phase: str, done: int, total: int, metrics: Mapping[str, float], now: float
-    ) -> None:
+    def _print_line(self, head: str, done: int, total: int, values: list[str], now: float) -> None:
         began, first = self._start
-        parts = [f"{phase} {done}/{total}", *(f"{k} {v:.4g}" for k, v in metrics.items())]
         seconds = now - began
-        parts.append(f"{seconds:.0f} s")
+        parts = [head, *values, f"{seconds:.0f} s"]
         if first < done < total:
             parts.append(f"about {seconds / (done - first) * (total - done):.0f} s left")
         print(", ".join(parts), file=self.stream, flush=True)
+
+
+def _new_bar(stream: TextIO, phase: str, total: int) -> bars.Progress:
+    bar = bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[metrics]}", markup=False),
+        console=Console(file=stream),
+    )
+    bar.add_task(phase, total=total, metrics="")
+    bar.start()
+    return bar

@@ -1,193 +1,243 @@
-"""Run folders: what was called, what came out, and how to go on after a kill."""
+"""Run folders: the command and its settings, its results, and how to resume it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
+from reidguard.attacks import Attack
 from reidguard.cli.options import Options
-from reidguard.cli.progress import note
+from reidguard.cli.progress import Display, note
 from reidguard.distributed import world
 from reidguard.errors import CheckpointError, InputError
-from reidguard.storage import library_versions, write_json
+from reidguard.models import ReIDModel
+from reidguard.storage import atomic_write, library_versions, write_json
+from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes in one folder go unnoticed there
-    fcntl = None  # type: ignore[assignment]
+__all__ = ["RunFolder", "default_folder", "open_run"]
 
-__all__ = ["Interrupted", "RunFolder", "default_folder", "open_run"]
+Learnt = TypeVar("Learnt", ReIDModel, Attack)
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the message says how to go on."""
-
-
 class RunFolder:
-    """One run's files. ``run / "name"`` is a path in it.
+    """The files of one run. ``run / "name"`` is a path in the folder.
 
     Args:
         path: The folder.
         manifest: Content of its manifest.json.
-        finished: Whether all its products are there already.
-        writes: Whether this process is the one that writes into it; of several that `torchrun`
-            started only the first does, and the others' work ends with the learning.
+        display: Shows progress.
+        finished: Whether all its products exist already.
+        writes: Whether this process writes into it: of several that `torchrun` started only the
+            first does, and the others end with the learning.
     """
 
     def __init__(
-        self, path: Path, manifest: dict[str, Any], finished: bool, writes: bool = True
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        display: Display,
+        *,
+        finished: bool = False,
+        writes: bool = True,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self.display = display
         self.finished = finished
         self.writes = writes
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def finish(self) -> None:
-        """Write down that all products are there."""
-        self.mark("finished")
-        self.finished = True
-
     def mark(self, status: str) -> None:
         """Write a status into the manifest: running, interrupted, failed or finished."""
         self.manifest["status"] = status
         self.manifest["finished"] = _now() if status == "finished" else None
+        self.finished = status == "finished"
         write_json(self / MANIFEST, self.manifest)
 
+    def learn(
+        self,
+        name: str,
+        load: Callable[[Path], Learnt],
+        fit: Callable[..., Learnt],
+        *,
+        prefix: str = "",
+        progress: ProgressCallback | None = None,
+        tensorboard: bool = False,
+    ) -> tuple[Learnt, float | None]:
+        """Load what the run has learnt already, or learn and save it.
 
-def default_folder(command: str, label: str, settings: Mapping[str, Any]) -> Path:
-    """Return a folder below runs/ that is the same whenever the same thing is asked for."""
+        Args:
+            name: Of the file with the learnt model or attack.
+            load: Reads the file.
+            fit: Takes ``checkpoint`` and ``progress``.
+            prefix: Of the names of metrics.jsonl and checkpoint.safetensors.
+            progress: Called after every step; the display by default.
+            tensorboard: Whether the metrics also go to TensorBoard.
+
+        Returns:
+            The model or attack, and the seconds of a step if any was taken now.
+        """
+        if (self / name).exists():
+            return load(self / name), None
+        with ExitStack() as stack:
+            progress = progress or self.display
+            if tensorboard and self.writes:
+                progress = stack.enter_context(TensorBoard(self / "tensorboard", progress))
+            metrics = MetricsFile(self / f"{prefix}metrics.jsonl", progress)
+            checkpoint = self / f"{prefix}checkpoint.safetensors"
+            learnt = fit(checkpoint=checkpoint, progress=stack.enter_context(metrics))
+        if self.writes:
+            learnt.save(self / name)
+        return learnt, metrics.seconds_per_step
+
+    def finish(self, content: Mapping[str, Any], text: str, name: str = "result") -> None:
+        """Write the result as JSON and Markdown, and mark the run as finished."""
+        write_json(self / f"{name}.json", content)
+        with atomic_write(self / f"{name}.md") as temporary:
+            temporary.write_text(f"{text}\n{self._command}", "utf-8")
+        self.mark("finished")
+
+    def print(self, name: str = "result") -> None:
+        """Print the result, without the command that the file ends with."""
+        print((self / f"{name}.md").read_text("utf-8").removesuffix(self._command))
+
+    @property
+    def _command(self) -> str:
+        return f"`{shlex.join(self.manifest['command'])}`\n"
+
+
+def default_folder(label: str, settings: Mapping[str, Any]) -> Path:
+    """Return a folder below runs/ that is the same for equal settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{command}-{label.replace(':', '-')}-{digest[:8]}"
+    return Path("runs") / f"{label.replace(':', '-')}-{digest[:8]}"
 
 
 @contextmanager
 def open_run(
-    path: Path,
     options: Options,
-    *,
     settings: Mapping[str, Any],
-    products: tuple[str, ...],
-    brought: tuple[str, ...] = (),
+    products: tuple[str, ...] = ("result.json", "result.md"),
+    label: str | None = None,
+    *,
+    path: Path | None = None,
+    existing: tuple[str, ...] = (),
 ) -> Iterator[RunFolder]:
-    """Begin a run in a folder, or go on with the one that is there.
+    """Begin a run in a folder, or resume the one that is there.
 
     Args:
-        path: The folder; made where it is missing.
         options: Of the command; they go into the manifest.
         settings: What the result depends on, as JSON values; a folder of others is refused.
         products: Files without which a run is not finished.
-        brought: Names in the folder that may be there before the run is.
+        label: Beginning of the folder's name below runs/ where ``--out`` is not given; the
+            command's name by default.
+        path: The folder; by default that of ``--out``, or one below runs/.
+        existing: Names in the folder that may be there before the run.
 
     Raises:
         InputError: If the folder holds something else, or another process works in it.
-        Interrupted: In place of KeyboardInterrupt.
+        KeyboardInterrupt: After Ctrl-C; the message says how to resume the run.
     """
-    together = world()
-    if together is not None and together.rank > 0:
-        yield RunFolder(path, {}, finished=False, writes=False)
-        return
     settings = json.loads(json.dumps(settings))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the run folder {path}: {error.strerror}; choose another one with --out"
-        ) from error
-    with _locked(path):
+    path = path or options.out or default_folder(label or options.command, settings)
+    distributed = world()
+    if distributed is not None and distributed.rank > 0:
+        yield RunFolder(path, {}, Display(), writes=False)
+        return
+    with _locked(path), Display() as display:
         manifest = _read_manifest(path)
         if manifest is None:
-            manifest = _begin(path, options, settings, brought)
+            manifest = _new_manifest(path, options, settings, existing)
         else:
             _compare(path, manifest["settings"], settings)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
-        run = RunFolder(path, manifest, finished)
-        if not finished:
-            for leftover in path.glob(".*.tmp"):  # of killed writers
+        run = RunFolder(path, manifest, display, finished=finished)
+        if finished:
+            note(f"{path} is already finished; skipping")
+        else:
+            for leftover in path.rglob(".*.tmp"):  # of killed writers
                 leftover.unlink(missing_ok=True)
             if manifest["status"] != "new":
                 manifest["resumed"].append(_now())
-                note(f"going on with {path}")
+                note(f"resuming {path}")
             run.mark("running")
         try:
             yield run
-        except KeyboardInterrupt:
-            _give_up(run, "interrupted")
-            again = shlex.join(["reidguard", *options.argv])
-            raise Interrupted(f"{path} keeps what is done; to go on: {again}") from None
-        except BaseException:
-            _give_up(run, "failed")
-            raise
-
-
-def _give_up(run: RunFolder, status: str) -> None:
-    if not run.finished:
-        with suppress(CheckpointError):  # the disk may be full: the first error matters more
-            run.mark(status)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if not run.finished:
+                with suppress(CheckpointError):  # the disk may be full: the first error is reported
+                    run.mark("interrupted" if interrupted else "failed")
+            if not interrupted:
+                raise
+            command = shlex.join(["reidguard", *options.argv])
+            message = f"{path} keeps what is done; to resume: {command}"
+            raise KeyboardInterrupt(message) from None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, which ends with the process."""
+    lock = FileLock(path / LOCK, timeout=0)
     try:
-        stream = (path / LOCK).open("w")
-    except OSError as error:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
         raise InputError(
-            f"cannot write into {path}: {error.strerror}; choose another folder with --out"
-        ) from error
-    with stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-            except BlockingIOError:
-                raise InputError(
-                    f"another process is working in {path}; wait for it, or choose another "
-                    "folder with --out"
-                ) from None
-            except OSError:
-                pass  # some network disks have no locks
+            f"another process is working in {path}; wait for it, or choose another folder with "
+            "--out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if not (path.is_dir() and os.access(path, os.W_OK)):
+            raise InputError(
+                f"cannot write into {path}: {error}; choose another folder with --out"
+            ) from error  # else it is on a network disk without locks
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        text = (path / MANIFEST).read_text("utf-8")
+        manifest = dict(json.loads((path / MANIFEST).read_text("utf-8")))
+        if {"settings", "status", "resumed"} <= manifest.keys():
+            return manifest
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
-    try:
-        manifest = dict(json.loads(text))
-        if {"settings", "status", "resumed"} - manifest.keys():
-            raise ValueError
     except (ValueError, TypeError):
-        raise CheckpointError(
-            f"{path / MANIFEST} is damaged or of another program; choose another folder with --out"
-        ) from None
-    return manifest
+        pass
+    raise CheckpointError(
+        f"{path / MANIFEST} is damaged or of another program; choose another folder with --out"
+    )
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    there, here = _flat(before), _flat(now)
-    changed = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    old, new = _flat(before), _flat(now)
+    changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     if changed:
         details = "; ".join(
-            f"{k}: {_brief(there.get(k))} there, {_brief(here.get(k))} now" for k in changed
+            f"{k}: {_brief(old.get(k))} there, {_brief(new.get(k))} now" for k in changed
         )
         raise InputError(
-            f"{path} holds a run with other settings ({details}); repeat the settings to go on "
-            "with it, or choose another folder with --out"
+            f"{path} holds a run with other settings ({details}); repeat the settings to resume "
+            "it, or choose another folder with --out"
         )
 
 
@@ -206,14 +256,11 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-def _begin(
-    path: Path, options: Options, settings: Mapping[str, Any], brought: tuple[str, ...]
+def _new_manifest(
+    path: Path, options: Options, settings: Mapping[str, Any], existing: tuple[str, ...]
 ) -> dict[str, Any]:
-    own = (LOCK, *brought)
-    foreign = sorted(
-        p.name for p in path.iterdir() if p.name not in own and not p.name.endswith(".tmp")
-    )
-    if foreign:
+    names = {p.name for p in path.iterdir() if not p.name.endswith(".tmp")}
+    if foreign := sorted(names - {LOCK, *existing}):
         raise InputError(
             f"{path} holds other files, such as {foreign[0]}, and no run; choose a new or empty "
             "folder with --out"
@@ -238,9 +285,9 @@ def _now() -> str:
 def _commit() -> str | None:
     """Return the commit of the git checkout around the working folder, if there is one."""
     try:
-        found = subprocess.run(
+        git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return git.stdout.strip() if git.returncode == 0 else None

@@ -34,7 +34,7 @@ def test_the_report_is_the_library_s(audited, trained, studio_root):
         protocol=Protocol(image_size=(64, 32)),
     )
     assert json.loads((audited / "audit.json").read_text()) == report.to_dict()
-    assert (audited / "audit.md").read_text() == report.to_markdown()
+    assert (audited / "audit.md").read_text().startswith(report.to_markdown())
     manifest = json.loads((audited / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["settings"]["attack_steps"] == 2
@@ -53,8 +53,8 @@ def test_the_same_command_again_reuses(audited, victim, trained, capsys):
     before = {p.name: p.read_bytes() for p in audited.iterdir()}
     assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(audited)]) == 0
     told = capsys.readouterr()
-    assert "finished already" in told.err
-    assert (audited / "audit.md").read_text() in told.out
+    assert "already finished" in told.err
+    assert (audited / "audit.md").read_text().rpartition("`reidguard")[0] in told.out
     assert {p.name: p.read_bytes() for p in audited.iterdir()} == before
 
 
@@ -70,6 +70,6 @@ def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
 
 def test_mistakes(victim, audited, refused):
     assert "give --surrogate, too" in refused("audit", *victim, "--surrogate-set", "size=64x32")
-    assert "not a whole number above 0" in refused("audit", *victim, "--queries", "0")
-    assert "eps must be above 0" in refused("audit", *victim, *QUICK, "--eps", "0")
+    assert "at least 1" in refused("audit", *victim, "--queries", "0")
+    assert "above 0" in refused("audit", *victim, *QUICK, "--eps", "0")
     assert "holds a run with other settings" in refused("audit", *victim, "--out", audited)

@@ -71,7 +71,7 @@ def test_the_same_command_goes_on_and_images_can_be_had_later(
     before = {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     assert main([*call, "--out", str(finished)]) == 0
     told = capsys.readouterr()
-    assert "finished already" in told.err
+    assert "already finished" in told.err
     assert "robust, 8-bit" in told.out
     images = tmp_path / "images"
     assert main([*call, "--out", str(finished), "--save-images", str(images)]) == 0
@@ -84,8 +84,8 @@ def test_the_same_command_goes_on_and_images_can_be_had_later(
 def test_a_report_shows_it(finished):
     result = json.loads((finished / "result.json").read_text())
     page = report_page([read_run(finished)])
-    assert "the worst of all attacks of retrieval-autoattack at ε = 4/255" in page
-    assert f"leaves {100 * result['robust']['mAP']:.1f}\xa0% mAP" in page
+    assert "the worst case over all attacks of retrieval-autoattack" in page
+    assert f"leaves {100 * result['robust']['mAP']:.1f}&nbsp;% mAP" in page
     assert "furthest-negative" in page
 
 
@@ -104,7 +104,7 @@ def test_an_interrupted_run_goes_on(finished, call, tmp_path, monkeypatch, capsy
     out = tmp_path / "run"
     monkeypatch.setattr(SquareAttack, "search", interrupted)
     assert main([*call, "--out", str(out)]) == 130
-    assert "to go on: reidguard autoattack" in capsys.readouterr().err
+    assert "to resume: reidguard autoattack" in capsys.readouterr().err
     monkeypatch.setattr(SquareAttack, "search", search)
     assert main([*call, "--out", str(out)]) == 0
     assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_the_same_command_again_reuses(trained, train_call, capsys):
     before = contents(trained)
     assert main([*train_call, "--out", str(trained)]) == 0
     told = capsys.readouterr()
-    assert "finished already" in told.err
+    assert "already finished" in told.err
     assert (trained / "result.md").read_text().rpartition("`reidguard")[0] in told.out
     assert contents(trained) == before
 
@@ -143,7 +144,7 @@ def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, cap
     call = ["attack", *victim, "--steps", "1", "--attack", "color", "--set", "resolution=3"]
     for _ in range(2):
         assert main([*call, "--cube", "a.cube"]) == 0
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert main([*call, "--eps", "4/255"]) == 0
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 2
@@ -201,11 +202,11 @@ def test_training_only_data_is_learnt_and_not_evaluated(studio_root, tmp_path, c
     call = ["train", "--data", f"csv:{tmp_path / 'people.csv'}", "--model", "ide"]
     call += ["--model-set", "backbone=test_resnet", "--image-size", "64x32", "--steps", "1"]
     assert main([*call, "--out", str(tmp_path / "r")]) == 0
-    assert "there is no evaluation" in capsys.readouterr().err
+    assert "skipping the evaluation" in capsys.readouterr().err
     assert result_of(tmp_path / "r") is None
     model = ["--model", str(tmp_path / "r" / "model.safetensors")]
     assert main(["evaluate", *call[1:3], *model]) == 2
-    assert "nothing can be evaluated" in capsys.readouterr().err
+    assert "no query" in capsys.readouterr().err
 
 
 def test_agw_by_its_own_recipe(data, tmp_path, refused):
@@ -214,11 +215,13 @@ def test_agw_by_its_own_recipe(data, tmp_path, refused):
     call += ["--steps", "2", "--images-per-identity", "2"]
     assert main([*call, "--recipe", "agw", "--out", str(tmp_path / "r")]) == 0
     recipe = json.loads((tmp_path / "r" / "manifest.json").read_text())["settings"]["recipe"]
-    assert (recipe["recipe"], recipe["lr"], recipe["identities"]) == ("agw", 3.5e-4, 16)
-    assert recipe["images_per_identity"] == 2
+    assert (recipe["recipe"], recipe["images_per_identity"]) == ("agw", 2)
     facts = load_model(tmp_path / "r" / "model.safetensors").provenance
     assert facts["recipe"].endswith("centre loss")
-    assert "did you mean 'agw'? known: paper, agw" in refused(*call, "--recipe", "awg")
+    assert (facts["lr"], facts["identities"], facts["images_per_identity"]) == (3.5e-4, 16, 2)
+    line = refused(*call, "--recipe", "awg")
+    assert 'Did you mean "agw"' in line
+    assert "--recipe" in line
 
 
 def test_a_model_without_weights_is_told(data, capsys):
@@ -318,9 +321,9 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(monkeypatch):
         "learning 8/8, loss 0.5, 24 s",
         "evaluating 10/10, 0 s",
     ]
-    assert "learning: 100%" in terminal.getvalue()
-    assert "8/8" in terminal.getvalue()
-    assert "loss=0.5" in terminal.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(r"learning .*8/8.*loss 0\.5", shown)
+    assert re.search(r"evaluating .*10/10", shown)
 
 
 def test_tables_are_aligned():

@@ -58,7 +58,7 @@ def test_a_run_folder(call, data, trained, tmp_path, capsys):
     before = (out / "model.safetensors").stat().st_mtime_ns
     assert main([*call, *meta, "--out", str(out)]) == 0
     assert (out / "model.safetensors").stat().st_mtime_ns == before
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_ctrl_c_then_the_same_command(call, tmp_path, monkeypatch, capsys):
@@ -76,7 +76,7 @@ def test_ctrl_c_then_the_same_command(call, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", interrupted)
         assert main([*run, "--out", str(out)]) == 130
-    assert "to go on: reidguard defend" in capsys.readouterr().err
+    assert "to resume: reidguard defend" in capsys.readouterr().err
     assert main([*run, "--out", str(out)]) == 0
     assert steps_of(out) == [1, 2, 3, 4, 5]
     for name in ("model.safetensors", "checkpoint.safetensors"):

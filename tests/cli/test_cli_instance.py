@@ -71,7 +71,7 @@ def test_sma_is_bound_evaluated_and_its_recipe_saved(victim, model, studio, tmp_
     assert set(before) >= {"manifest.json", "attack.safetensors", "result.json", "result.md"}
     assert not {"metrics.jsonl", "checkpoint.safetensors"} & set(before)
     assert main(call) == 0
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
@@ -135,7 +135,7 @@ def test_a_surrogate_by_name_and_options(victim, tmp_path, capsys):
 def test_what_does_not_fit_is_refused(victim, surrogate, tmp_path, refused):
     sma = ["attack", *victim, "--attack", "sma"]
     line = refused(*sma, "--steps", 15, "--lr", "1e-3", "--seed", 1)
-    assert "sma works each image out by itself and learns nothing" in line
+    assert "sma is an instance attack and learns nothing" in line
     assert "leave out --steps, --lr, --seed" in line
     assert "--set steps=15" in line
     assert "leave out --objective, --learner" in refused(

@@ -68,8 +68,8 @@ def test_virtual_people_are_shown(runs, report):
     assert sum(alt.startswith("rank 1,") for alt in people) >= 2
     assert sum(alt.endswith(": clean") for alt in people) == 3
     assert sum("colour cube" in alt for alt in others) == 6
-    assert "of 6 queries still find the person first under attack" in html
-    assert "among the 6 of 6 that do before it" in html
+    assert re.search(r"of 6 queries, \d still find the person first under attack", html)
+    assert "among the 6 of 6 whose first image is right before the attack" in html
     assert "Found no more" in html or "Still found" in html
     assert "://" not in html.replace("virtual:/", "")
     assert "<script" not in html
@@ -94,9 +94,9 @@ def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, caps
         len(titles) // 3
     )
     told = re.search(
-        r"of (\d+) queries .* for (\d+) with the normal model and for (\d+) with", html
+        r"of (\d+) queries, (\d+) .* with the hardened model, (\d+) with the normal one", html
     )
-    before, normal, hardened = map(int, told.groups())
+    before, hardened, normal = map(int, told.groups())
     result = json.loads((tmp_path / "robust" / "result.json").read_text("utf-8"))["evaluation"]
     share = result["attacked_8bit"]["cmc"][0]
     assert before == 6  # all queries are found before
@@ -144,12 +144,12 @@ def test_a_page_without_the_data(runs, report, tmp_path, capsys):
         content = (runs["drawn"] / name).read_bytes()
         (moved / name).write_bytes(content.replace(b"/drawn", b"/dr0wn"))
     html = report(moved)
-    assert "data is not at hand" in html
+    assert "data is not available" in html
     assert shown(html)[0] == []
     assert "colour cube" in html
 
 
 def test_mistakes(runs, refused, tmp_path):
     assert "not a run folder" in refused("report", tmp_path)
-    assert "exclude each other" in refused("report", runs["drawn"], "--blur", "--images")
+    assert "exclusive" in refused("report", runs["drawn"], "--blur", "--images")
     assert "given twice" in refused("report", runs["drawn"], runs["drawn"])

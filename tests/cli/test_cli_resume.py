@@ -71,12 +71,12 @@ def test_ctrl_c_then_the_same_command(call, whole, tmp_path, monkeypatch, capsys
         assert main([*call, "--out", str(out)]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("reidguard: interrupted; ")
-    assert last.endswith(f"to go on: reidguard {' '.join(call)} --out {out}")
+    assert last.endswith(f"to resume: reidguard {' '.join(call)} --out {out}")
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["status"], manifest["finished"]) == ("interrupted", None)
 
     assert main([*call, "--out", str(out)]) == 0
-    assert f"going on with {out}" in capsys.readouterr().err
+    assert f"resuming {out}" in capsys.readouterr().err
     assert steps_of(out) == list(range(1, STEPS + 1))
     assert_same_run(out, whole)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -184,7 +184,7 @@ def test_kill_9_and_a_real_ctrl_c(call, whole, tmp_path):
         _, told = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in told
-    assert "to go on: reidguard attack" in told.splitlines()[-1]
+    assert "to resume: reidguard attack" in told.splitlines()[-1]
     assert kill_and_finish(call, out, kills=2, seed=int.from_bytes(os.urandom(4), "big")) > 0
     assert steps_of(out) == list(range(1, STEPS + 1))
     assert_same_run(out, whole)

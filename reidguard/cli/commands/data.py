@@ -1,16 +1,11 @@
 """``reidguard data``."""
 
-from __future__ import annotations
+from pathlib import Path
+from typing import Annotated, TypedDict
 
-from typing import Any
-
-from reidguard.cli.options import Options, Parser, not_negative, pathname, positive
-from reidguard.cli.progress import Display
-from reidguard.data import SPLITS, load_dataset
+from reidguard.cli.options import Flag, Options, command
 from reidguard.errors import InputError
-from reidguard.tables import Table
-from reidguard.virtual import write_virtual
-from reidguard.virtual.dataset import parse_name
+from reidguard.options import VirtualOptions
 
 EXAMPLES = """\
   reidguard data market1501:/data/market1501
@@ -21,83 +16,87 @@ EXAMPLES = """\
   virtual people as a folder in Market-1501's layout, for other programs:
     reidguard data export virtual:station /data/station --identities 200 --height 256
 """
-SIZES = ("cameras", "images_per_camera", "height", "seed")
+EXPORT_EXAMPLES = """\
+  reidguard data export virtual:station /data/station --identities 200 --height 256
+"""
 
 
-def parser(summary: str) -> Parser:
-    """Return the command's parser."""
-    made = Parser("data", summary, EXAMPLES)
-    made.usage = (
-        "reidguard data NAME[:PATH] [--check]\n"
-        "       reidguard data export virtual:DOMAIN FOLDER [options]"
-    )
-    made.add_argument("dataset", metavar="NAME[:PATH]", help="reidguard list datasets")
-    made.add_argument("more", nargs="*", metavar="FOLDER", help="where an export goes")
-    made.defaults["more"] = []
-    made.flag("--check", "decode every image, so that damage shows now")
-    made.section("export")
-    made.option("--identities", "in training, and in the test", positive, metavar="N")
-    made.option("--cameras", "from 2", positive, metavar="N")
-    made.option("--images-per-camera", "of each person", positive, metavar="N")
-    made.option("--height", "a multiple of 32; the width is half of it", positive, metavar="N")
-    made.option("--seed", "other people, other cameras", not_negative, metavar="N")
-    made.flag("--balanced", "show everybody to every camera once from every 10 degrees")
-    return made
+class Dataset(TypedDict, total=False):
+    """The dataset to show."""
+
+    dataset: Annotated[str, Flag("reidguard list datasets", required=True)]
 
 
-def run(options: Options) -> int:
-    """Print a table of the splits, or write a folder first."""
-    name = options.dataset
-    if name == "export":
-        name = f"virtual:{_export(options)}"
-    else:
-        asked = options.given & {*SIZES, "identities", "balanced"}
-        if options.more or asked:
-            stray = options.more[0] if options.more else f"--{min(asked).replace('_', '-')}"
-            raise InputError(
-                f"{stray} belongs to an export: reidguard data export virtual:DOMAIN FOLDER"
-            )
-    _show(name, check=options.check)
-    return 0
+class Check(TypedDict, total=False):
+    """What else to do."""
+
+    check: Annotated[bool, Flag("decode every image, so that damage shows now", False)]
 
 
-def _export(options: Options) -> str:
-    """Write the virtual set and return its folder."""
-    if len(options.more) != 2:
-        raise InputError("an export needs two names: reidguard data export virtual:DOMAIN FOLDER")
-    kind, _, domain = options.more[0].partition(":")
-    if kind != "virtual":
-        raise InputError(
-            f"only virtual sets can be exported, not {options.more[0]!r}: write virtual:plaza"
-        )
-    values: dict[str, Any] = parse_name(domain or "plaza")
-    for name in SIZES:
-        if getattr(options, name) is not None:
-            values[name] = getattr(options, name)
-    if options.identities is not None:
-        values["train_identities"] = values["test_identities"] = options.identities
-    if options.balanced:
-        values["balanced"] = True
-    with Display() as display:
-        folder = pathname(options.more[1])
-        write_virtual(folder, **values, progress=display.phase("rendering"))
-    return str(folder.absolute())
+class Target(TypedDict, total=False):
+    """The dataset to write, and where."""
+
+    domain: Annotated[str, Flag("virtual people", required=True)]
+    folder: Annotated[Path, Flag("where to write them", required=True)]
 
 
-def _show(name: str, *, check: bool) -> None:
-    dataset = load_dataset(name)
+class Identities(TypedDict, total=False):
+    """Numbers of identities that are equal."""
+
+    identities: Annotated[int, Flag("training identities, and as many test identities", low=1)]
+
+
+def run(options: Options) -> None:
+    """Print a table of the splits."""
+    from reidguard.cli.progress import Display
+    from reidguard.data import SPLITS, load_dataset
+    from reidguard.tables import Table
+
+    dataset = load_dataset(options.dataset)
     counts = dataset.summary()
     columns = ("images", "identities", "cameras")
-    rows = [["split", *columns]]
-    rows += [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]
+    rows = [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]
     print(f"{dataset.name}\n")
-    print(Table(rows[0], rows[1:]).to_markdown())
+    print(Table(["split", *columns], rows).to_markdown())
     print(f"\ndistractors in the gallery: {counts['distractors']:,}")
     print(f"junk images left out: {counts['junk']:,}")
     print(f"terms: {counts['licence']}")
     for line in counts["notes"]:
         print(f"note: {line}")
-    if check:
+    if options.get("check"):
         with Display() as display:
             dataset.check(progress=display.phase("checking images"))
         print("every image can be read")
+
+
+def export(options: Options) -> None:
+    """Write virtual people into a folder, and print its table."""
+    from reidguard.cli.progress import Display
+    from reidguard.virtual import write_virtual
+    from reidguard.virtual.dataset import parse_name
+
+    kind, _, domain = options.domain.partition(":")
+    if kind != "virtual":
+        raise InputError(
+            f"only virtual sets can be exported, not {options.domain!r}: write virtual:plaza"
+        )
+    values = parse_name(domain or "plaza")
+    if options.identities is not None:
+        values["train_identities"] = values["test_identities"] = options.identities
+    values |= options.of(VirtualOptions, given=True)
+    with Display() as display:
+        write_virtual(options.folder, **values, progress=display.phase("rendering"))
+    run(Options(dataset=f"virtual:{options.folder.absolute()}"))
+
+
+app = command("data", run, {"options": (Check,)}, arguments=Dataset, examples=EXAMPLES)
+app.command(
+    command(
+        "export",
+        export,
+        {"virtual people": (Identities, VirtualOptions)},
+        arguments=Target,
+        examples=EXPORT_EXAMPLES,
+        summary="write virtual people as a folder in Market-1501's layout",
+    )
+)

@@ -1,66 +1,60 @@
 """``reidguard list``."""
 
-from __future__ import annotations
-
 import inspect
 import re
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
-from reidguard.attacks import ATTACKS
-from reidguard.cli.options import Options, Parser, did_you_mean
-from reidguard.data import DATASETS
-from reidguard.defenses import DEFENSES
-from reidguard.errors import InputError
-from reidguard.learners import LEARNERS
-from reidguard.models import MODELS
-from reidguard.objectives import ATTACK_LOSSES
+import reidguard
+from reidguard.cli.options import Flag, Options, command
 from reidguard.registry import Registry
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "attacks": ATTACKS,
-    "defenses": DEFENSES,
-    "models": MODELS,
-    "learners": LEARNERS,
-    "objectives": ATTACK_LOSSES,
-    "datasets": DATASETS,
+REGISTRIES = {
+    "attacks": "ATTACKS",
+    "defenses": "DEFENSES",
+    "models": "MODELS",
+    "learners": "LEARNERS",
+    "objectives": "ATTACK_LOSSES",
+    "datasets": "DATASETS",
 }
-
 EXAMPLES = """\
   reidguard list
   reidguard list attacks
 """
 
 
-def parser(summary: str) -> Parser:
-    """Return the command's parser."""
-    made = Parser("list", summary, EXAMPLES)
-    made.usage = "reidguard list [KIND]"
-    made.add_argument("kind", nargs="?", metavar="KIND", help=f"{', '.join(REGISTRIES)}")
-    made.defaults["kind"] = None
-    return made
+class Kind(TypedDict, total=False):
+    """What to list."""
+
+    kind: Annotated[
+        Literal["attacks", "defenses", "models", "learners", "objectives", "datasets"],
+        Flag("what to list", shown="all"),
+    ]
 
 
-def run(options: Options) -> int:
+def run(options: Options) -> None:
     """Print names and the first line of their documentation."""
-    if options.kind is not None and options.kind not in REGISTRIES:
-        raise InputError(
-            f"there is no list of {options.kind!r}: "
-            f"{did_you_mean(options.kind, REGISTRIES)}there are {', '.join(REGISTRIES)}"
-        )
-    kinds = list(REGISTRIES) if options.kind is None else [options.kind]
-    for number, kind in enumerate(kinds):
-        registry = REGISTRIES[kind]
-        indent = ""
-        if options.kind is None:
-            print(f"{chr(10) if number else ''}{kind}:")
-            indent = "  "
-        names = registry.list()
-        for name in names:
-            about = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
-            print(f"{indent}{name:{max(map(len, names))}}  {_plain(about)}".rstrip())
-    return 0
+    if options.kind is not None:
+        _print_registry(options.kind)
+        return
+    for number, kind in enumerate(REGISTRIES):
+        print(f"{chr(10) if number else ''}{kind}:")
+        _print_registry(kind, indent="  ")
 
 
-def _plain(text: str) -> str:
-    """Take the markup of cross-references and code out of a line of documentation."""
-    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", text).replace("`", "")
+def _print_registry(kind: str, indent: str = "") -> None:
+    registry: Registry[Any] = getattr(reidguard, REGISTRIES[kind])
+    names = registry.list()
+    for name in names:
+        summary = (inspect.getdoc(registry.get(name)) or "").partition("\n")[0]
+        # Cross-references and code without their markup.
+        summary = re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", summary).replace("`", "")
+        print(f"{indent}{name:{max(map(len, names))}}  {summary}".rstrip())
+
+
+app = command(
+    "list",
+    run,
+    {},
+    arguments=Kind,
+    examples=EXAMPLES,
+)

@@ -1,0 +1,79 @@
+"""Options that several commands share, by the sections of their help."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from reidguard.cli.options import Flag
+from reidguard.schema import Option
+
+__all__ = ["Device", "Learning", "Machine", "Reading", "Surrogate", "Threads", "Victim"]
+
+EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
+DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
+MODEL = (
+    "a file that reidguard saved, or NAME[:WEIGHTS] (reidguard list models); torchreid's .pth "
+    "files are weights, too"
+)
+CACHE = Flag(
+    "folder for clean features, which later calls reuse; it can be deleted at any time",
+    shown="$XDG_CACHE_HOME/reidguard/features or ~/.cache/reidguard/features",
+)
+
+
+class Victim(TypedDict, total=False):
+    """The dataset and the model."""
+
+    data: Annotated[str, Flag(DATA, required=True)]
+    model: Annotated[str, Flag(MODEL, required=True)]
+    model_set: Annotated[dict[str, Any], Flag("option of its constructor: backbone=resnet18")]
+
+
+class Surrogate(Victim, total=False):
+    """The dataset, the model and a second model."""
+
+    surrogate: Annotated[str, Flag("a second model: attacks made on it transfer to --model")]
+    surrogate_set: Annotated[dict[str, Any], Flag("option of its constructor")]
+
+
+class Learning(TypedDict, total=False):
+    """Options of all learning that the library has elsewhere."""
+
+    tensorboard: Annotated[bool, Flag("also write metrics to RUN_DIR/tensorboard", False)]
+
+
+class MetaTest(Learning, total=False):
+    """Options of learning with learners that use a second dataset."""
+
+    meta_data: Annotated[str, Flag("the second dataset: its training images are learnt from")]
+
+
+class Reading(TypedDict, total=False):
+    """How images are read, and where clean features are cached."""
+
+    image_size: Annotated[
+        tuple[int, int],
+        Option("size of images when read, attacked and saved; models resize further", (256, 128)),
+    ]
+    cache: Annotated[Path, CACHE]
+
+
+class Threads(TypedDict, total=False):
+    """The CPU."""
+
+    threads: Annotated[int, Flag("CPU threads", low=1, shown="torch's choice")]
+
+
+class Device(Threads, total=False):
+    """What computes."""
+
+    device: Annotated[str, Flag("cpu, cuda, cuda:1, ...", shown="cuda if there is")]
+
+
+class Machine(Device, total=False):
+    """What computes, and where the results go."""
+
+    out: Annotated[Path, Flag("run folder", shown="in runs/, named after the settings")]
+    config: Annotated[
+        Path,
+        Flag("TOML or YAML file: keys are options without dashes; the command line wins"),
+    ]

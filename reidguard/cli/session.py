@@ -1,0 +1,223 @@
+"""A command at work: the objects that its options name, learning, evaluation, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reidguard.attacks import Attack, Guides, InstanceAttack
+from reidguard.cli.build import feature_store, model_from, use_device
+from reidguard.cli.options import Options
+from reidguard.cli.progress import Display, note
+from reidguard.cli.run_dir import open_run
+from reidguard.data import ReIDDataset, load_dataset
+from reidguard.errors import InputError
+from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
+from reidguard.models import ReIDModel, load_model
+from reidguard.options import EvaluateOptions
+from reidguard.storage import weights_fingerprint
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A command's options and the objects that they name.
+
+    Attributes:
+        options: Of the command.
+        device: Where the models are.
+        dataset: ``--data``.
+        model: ``--model``.
+        surrogate: ``--surrogate``, if it is given.
+        meta_test: ``--meta-data``, if it is given.
+    """
+
+    options: Options
+    device: torch.device
+    dataset: ReIDDataset
+    model: ReIDModel
+    surrogate: ReIDModel | None = None
+    meta_test: ReIDDataset | None = None
+
+    @classmethod
+    def open(cls, options: Options, *, classifier: bool = False) -> Session:
+        """Load what the options name.
+
+        Args:
+            options: Of the command.
+            classifier: Whether a fresh model gets a classifier for the training identities.
+        """
+        device = use_device(options)
+        dataset = load_dataset(options.data)
+        if (folder := options.get("query")) is not None:
+            dataset = dataset.with_query(folder)
+        meta_test = None if (spec := options.get("meta_data")) is None else load_dataset(spec)
+        seed = options.get("seed", 0)
+        classes = dataset.num_train_pids or None if classifier else None
+        model = model_from(options.model, options.model_set, seed=seed, num_classes=classes)
+        surrogate = None
+        if (spec := options.get("surrogate")) is not None:
+            surrogate = model_from(spec, options.surrogate_set, seed=seed).to(device)
+        elif options.get("surrogate_set"):
+            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
+        return cls(options, device, dataset, model.to(device), surrogate, meta_test)
+
+    def settings(self, *splits: str, **own: Any) -> dict[str, Any]:
+        """Return what identifies the run: the command's own settings, data, models and device.
+
+        Args:
+            splits: Splits of the dataset that the result depends on.
+            own: Settings of the command, as JSON values.
+        """
+        models = {"model": self.model, "surrogate": self.surrogate}
+        meta_test = self.meta_test
+        return {
+            "command": self.options.command,
+            **own,
+            "data": _data_settings(self.dataset, *splits),
+            **({} if meta_test is None else {"meta_data": _data_settings(meta_test, "train")}),
+            **{name: _model_settings(m) for name, m in models.items() if m is not None},
+            "image_size": self.options.image_size,
+            "device": self.device.type,
+        }
+
+    @property
+    def protocol(self) -> Protocol:
+        """How images are read and scored."""
+        return Protocol(image_size=self.options.image_size)
+
+    @property
+    def store(self) -> FeatureStore:
+        """Clean features of this and earlier calls."""
+        return feature_store(self.options.cache)
+
+    def bind(self, attack: InstanceAttack, model: ReIDModel, display: Display) -> InstanceAttack:
+        """Bind an attack to a model, with the gallery as guides where it needs them."""
+        if not attack.needs_guides:
+            return attack.bind(model)
+        features = self.store.features(
+            model,
+            self.dataset,
+            "gallery",
+            image_size=self.options.image_size,
+            progress=display.phase("features of the gallery"),
+        )
+        return attack.bind(model, Guides(features, [sample.pid for sample in self.dataset.gallery]))
+
+    def measure(
+        self,
+        display: Display,
+        model: ReIDModel,
+        attack: Attack | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+        lpips: LPIPS | None = None,
+    ) -> tuple[dict[str, Any], str]:
+        """Evaluate, and return the result as JSON values and as text.
+
+        Args:
+            display: Shows progress.
+            model: Is evaluated; not where something was learnt from a dataset without queries or
+                gallery.
+            attack: Perturbs the queries.
+            provenance: How the model or attack was learnt, if it was.
+            seconds: Time of a step, if any was taken now.
+            lpips: Also measures LPIPS.
+        """
+        result, text = None, ""
+        if provenance is not None and not (self.dataset.query and self.dataset.gallery):
+            note(f"{self.dataset.name} has no query or no gallery images; skipping the evaluation")
+        else:
+            result = evaluate(
+                model,
+                self.dataset,
+                attack,
+                self.protocol,
+                store=self.store,
+                **self.options.of(EvaluateOptions),
+                lpips=lpips,
+                progress=display.phase("evaluating"),
+            )
+            text = result.to_markdown()
+        if provenance is not None:
+            each = "" if seconds is None else f", {seconds:.3g} s each"
+            text += f"\nlearnt in {provenance['steps']} steps{each}\n"
+        content = {
+            "evaluation": None if result is None else result.to_dict(),
+            "training": provenance,
+            "seconds_per_step": None if seconds is None else round(seconds, 4),
+        }
+        return content, text
+
+    def learn_model(
+        self,
+        label: str,
+        settings: Mapping[str, Any],
+        fit: Callable[..., ReIDModel],
+        attack: Attack | None = None,
+    ) -> None:
+        """Learn a model in a run folder, evaluate it, save both and print the result.
+
+        Args:
+            label: Beginning of the folder's name below runs/.
+            settings: What the result depends on.
+            fit: Takes ``checkpoint`` and ``progress``, and returns the model.
+            attack: Perturbs the queries; an instance attack is made on the learnt model.
+        """
+        products = ("model.safetensors", "result.json", "result.md")
+        with open_run(self.options, settings, products, label) as run:
+            if not run.finished:
+                tensorboard = self.options.tensorboard
+                model, seconds = run.learn(products[0], load_model, fit, tensorboard=tensorboard)
+                if not run.writes:
+                    return
+                model = model.to(self.device)
+                if isinstance(attack, InstanceAttack) and self.dataset.gallery:
+                    attack = self.bind(attack, model, run.display)
+                run.finish(*self.measure(run.display, model, attack, model.provenance, seconds))
+            run.print()
+            print(f"model: {run / products[0]}")
+
+    def report(
+        self,
+        settings: Mapping[str, Any],
+        measure: Callable[[Display], tuple[Mapping[str, Any], str]],
+        name: str = "result",
+    ) -> None:
+        """Print a result; with ``--out`` write it, or read it from a finished run.
+
+        Args:
+            settings: What the result depends on.
+            measure: Takes a display of progress and returns the result as JSON values and text.
+            name: Of the files in the run folder.
+        """
+        if self.options.out is None:
+            with Display() as display:
+                _, text = measure(display)
+            print(text)
+            return
+        with open_run(self.options, settings, (f"{name}.json", f"{name}.md")) as run:
+            if not run.finished:
+                run.finish(*measure(run.display), name)
+            run.print(name)
+            print(f"run: {run.path}")
+
+
+def _data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        **{split: dataset.fingerprint(split) for split in splits if dataset.split(split)},
+    }
+
+
+def _model_settings(model: ReIDModel) -> dict[str, Any]:
+    return {
+        "class": type(model).__name__,
+        "weights": weights_fingerprint(model),
+        "input_spec": model.input_spec.to_dict(),
+        "metric": model.metric,
+    }

@@ -2,10 +2,10 @@
 
 Run: python benchmarks/virtual.py [--domain plaza] [--steps 300] [--folder FOLDER] [--speed-only]
 100 held-out identities, 6 cameras. As usual, a query's own images by its own camera are removed;
-those of others stay, and a like backdrop makes them win. Histograms and the network are therefore
-measured a second time with all images by the query's camera removed ("camera removed").
+those of others stay, and a similar backdrop ranks them first. Histograms and the network are
+therefore measured a second time with all images by the query's camera removed ("camera removed").
 The sets are rendered into FOLDER (default: the user's cache). --speed-only measures rendering anew
-and leaves the other figures as they are.
+and leaves the other results as they are.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from reidguard.virtual import VIRTUAL_DOMAINS, read_virtual, render_person, writ
 
 SIZE = (128, 64)
 TEST = 100
-DOMAINS = [name for name in VIRTUAL_DOMAINS if name != "studio"]  # that one is made to be easy
+DOMAINS = [name for name in VIRTUAL_DOMAINS if name != "studio"]  # an easy domain
 BATCH = {"identities": 8, "images_per_identity": 4}
 
 
@@ -52,10 +52,10 @@ def histogram(image: np.ndarray, space: str, stripes: int, bins: int = 8) -> np.
     return np.concatenate([c / c.sum() for c in counts]).astype(np.float32)
 
 
-def rank1(queries, gallery, query, shelf, kind: str, *, strict: bool) -> float:
+def rank1(queries, gallery, query, gallery_samples, kind: str, *, strict: bool) -> float:
     """Rank-1 of the queries; strict also removes gallery images of the query's camera."""
-    people = np.array([s.pid for s in shelf])
-    cameras = np.array([s.camid for s in shelf])
+    pids = np.array([s.pid for s in gallery_samples])
+    camids = np.array([s.camid for s in gallery_samples])
     if kind == "hellinger":
         queries, gallery = np.sqrt(queries), np.sqrt(gallery)
     hits = 0
@@ -63,8 +63,8 @@ def rank1(queries, gallery, query, shelf, kind: str, *, strict: bool) -> float:
         gap = gallery - row
         # Half of l1 is 1 - intersection, so it ranks as the intersection does.
         distance = (np.abs(gap) if kind == "l1" else gap**2).sum(1)
-        distance[((people == sample.pid) | strict) & (cameras == sample.camid)] = np.inf
-        hits += people[distance.argmin()] == sample.pid
+        distance[((pids == sample.pid) | strict) & (camids == sample.camid)] = np.inf
+        hits += pids[distance.argmin()] == sample.pid
     return round(100 * int(hits) / len(query), 2)
 
 
@@ -102,7 +102,7 @@ def ranking(model, dataset) -> dict:
         "rank1": round(100 * clean.rank_k(1), 2),
         "mINP": round(100 * clean.mINP, 2),
         "rank1_camera_removed": rank1(
-            query, gallery, dataset.query, dataset.gallery, "euclid", strict=True
+            query, gallery, dataset.query, dataset.gallery, "l2", strict=True
         ),
     }
 
@@ -141,29 +141,29 @@ def speeds() -> dict:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--domain", default="plaza", choices=DOMAINS)
-    made.add_argument("--train", type=int, default=150, help="identities to learn from")
-    made.add_argument("--steps", type=int, default=300)
-    made.add_argument("--lr", type=float, default=1e-3)
-    made.add_argument("--folder", type=Path)
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--speed-only", action="store_true")
-    options = made.parse_args()
+    parser.add_argument("--domain", default="plaza", choices=DOMAINS)
+    parser.add_argument("--train", type=int, default=150, help="training identities")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--speed-only", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     words = [f"--{k} {getattr(options, k)}" for k in ("domain", "train", "steps", "lr", "threads")]
-    figures: dict = {
+    results: dict = {
         "command": f"python benchmarks/virtual.py {' '.join(words)}",  # wherever the sets lie
         "commit": commit(),  # now: the checkout may have moved on when the run ends
         "speed": speeds(),
     }
-    print(figures, flush=True)
+    print(results, flush=True)
     if options.speed_only:
         path = RESULTS / "virtual.json"
         known = json.loads(path.read_text("utf-8"))
-        write_json(path, {**known, "speed": figures["speed"], "speed_commit": commit()})
+        write_json(path, {**known, "speed": results["speed"], "speed_commit": commit()})
         return
 
     def read(name: str, train: int):
@@ -175,8 +175,8 @@ def main() -> None:
     model = create_model("ide", backbone="resnet18", num_classes=home.num_train_pids, size=SIZE)
     began = time.perf_counter()
     train_model(model, home, steps=options.steps, lr=options.lr, image_size=SIZE, seed=0, **BATCH)
-    figures["setting"] = {
-        "model": "IDE, resnet18 from nothing",
+    results["setting"] = {
+        "model": "IDE, resnet18, untrained at the start",
         "domain": home.name,
         "train identities": options.train,
         "test identities": TEST,
@@ -187,15 +187,15 @@ def main() -> None:
         "input": list(SIZE),
         "seconds": round(time.perf_counter() - began),
     }
-    figures["domains"] = {}
+    results["domains"] = {}
     for name in [options.domain, *(d for d in DOMAINS if d != options.domain)]:
         data = home if name == options.domain else read(name, 2)
-        figures["domains"][name] = {
+        results["domains"][name] = {
             "ide": ranking(model, data),
             "histogram_rank1": histograms(data),
         }
-        print(name, figures["domains"][name], flush=True)
-        save("virtual", figures, home)
+        print(name, results["domains"][name], flush=True)
+        save("virtual", results, home)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Virtual people: pedestrians rendered from nothing but numbers."""
+"""Virtual people: pedestrians rendered with numpy alone."""
 
 from reidguard.virtual.dataset import contact_sheet, read_virtual, write_virtual
 from reidguard.virtual.domains import VIRTUAL_DOMAINS

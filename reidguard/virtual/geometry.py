@@ -1,8 +1,8 @@
-"""Ray-casting of swept balls: spheres, ellipsoids, capsules and rounded cones are all one solid.
+"""Ray casting of swept balls: spheres, ellipsoids, capsules and rounded cones.
 
-A :class:`Sweep` is the union of the balls on a segment whose radius goes linearly from one end to
-the other, seen in a frame that may be stretched along its axes. Where a ray enters it is the
-solution of three quadratics (two end balls and their common tangent cone), so nothing is marched.
+A :class:`Sweep` is the union of the balls on a segment, with a radius that is linear between its
+ends, in a frame that may be stretched along its axes. The entry of a ray is the solution of three
+quadratics (two end balls and their common tangent cone).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def dot(a: Vec, b: Vec) -> float: ...
 @overload
 def dot(a: Many, b: Many | Vec) -> Array: ...
 def dot(a: Any, b: Any) -> Any:
-    """Inner product."""
+    """Return the inner product."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def cross(a: Vec, b: Vec) -> Vec:
-    """Vector product."""
+    """Return the vector product."""
     return (
         a[1] * b[2] - a[2] * b[1],
         a[2] * b[0] - a[0] * b[2],
@@ -46,7 +46,7 @@ def cross(a: Vec, b: Vec) -> Vec:
 
 
 def unit(a: Vec) -> Vec:
-    """The vector of length 1 in the same direction."""
+    """Return the vector of length 1 in the same direction."""
     length = math.sqrt(dot(a, a))
     return (a[0] / length, a[1] / length, a[2] / length)
 
@@ -75,7 +75,7 @@ class Sweep:
 
 
 class Sweeps:
-    """Several solids that are calculated with at once; the numbers of one broadcast to any shape.
+    """Solids as columns of one array; the numbers of a single solid broadcast to any shape.
 
     Args:
         rows: (36, n), a column for each solid, as :meth:`of` and :meth:`repeat` make it.
@@ -91,7 +91,7 @@ class Sweeps:
 
     @classmethod
     def of(cls, *parts: Sweep) -> Sweeps:
-        """Put solids side by side."""
+        """Combine solids."""
         base = np.array([
             (*s.axes[0], *s.axes[1], *s.axes[2], *s.scale, *s.origin, *s.a, *s.b,
              s.ra, s.rb, s.ra**2, s.rb**2) for s in parts
@@ -109,16 +109,16 @@ class Sweeps:
         return cls(np.concatenate([base[:21], ba, offset, start, last]))
 
     def repeat(self, order: Sequence[int], counts: NDArray[np.intp]) -> Sweeps:
-        """Solid ``order[0]`` ``counts[0]`` times, and so on: one for each of many points."""
+        """Return solid ``order[0]`` ``counts[0]`` times, and so on: one for each of many points."""
         return Sweeps(np.repeat(self._rows[:, order], counts, axis=1))
 
     def direction(self, d: Many | Vec) -> Triple:
-        """A world direction in the local frames."""
+        """Return a world direction in the local frames."""
         s, e = self.scale, self.axes
         return s[0] * dot(e[0], d), s[1] * dot(e[1], d), s[2] * dot(e[2], d)
 
     def place(self, x: Array, y: Array, z: Array) -> Triple:
-        """World positions along the local axes, in metres (not stretched)."""
+        """Return world positions along the local axes, in metres (not stretched)."""
         p, q, r = (
             axis[0] * x + (axis[1] * y + (axis[2] * z - offset))
             for axis, offset in zip(self.axes, self.offset, strict=True)
@@ -126,7 +126,7 @@ class Sweeps:
         return p, q, r
 
     def enter(self, x: Array, y: Array, z: Array, dx: Array, dy: Array, dz: Array) -> Array:
-        """Distance at which rays enter, in units of their direction; inf where they miss.
+        """Return where rays enter, in units of their direction; inf where they miss.
 
         Origins and directions are world coordinates and broadcast against each other.
         """
@@ -151,13 +151,13 @@ class Sweeps:
         return np.where(np.isnan(s), np.inf, s)
 
     def _constants(self, dd: Array, yd: Array) -> tuple[Array, ...]:
-        """What :func:`_enter` needs to know of solids and rays, from d·d and d·b."""
+        """Return what :func:`_enter` needs of solids and rays, from d·d and d·b."""
         a2 = dd - yd * yd / self.k
         a2 = np.where(np.abs(a2) < 1e-12, 1e-12, a2)
         return dd, yd, yd / self.k, a2, self.ra2, self.far, self.shift, self.k
 
     def normal(self, p: Array, q: Array, r: Array) -> Triple:
-        """Unit normals, in the world, at points of the surfaces as :meth:`place` gives them."""
+        """Return unit normals in the world, at surface points from :meth:`place`."""
         k, ba = self.scale, self.ba
         p, q, r = (k[i] * v - self.start[i] for i, v in enumerate((p, q, r)))
         t = ((p * ba[0] + q * ba[1] + r * ba[2] - self.shift) / self.k).clip(0, 1)
@@ -170,7 +170,7 @@ class Sweeps:
         return nx, ny, nz
 
     def span(self, along: Vec) -> tuple[Array, Array]:
-        """Lowest and highest coordinate along a world direction of length 1."""
+        """Return the lowest and highest coordinate along a world direction of length 1."""
         e, k = self.axes, self.scale
         back = (dot(e[0], along) / k[0], dot(e[1], along) / k[1], dot(e[2], along) / k[2])
         reach = np.sqrt(dot(back, back))
@@ -181,13 +181,13 @@ class Sweeps:
 
 
 def _ball(dd: Array, pd: Array, c: Array) -> Array:
-    """Smaller root of dd s² + 2 pd s + c, NaN where it has none."""
+    """Return the smaller root of dd s² + 2 pd s + c, NaN where it has none."""
     root: Array = (pd + np.sqrt(pd * pd - dd * c)) / -dd
     return root
 
 
 def _enter(constants: Sequence[Array], pd: Array, pp: Array, y0: Array) -> Array:
-    """Smallest entry, NaN where there is none, from inner products in the local frame.
+    """Return the smallest entry, NaN where there is none, from inner products in the local frame.
 
     With p from ``a`` to the ray's origin, d its direction and b the segment: dd = d·d, pd = p·d,
     pp = p·p, y0 = p·b, yd = d·b.
@@ -257,18 +257,18 @@ class View:
 
     @staticmethod
     def at(pitch: float) -> View:
-        """Looking along -z and down by ``pitch`` (radians)."""
+        """Return the view along -z and down by ``pitch`` (radians)."""
         c, s = math.cos(pitch), math.sin(pitch)
         return View((1.0, 0.0, 0.0), (0.0, c, -s), (0.0, -s, -c))
 
     @staticmethod
     def along(forward: Vec) -> View:
-        """Any direction that is not vertical."""
+        """Return the view along a direction that is not vertical."""
         right = unit(cross(forward, (0.0, 1.0, 0.0)))
         return View(right, cross(right, forward), forward)
 
     def points(self, u: Array, v: Array, s: Array) -> Triple:
-        """World positions at distance s on the rays of (u, v)."""
+        """Return the world positions at distance s on the rays of (u, v)."""
         r, p, f = self.right, self.up, self.forward
         x, y, z = (u * r[i] + v * p[i] + s * f[i] for i in range(3))
         return x, y, z
@@ -288,8 +288,8 @@ def cast(solids: Sweeps, view: View, u: Array, v: Array) -> tuple[Array, NDArray
     """
     depth = np.full((len(v), len(u)), np.inf)
     index = np.full((len(v), len(u)), -1, np.int16)
-    # Each solid is asked for the pixels of a rectangle. The pixels of all rectangles lie one after
-    # the other in one array, so that n solids cost no more calls than one.
+    # Each solid is intersected with the pixels of a rectangle. The pixels of all rectangles are
+    # concatenated in one array, so that n solids cost no more calls than one.
     (low, high), (floor, ceiling) = solids.span(view.right), solids.span(view.up)
     left, wide = _cells((low - u[0]) / (u[1] - u[0]), (high - u[0]) / (u[1] - u[0]), len(u))
     top, tall = _cells((ceiling - v[0]) / (v[1] - v[0]), (floor - v[0]) / (v[1] - v[0]), len(v))
@@ -320,7 +320,7 @@ def cast(solids: Sweeps, view: View, u: Array, v: Array) -> tuple[Array, NDArray
             here = (slice(top[i], top[i] + tall[i]), slice(left[i], left[i] + wide[i]))
             start, end = end, end + tall[i] * wide[i]
             s = entry[start:end].reshape(tall[i], wide[i])
-            # Joints share balls: there the earlier part stays, whatever the last bits say.
+            # Joints share balls: there the earlier part stays, whatever the rounding.
             nearer = s < depth[here] - 1e-9
             np.copyto(depth[here], s, where=nearer)
             np.copyto(index[here], i, where=nearer)
@@ -328,7 +328,7 @@ def cast(solids: Sweeps, view: View, u: Array, v: Array) -> tuple[Array, NDArray
 
 
 def _cells(first: Array, last: Array, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where ranges of cells begin within 0 to size, and how many cells they are."""
+    """Return the first cell within 0 to size, and the number of cells, of each range."""
     start = np.floor(first).clip(0, size).astype(np.intp)
     stop = (np.ceil(last) + 1).clip(0, size).astype(np.intp)
     return start, np.maximum(stop - start, 0)

@@ -1,4 +1,4 @@
-"""One image: a person before a camera."""
+"""Rendering of one image: a person in front of a camera."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEP = 10  # degrees between viewpoints
 
 
 def _rng(domain: str, seed: int, *key: int) -> np.random.Generator:
-    """A stream of its own for everything that can be drawn alone."""
+    """Return an independent random stream for each key."""
     code = zlib.crc32(domain.encode())
     return np.random.Generator(
         np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(code, *key)))
@@ -49,7 +49,7 @@ def _camera(domain: str, seed: int, camera: int) -> Camera:
 
 @dataclass(frozen=True)
 class _Window:
-    """The crop: metres to the right and up of the feet, as the camera sees them."""
+    """The image's crop, in metres to the right of and above the feet, in the camera's view."""
 
     view: View
     left: float
@@ -79,13 +79,13 @@ def render_person(
 
     Args:
         domain: One of :data:`VIRTUAL_DOMAINS`.
-        identity: Who, from 1. Each number of each domain and seed is another person.
-        camera: Which camera, from 1.
+        identity: Number of the identity, from 1; each domain and seed has other identities.
+        camera: Number of the camera, from 1.
         viewpoint: Degrees from which the body is seen: 0 from the front, 90 from the person's
-            left, 180 from the back. None lets the shot choose, in steps of 10.
-        shot: Number of the image; another has another place, moment of the gait, noise and so on.
-        height: Of the image; a multiple of 32 from 64. The width is half of it.
-        seed: Of the whole world: other people, other cameras.
+            left, 180 from the back. None draws it for each shot, in steps of 10.
+        shot: Number of the image; position, phase of the gait, noise and so on depend on it.
+        height: Height of the image; a multiple of 32 from 64. The width is half of it.
+        seed: Seed of identities and cameras.
 
     Returns:
         (height, height / 2, 3) uint8 RGB.
@@ -155,7 +155,7 @@ class _Shot:
         )  # fmt: skip
 
     def _crop(self, look: Look, view: View, height: int) -> _Window:
-        """The detector's box: rarely centred, sometimes too small."""
+        """Draw the detector's box: rarely centred, sometimes too small."""
         rng, domain = self.rng, self.domain
         tall = look.height * view.up[1] + 0.16 * abs(view.up[2])
         above, below = rng.uniform(*domain.margin, 2)
@@ -186,7 +186,7 @@ class _Shot:
         return out
 
     def _shadow(self, solids: Sweeps) -> _ShadowMap | None:
-        """None where the sun is too weak to throw one."""
+        """Return the shadow map, or None if the sun is too weak for shadows."""
         total = self.light.sun.sum() * self.light.towards[1]
         weak = total < 0.15 * (total + self.light.ambient.sum())
         return None if weak else _ShadowMap(solids, self.light)
@@ -197,7 +197,7 @@ class _Shot:
         u, v = self.window.grid(1)
         # The point of the ground behind pixel (u, v), in metres from the feet.
         x, z = u[None], (-v / max(sine, 0.03))[:, None]
-        # Farther off there is no shadow to see; a few lines more, since the shadow is blurred.
+        # Beyond this distance there is no visible shadow; the margin is for its blur.
         far, sigma = 2.5, 0.8 * self.window.height / 128
         near = np.flatnonzero(np.abs(z) < far)
         if not near.size:
@@ -209,9 +209,9 @@ class _Shot:
         lit = 1.0 - contact
         if shadow is not None:
             total = light.sun.sum() * light.towards[1]
-            share = float(total / (total + light.ambient.sum()))
+            fraction = float(total / (total + light.ambient.sum()))
             sun = shadow.lit(np.broadcast_to(x, (len(z), len(u))), np.zeros((len(z), 1)), z)
-            lit = lit * (1 - share * (1 - blur(sun, sigma)))
+            lit = lit * (1 - fraction * (1 - blur(sun, sigma)))
         fade = (1 - np.abs(z) / far).clip(0, 1)
         image = image.copy()
         image[:, rows] *= 1 - fade * (1 - lit)
@@ -228,7 +228,7 @@ class _Shot:
         dv: float = 0.0,
         zoom: float = 1.0,
     ) -> Array:
-        """Put a person into the image; du, dv shift it in metres."""
+        """Draw a person into the image; du, dv shift it in metres."""
         window, light = self.window, self.light
         u, v = window.grid(2)
         u, v = (u - du) / zoom, (v - dv) / zoom
@@ -236,12 +236,12 @@ class _Shot:
         hit = index >= 0
         if not hit.any():
             return image
-        # From here on, only the rectangle of whole pixels that the person is in.
+        # From here on, only the rectangle of whole pixels that contains the person.
         across, down = (np.flatnonzero(hit.any(axis=axis)) // 2 for axis in (0, 1))
         left, right, top, bottom = across[0], across[-1] + 1, down[0], down[-1] + 1
         fine = (slice(2 * top, 2 * bottom), slice(2 * left, 2 * right))
         depth, index, hit, u, v = depth[fine], index[fine], hit[fine], u[fine[1]], v[fine[0]]
-        # The points that show the same cover are put side by side, to be painted together.
+        # Points of the same cover are sorted together, to be painted at once.
         order = sorted(range(len(parts)), key=lambda i: parts[i].cover)
         rank = np.empty(len(parts), np.int16)
         rank[order] = np.arange(len(parts), dtype=np.int16)
@@ -277,7 +277,7 @@ class _Shot:
         return image
 
     def _passer_by(self, image: Array, seed: int, *, behind: bool) -> Array:
-        """Somebody else, half in the picture."""
+        """Draw another person, partly inside the image."""
         rng = self.rng
         other = _look(self.domain.name, seed, int(rng.integers(10**6, 10**6 + 400)))
         parts = body(other, rng.uniform(-math.pi, math.pi), rng.random())
@@ -315,7 +315,7 @@ class _Shot:
 
 
 class _ShadowMap:
-    """How far the sun reaches: the body as the sun sees it, on a coarse grid."""
+    """Shadow map: depth of the body in the view of the sun, on a coarse grid."""
 
     def __init__(self, solids: Sweeps, light: Light) -> None:
         self.view = View.along((-light.towards[0], -light.towards[1], -light.towards[2]))
@@ -332,8 +332,8 @@ class _ShadowMap:
     def lit(
         self, x: Array, y: Array, z: Array, normal: tuple[Array, Array, Array] | None = None
     ) -> Array:
-        """Fraction of the sun at world positions; pass normals for points on the body itself."""
-        if normal is not None:  # lifted off the surface, or it would shade itself
+        """Return the fraction of sunlight at world positions; with normals, on the body."""
+        if normal is not None:  # moved off the surface, which would shade itself
             x, y, z = (p + 0.02 * n for p, n in zip((x, y, z), normal, strict=True))
         r, up, f = self.view.right, self.view.up, self.view.forward
         s = x * f[0] + (y * f[1] + z * f[2])

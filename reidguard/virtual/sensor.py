@@ -1,4 +1,4 @@
-"""From light to 8 bits: lens, sensor, colours, noise and compression of one camera."""
+"""Camera sensor: from linear light to 8 bits, with blur, noise, colours and compression."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a camera does to the light that falls on it."""
+    """Parameters of a camera's lens, sensor and image processing."""
 
     gain: float
     matrix: Array  # (3, 3), white balance included
@@ -31,7 +31,7 @@ class Sensor:
 
 
 def make_sensor(domain: Domain, rng: np.random.Generator) -> Sensor:
-    """Draw a camera of a domain."""
+    """Draw the sensor of a camera of a domain."""
     warm, tint = rng.uniform(*domain.warmth), rng.uniform(*domain.tint)
     balance = np.array([1 + warm, 1 + tint, 1 - warm])
     saturation = rng.uniform(*domain.saturation)
@@ -54,15 +54,15 @@ def make_sensor(domain: Domain, rng: np.random.Generator) -> Sensor:
 
 def develop(light: Array, sensor: Sensor, exposure: float, lines: float, rng: np.random.Generator,
             drift: Array) -> NDArray[np.uint8]:  # fmt: skip
-    """Take the picture.
+    """Convert light to an 8-bit image.
 
     Args:
         light: (3, H, W) linear.
-        sensor: Which camera.
-        exposure: Of this image, 1 is the camera's own.
-        lines: Sensor lines that the image covers; fewer than H blur it.
-        rng: For the noise.
-        drift: (3,) factors by which the white balance is off in this image.
+        sensor: The camera's sensor.
+        exposure: Factor of this image; 1 is the camera's normal exposure.
+        lines: Number of sensor lines of the image; fewer than H blur it.
+        rng: Generator of the noise.
+        drift: (3,) factors of the white balance error in this image.
 
     Returns:
         (H, W, 3) uint8.
@@ -91,7 +91,7 @@ def develop(light: Array, sensor: Sensor, exposure: float, lines: float, rng: np
 
 
 def blur(image: Array, sigma: float) -> Array:
-    """Gaussian blur of the last two axes; edges are repeated."""
+    """Blur the last two axes by a Gaussian; edges are repeated."""
     if sigma < 0.2:
         return image
     reach = max(1, math.ceil(2.5 * sigma))
@@ -116,17 +116,17 @@ def blur(image: Array, sigma: float) -> Array:
 
 
 def resize(image: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, of the last two axes."""
+    """Resize the last two axes bilinearly."""
     for axis, n in ((-2, size[0]), (-1, size[1])):
         old = image.shape[axis]
         if old == n:
             continue
         at = ((np.arange(n) + 0.5) * (old / n) - 0.5).clip(0, old - 1)
         low = np.minimum(at.astype(np.intp), old - 2)
-        share = at - low
+        weight = at - low
         if axis == -2:
-            share = share[:, None]
-        image = image.take(low, axis) * (1 - share) + image.take(low + 1, axis) * share
+            weight = weight[:, None]
+        image = image.take(low, axis) * (1 - weight) + image.take(low + 1, axis) * weight
     return image
 
 
@@ -160,7 +160,7 @@ def _quantise(planes: Array, table: Array) -> Array:
 
 
 def compress(rgb: Array, quality: int) -> Array:
-    """What JPEG's quantisation leaves of (3, H, W) in [0, 1]: 8x8 blocks, half the colours."""
+    """Quantise (3, H, W) in [0, 1] as JPEG does: 8×8 blocks, chrominance at half resolution."""
     factor = (50 / quality) if quality < 50 else (100 - quality) / 50
     factor = max(factor, 0.02)
     r, g, b = rgb

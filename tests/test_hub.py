@@ -105,8 +105,8 @@ def test_up_and_down(hub, model):
     assert hub.seen[:2] == [("token", "t"), ("create", "me/net", True, True)]
     assert 'from_pretrained("me/net")' in (hub.root / "me/net/README.md").read_text("utf-8")
     assert ("bars off", True) in hub.seen
-    again = from_pretrained("me/net", revision="abc")
-    assert hub.seen[-1] == ("download", "me/net", "model.safetensors", "abc", None)
+    again = from_pretrained("me/net", revision="abc", token="t")
+    assert hub.seen[-1] == ("download", "me/net", "model.safetensors", "abc", "t")
     x = torch.rand(2, 3, 64, 32)
     assert torch.equal(again.features(x), model.features(x))
     assert huggingface_hub.utils.are_progress_bars_disabled() == bars
@@ -146,6 +146,13 @@ def test_a_refused_upload(hub, monkeypatch, attack):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(CheckpointError, match=r"401 Unauthorized.*log in"):
+        push_to_hub(attack, "me/net")
+
+    def fail(self, *args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    with pytest.raises(CheckpointError, match="ConnectionError: no reason given"):
         push_to_hub(attack, "me/net")
 
 

@@ -24,15 +24,13 @@ from reidguard.attacks import InstanceAttack
 from reidguard.data import decode_image
 from reidguard.errors import InputError
 from reidguard.report import (
+    Retrieval,
     as_image,
-    attacked_queries,
     evenly_spaced,
     figure_row,
     page,
     paragraph,
     perturbation,
-    rank1_correct,
-    rank_lists,
     section,
     thumbnail,
 )
@@ -119,33 +117,23 @@ class _Row:
     ) -> None:
         self.conditions = conditions
         self.dataset = runner.dataset(conditions["data"])
-        self.store = runner.store
         self.size = runner.setup.size
-        self.model = runner.defended_model(
+        model = runner.defended_model(
             conditions["model"], conditions["data"], conditions["defense"]
         )
+        self.retrieval = Retrieval(model, self.dataset, runner.store, self.size)
         self.attack = None if conditions["attack"] == "none" else runner.attack(conditions)
-        images = self.images(candidates)
-        self.right = set(
-            rank1_correct(self.model, self.dataset, self.store, self.size, images, candidates)
-        )
+        self.right = set(self.retrieval.rank1_correct(candidates, self.images(candidates)))
 
     def images(self, chosen: Sequence[int]) -> Tensor | None:
         """Return the 8-bit adversarial images of some queries; None without an attack."""
         if self.attack is None:
             return None
-        return attacked_queries(self.model, self.dataset, self.attack, chosen, self.size)[1]
+        return self.retrieval.attacked(self.attack, chosen)
 
     def lists(self, chosen: Sequence[int], blur: bool) -> list[str]:
-        return rank_lists(
-            self.model,
-            self.dataset,
-            chosen,
-            self.images(chosen),
-            title=_label(self.conditions),
-            store=self.store,
-            size=self.size,
-            blur=blur,
+        return self.retrieval.rank_lists(
+            chosen, self.images(chosen), title=_label(self.conditions), blur=blur
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,14 +18,12 @@ from reidguard.evaluation import FeatureStore
 from reidguard.evaluation.features import module_device
 from reidguard.models import ReIDModel, load_model
 from reidguard.report import (
+    Retrieval,
     Run,
     adversarial_examples,
-    attacked_queries,
     evenly_spaced,
     paragraph,
     perturbation,
-    rank1_correct,
-    rank_lists,
 )
 
 __all__ = ["pictures"]
@@ -143,26 +142,27 @@ def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -
     if is_first and not blur:
         parts.append("<h3>Retrieval before and after the attack</h3>")
         parts += adversarial_examples(attack, dataset, size, device=module_device(model))
-    first = model if normal is None else normal
-    right = rank1_correct(first, dataset, store, size)
+    retrieval = Retrieval(model, dataset, store, size)
+    before = retrieval if normal is None else replace(retrieval, model=normal)
+    right = before.rank1_correct()
     chosen = evenly_spaced(right, EXAMINED)
     if not chosen:
         return [*parts, paragraph(f"{title}: no query is found even before the attack.")]
-    _, changed = attacked_queries(model, dataset, attack, chosen, size)
-    found = rank1_correct(model, dataset, store, size, changed, chosen)
+    changed = retrieval.attacked(attack, chosen)
+    found = retrieval.rank1_correct(chosen, changed)
     lost = [number for number in chosen if number not in found]
     summary = f"{title}: of {len(chosen)} queries, {len(found)} still find the person first under "
-    lists = [("Before", model, False), ("After", model, True)]
+    lists = [("Before", before, False), ("After", retrieval, True)]
     groups = [("Found no more", lost), ("Still found", found)]
     if normal is None:
         summary += "attack."
     else:
-        undefended = rank1_correct(normal, dataset, store, size, changed, chosen)
+        undefended = before.rank1_correct(chosen, changed)
         summary += f"attack with the hardened model, {len(undefended)} with the normal one."
         lists = [
-            ("Before the attack", normal, False),
-            ("After the attack", normal, True),
-            ("After the defense", model, True),
+            ("Before the attack", before, False),
+            ("After the attack", before, True),
+            ("After the defense", retrieval, True),
         ]
         saved = [number for number in found if number not in undefended]
         groups = [("Found again by the defense", saved), ("Defended, yet lost", lost)]
@@ -174,17 +174,8 @@ def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -
         shown = evenly_spaced(numbers, SHOWN)
         images = changed[[chosen.index(number) for number in shown]]
         columns = (
-            rank_lists(
-                network,
-                dataset,
-                shown,
-                images if attacked else None,
-                title=name,
-                store=store,
-                size=size,
-                blur=blur,
-            )
-            for name, network, attacked in lists
+            ranked.rank_lists(shown, images if attacked else None, title=name, blur=blur)
+            for name, ranked, attacked in lists
         )
         parts.append(f"<h3>{heading}</h3>")
         parts += [part for of_query in zip(*columns, strict=True) for part in of_query]

@@ -14,23 +14,16 @@ from reidguard.report.html import (
     table,
 )
 from reidguard.report.images import amplified, as_image, color_cube
-from reidguard.report.rank_lists import (
-    attacked_queries,
-    before_and_after,
-    rank1_correct,
-    rank_lists,
-    thumbnail,
-)
+from reidguard.report.rank_lists import Retrieval, thumbnail
 from reidguard.report.run_page import report_page
 from reidguard.report.runs import Run, read_run
 
 __all__ = [
+    "Retrieval",
     "Run",
     "adversarial_examples",
     "amplified",
     "as_image",
-    "attacked_queries",
-    "before_and_after",
     "color_cube",
     "evenly_spaced",
     "figure",
@@ -40,9 +33,7 @@ __all__ = [
     "paragraph",
     "perturbation",
     "preformatted",
-    "rank1_correct",
     "rank_list",
-    "rank_lists",
     "read_run",
     "report_page",
     "save_page",

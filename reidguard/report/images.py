@@ -1,4 +1,4 @@
-"""Pictures of what an attack does: changes large enough to be seen, and the colour cube."""
+"""Images of perturbations: amplified changes, and the colour cube."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def amplified(change: Tensor, gain: float) -> Image.Image:
 
     Args:
         change: (3, H, W) differences, in units of which 1 is the range of a pixel.
-        gain: Factor by which they are shown larger than they are.
+        gain: Factor by which they are amplified.
     """
     return as_image((0.5 + gain * change.detach().float()).clamp(0, 1))
 
@@ -49,16 +49,16 @@ def color_cube(
     Args:
         lut: :attr:`~reidguard.attacks.ColorAttack.lut`, (3, R, R, R); None leaves colours as they
             are.
-        gain: Show the change times this, on grey, and not the new colours.
+        gain: Show the change, amplified by this factor, on grey instead of the new colours.
         dark: Look from the black corner; by default from the white one.
-        size: Height of the picture in pixels.
+        size: Height of the image in pixels.
 
     Example:
         >>> color_cube(size=100).height
         100
     """
     if size < 8:
-        raise InputError(f"a picture of the colour cube needs at least 8 pixels, not {size}")
+        raise InputError(f"an image of the colour cube needs at least 8 pixels, not {size}")
     height, width = 2 * size, 2 * round(size * math.sqrt(3) / 2)  # averaged in pairs, for the edges
     y = math.sqrt(2 / 3) * (1 - (2 * torch.arange(height) + 1) / height)[:, None]
     x = math.sqrt(1 / 2) * ((2 * torch.arange(width) + 1) / width - 1)[None]

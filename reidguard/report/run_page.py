@@ -25,7 +25,7 @@ def report_page(runs: Sequence[Run], figures: Mapping[str, Sequence[str]] | None
     Args:
         runs: Folders that :func:`read_run` read.
         figures: HTML to show for a run, by its name, such as what
-            :func:`~reidguard.report.perturbation` and :func:`~reidguard.report.rank_lists` return.
+            :func:`~reidguard.report.perturbation` and :meth:`.Retrieval.rank_lists` return.
 
     Raises:
         InputError: If there is no run, or two have the same name.

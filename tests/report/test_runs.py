@@ -97,10 +97,23 @@ def test_summary_and_results(tmp_path):
         "8.00",
     ]
     assert [*row, "0.900"] in cells_of(html)
+    clean = ["clean", "80.0", "40.0", "44.0", "40.0", "0.00", "1.000"]  # unchanged images
+    assert ["delta", "MetaAttack, ε 8/255", *clean] in cells_of(html)
+    assert ["net", "none", *clean] in cells_of(html)
     assert "reidguard attack --data 'a b'" in said
     assert "Metrics over the budget" not in said  # one ε is no curve
     assert "<plaza>" not in html
     assert "://" not in html
+
+
+@pytest.mark.parametrize(("gallery", "rank5"), [(5, "44.0"), (4, "-")])
+def test_rank_5_needs_five_gallery_images(tmp_path, gallery, rank5):
+    result = {"evaluation": evaluation(None)}
+    del result["evaluation"]["clean"]["cmc"][gallery:]
+    html = page_of(written(tmp_path / "net", "train", result))
+    assert ["net", "none", "clean", "80.0", "40.0", rank5, "40.0", "0.00", "1.000"] in cells_of(
+        html
+    )
 
 
 def test_several_budgets_make_a_curve(tmp_path):

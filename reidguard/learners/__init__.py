@@ -1,4 +1,4 @@
-"""Learners: how an attack or a model learns from its batches."""
+"""Learners: the gradient of an attack or a model from its batches."""
 
 from importlib import import_module
 from pkgutil import iter_modules

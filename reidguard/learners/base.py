@@ -1,4 +1,4 @@
-"""How a module learns from one pair of batches: the contract of every learner."""
+"""The contract of learners: the gradient of a module from one pair of batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LEARNERS", "MetaLearner", "Objective", "StepResult"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of learning saw.
+    """Losses and unused parameters of one training step.
 
     Args:
         train_loss: Meta-train loss before the step, detached, still on its device.
@@ -54,7 +54,7 @@ class MetaLearner(ABC):
         """Leave the (meta-)gradient in ``.grad`` of the parameters; the caller's optimiser steps.
 
         Args:
-            module: What learns. Its parameters are left as they are.
+            module: The module to train. Its parameters are left as they are.
             objective: Scalar loss of a module on a batch.
             meta_train_batch: Batch of the source domain.
             meta_test_batch: Batch of the other domain, for learners that use one.
@@ -63,7 +63,7 @@ class MetaLearner(ABC):
         """
 
     def config(self) -> dict[str, Any]:
-        """Return what a run's settings must say of this learner, as JSON values."""
+        """Return the learner's options for a run's settings, as JSON values."""
         return {}
 
 

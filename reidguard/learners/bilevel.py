@@ -1,10 +1,11 @@
-"""What all learners with temporary parameters share: Algorithm 1's three steps."""
+"""Learners with temporary parameters: the three steps of Algorithm 1."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from reidguard.learners.inner import InnerRates, first_buffer, inner_step
 from reidguard.nn.functional import FunctionalModule
 from reidguard.types import BatchShard
 
-__all__ = ["BilevelLearner", "InnerState", "gradients_of"]
+__all__ = ["BilevelLearner", "InnerLoop", "InnerState", "add", "gradients_of"]
 
 
 @dataclass
@@ -29,6 +30,35 @@ class InnerState:
     gradient: Tensor
     buffer: Tensor
     rates: InnerRates
+
+
+@dataclass
+class InnerLoop:
+    """The inner steps from w to w'.
+
+    Args:
+        functional: Computes losses at other parameters.
+        batch: The meta-train batch.
+        parameters: w, all parameters of the module.
+        temporary: w', on the graph of w if the learner is exact.
+        trajectory: For each inner step, the states of the parameters that it moved, by index.
+    """
+
+    functional: FunctionalModule
+    batch: Any
+    parameters: list[Tensor]
+    temporary: list[Tensor]
+    trajectory: list[dict[int, InnerState]] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[int]:
+        """Indices of the parameters that require a gradient."""
+        return [i for i, p in enumerate(self.parameters) if p.requires_grad]
+
+    @property
+    def moved(self) -> dict[int, None]:
+        """Indices of the parameters that an inner step moved, in order."""
+        return dict.fromkeys(sorted({i for states in self.trajectory for i in states}))
 
 
 class BilevelLearner(MetaLearner):
@@ -84,25 +114,17 @@ class BilevelLearner(MetaLearner):
         return dict(vars(self))
 
     @abstractmethod
-    def inner_vjp(
-        self,
-        patched: FunctionalModule,
-        batch: Any,
-        parameters: Sequence[Tensor],
-        path: Sequence[dict[int, InnerState]],
-        temporary: list[Tensor],
-        gradients: Sequence[Tensor | None],
-    ) -> list[Tensor | None]:
-        """Return ``(∂w'/∂w)ᵀ gradients``.
+    def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return ``(∂w'/∂w)ᵀ gradients``, one for each parameter.
 
         Args:
-            patched: Computes meta-train losses at other parameters.
-            batch: The meta-train batch.
-            parameters: w, all parameters of the module.
-            path: For each inner step, what it did to the parameters that it moved, by index.
-            temporary: w', on the graph of w if :attr:`exact`. May be emptied, to free them.
+            loop: The inner steps. ``loop.temporary`` may be emptied, to free memory.
             gradients: ∇L_mte(w'), None where the meta-test loss does not reach.
         """
+
+    def step_context(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context for the passes and derivatives of one step."""
+        return nullcontext()
 
     def step(
         self,
@@ -122,76 +144,83 @@ class BilevelLearner(MetaLearner):
         if meta_test_batch is None:
             raise InputError(f"the learner {type(self).__name__} needs a meta-test batch")
         names = [name for name, _ in module.named_parameters()]
-        parameters = list(module.parameters())
-        trained = [i for i, p in enumerate(parameters) if p.requires_grad]
-        share, test_share = shard_of(meta_train_batch), shard_of(meta_test_batch)
-        rates, buffers = self._start(parameters, trained, optimizer)
-        direction = inner_step(self.inner)
+        parameters: list[Tensor] = list(module.parameters())
         module.zero_grad(set_to_none=True)
-        with FunctionalModule(module, objective) as patched:
-            temporary: list[Tensor] = list(parameters)
-            path: list[dict[int, InnerState]] = []
-            for number in range(self.inner_steps):
-                loss = patched.loss(temporary, meta_train_batch)
-                if number == 0:
-                    train_loss = loss.detach()
-                    patched.keep_buffers()
-                found = gradients_of(loss, [temporary[i] for i in trained], share, graph=self.exact)
-                del loss
-                moved: dict[int, InnerState] = {}
-                after = list(temporary)
-                for i, gradient in zip(trained, found, strict=True):
-                    if gradient is None:
-                        continue
-                    now = rates[i]
-                    moved[i] = InnerState(
-                        temporary[i].detach(), gradient.detach(), buffers[i].detach(), now
-                    )
-                    step, buffers[i] = direction(gradient, buffers[i], now)
-                    rates[i] = replace(now, count=now.count + 1)
-                    after[i] = temporary[i] - now.lr * step
-                    if not self.exact:
-                        after[i] = after[i].detach().requires_grad_()
-                temporary = after
-                path.append(moved)
-            test_loss = patched.loss(temporary, meta_test_batch)
-            reached = gradients_of(test_loss, [temporary[i] for i in trained], test_share)
-            test_loss = test_loss.detach()
+        with self.step_context(module), FunctionalModule(module, objective) as functional:
+            loop = InnerLoop(functional, meta_train_batch, parameters, list(parameters))
+            train_loss = self._run(loop, optimizer)
             gradients: list[Tensor | None] = [None] * len(parameters)
-            for i, gradient in zip(trained, reached, strict=True):
+            test_loss = functional.loss(loop.temporary, meta_test_batch)
+            at_temporary = gradients_of(
+                test_loss, [loop.temporary[i] for i in loop.trained], shard_of(meta_test_batch)
+            )
+            test_loss = test_loss.detach()
+            for i, gradient in zip(loop.trained, at_temporary, strict=True):
                 gradients[i] = gradient
-            updated = {i for moved in path for i in moved}
-            kept = {i: temporary[i].detach() for i in updated} if self.keep_temporary else {}
-            if all(gradients[i] is None for i in updated):
-                moved_names = ", ".join(names[i] for i in sorted(updated)) or "it moved none"
+            if all(gradients[i] is None for i in loop.moved):
+                moved = ", ".join(names[i] for i in loop.moved) or "it moved none"
                 raise TrainingError(
                     "the meta-test loss reaches no parameter that the inner step moved "
-                    f"({moved_names}), so there is nothing to meta-learn: let the objective use "
+                    f"({moved}), so there is nothing to meta-learn: let the objective use "
                     "the module's parameters on both batches, or take the learner 'plain'"
                 )
-            meta = self.inner_vjp(patched, meta_train_batch, parameters, path, temporary, gradients)
+            final = {i: loop.temporary[i].detach() for i in loop.moved if self.keep_temporary}
+            meta = self.inner_vjp(loop, gradients)
         unused = []
-        for i in trained:
-            first = path[0][i].gradient if i in path[0] else None
-            terms = [term for term in (first, meta[i]) if term is not None]
-            if terms:
-                parameters[i].grad = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-            else:
+        for i in loop.trained:
+            first = loop.trajectory[0].get(i)
+            parameters[i].grad = add(None if first is None else first.gradient, meta[i])
+            if parameters[i].grad is None:
                 unused.append(names[i])
         with torch.no_grad():
-            for i, value in kept.items():
+            for i, value in final.items():
                 parameters[i].copy_(value)
         return StepResult(train_loss, test_loss, tuple(unused))
 
+    def _run(self, loop: InnerLoop, optimizer: Optimizer | None) -> Tensor:
+        """Make the inner steps, and return the meta-train loss before them."""
+        rates, buffers = self._start(loop, optimizer)
+        direction = inner_step(self.inner)
+        train_loss: Tensor | None = None
+        for _ in range(self.inner_steps):
+            loss = loop.functional.loss(loop.temporary, loop.batch)
+            if train_loss is None:
+                train_loss = loss.detach()
+                loop.functional.keep_buffers()
+            gradients = gradients_of(
+                loss,
+                [loop.temporary[i] for i in loop.trained],
+                shard_of(loop.batch),
+                graph=self.exact,
+            )
+            del loss
+            states: dict[int, InnerState] = {}
+            after = list(loop.temporary)
+            for i, gradient in zip(loop.trained, gradients, strict=True):
+                if gradient is None:
+                    continue
+                now, value = rates[i], loop.temporary[i]
+                states[i] = InnerState(value.detach(), gradient.detach(), buffers[i].detach(), now)
+                step, buffers[i] = direction(gradient, buffers[i], now)
+                rates[i] = replace(now, count=now.count + 1)
+                after[i] = value - now.lr * step
+                if not self.exact:
+                    after[i] = after[i].detach().requires_grad_()
+            loop.temporary = after
+            loop.trajectory.append(states)
+        assert train_loss is not None
+        return train_loss
+
     def _start(
-        self, parameters: Sequence[Tensor], trained: Sequence[int], optimizer: Optimizer | None
+        self, loop: InnerLoop, optimizer: Optimizer | None
     ) -> tuple[dict[int, InnerRates], dict[int, Tensor]]:
-        """Rates and buffer with which each parameter's first inner step is made."""
+        """Return rates and buffer of each parameter's first inner step."""
         groups = optimizer.param_groups if optimizer is not None else []
         group_of = {id(p): group for group in groups for p in group["params"]}
+        states = optimizer.state if self.from_buffer and optimizer is not None else {}
         rates, buffers = {}, {}
-        for i in trained:
-            parameter = parameters[i]
+        for i in loop.trained:
+            parameter = loop.parameters[i]
             group = group_of.get(id(parameter), {})
             lr = group.get("lr") if self.inner_lr is None else self.inner_lr
             if lr is None:
@@ -202,27 +231,33 @@ class BilevelLearner(MetaLearner):
             momentum = beta1 if self.inner == "adam" else group.get("momentum", 0.0)
             if self.inner_momentum is not None:
                 momentum = self.inner_momentum
-            kept = optimizer.state if self.from_buffer and optimizer is not None else {}
-            buffers[i], count = first_buffer(self.inner, parameter, kept.get(parameter, {}))
+            buffers[i], count = first_buffer(self.inner, parameter, states.get(parameter, {}))
             eps = group.get("eps", 1e-8)
             rates[i] = InnerRates(float(lr), float(momentum), float(beta2), float(eps), count)
         return rates, buffers
 
 
 def gradients_of(
-    loss: Tensor, wanted: Sequence[Tensor], share: BatchShard | None, *, graph: bool = False
+    loss: Tensor, inputs: Sequence[Tensor], shard: BatchShard | None, *, graph: bool = False
 ) -> list[Tensor | None]:
-    """Return the gradient of a loss, of the joint loss where its batch was a share.
+    """Return the gradient of a loss, or of the joint loss where its batch is a shard.
 
     Args:
         loss: A scalar.
-        wanted: By what.
-        share: That of the loss's batch. The average over the processes is on the graph, too.
+        inputs: What to differentiate by.
+        shard: That of the loss's batch. The average over the processes is on the graph, too.
         graph: Whether the gradient can be differentiated.
     """
-    if not loss.requires_grad or not wanted:
-        return [None] * len(wanted)
-    found = torch.autograd.grad(
-        loss, wanted, create_graph=graph, retain_graph=graph, allow_unused=True
+    if not loss.requires_grad or not inputs:
+        return [None] * len(inputs)
+    gradients = torch.autograd.grad(
+        loss, inputs, create_graph=graph, retain_graph=graph, allow_unused=True
     )
-    return average(found, share)
+    return average(gradients, shard)
+
+
+def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients, of which either may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from reidguard.learners.base import LEARNERS
-from reidguard.learners.bilevel import BilevelLearner, InnerState
-from reidguard.nn.functional import FunctionalModule
+from reidguard.learners.bilevel import BilevelLearner, InnerLoop
 
 __all__ = ["FirstOrderLearner"]
 
@@ -31,14 +29,6 @@ class FirstOrderLearner(BilevelLearner):
         9.0
     """
 
-    def inner_vjp(
-        self,
-        patched: FunctionalModule,
-        batch: Any,
-        parameters: Sequence[Tensor],
-        path: Sequence[dict[int, InnerState]],
-        temporary: list[Tensor],
-        gradients: Sequence[Tensor | None],
-    ) -> list[Tensor | None]:
+    def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients."""
         return list(gradients)

@@ -11,9 +11,14 @@ from torch import Tensor
 from reidguard.distributed import shard_of
 from reidguard.errors import InputError
 from reidguard.learners.base import LEARNERS
-from reidguard.learners.bilevel import BilevelLearner, InnerState, gradients_of
+from reidguard.learners.bilevel import (
+    BilevelLearner,
+    InnerLoop,
+    InnerState,
+    add,
+    gradients_of,
+)
 from reidguard.learners.inner import inner_step
-from reidguard.nn.functional import FunctionalModule
 
 __all__ = ["HessianFreeLearner"]
 
@@ -49,84 +54,73 @@ class HessianFreeLearner(BilevelLearner):
             raise InputError(f"difference must be above 0, not {difference}")
         self.difference = difference
 
-    def inner_vjp(
-        self,
-        patched: FunctionalModule,
-        batch: Any,
-        parameters: Sequence[Tensor],
-        path: Sequence[dict[int, InnerState]],
-        temporary: list[Tensor],
-        gradients: Sequence[Tensor | None],
-    ) -> list[Tensor | None]:
-        """Go back through the inner steps, one Hessian-vector product each."""
+    def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Go back through the inner steps, with one Hessian-vector product each."""
         direction = inner_step(self.inner)
         values: list[Tensor | None] = list(gradients)
         buffers: dict[int, Tensor] = {}
-        after = [t.detach() for t in temporary]
-        temporary.clear()
-        for points in reversed(path):
+        after = [t.detach() for t in loop.temporary]
+        loop.temporary.clear()
+        for states in reversed(loop.trajectory):
             before = list(after)
             vectors: dict[int, Tensor] = {}
-            for i, point in points.items():
-                before[i] = point.value
-                gradient = point.gradient.detach().requires_grad_()
-                buffer = point.buffer.detach().requires_grad_()
+            for i, state in states.items():
+                before[i] = state.value
+                gradient = state.gradient.detach().requires_grad_()
+                buffer = state.buffer.detach().requires_grad_()
                 with torch.enable_grad():
-                    step, moved = direction(gradient, buffer, point.rates)
-                # what the later steps and the meta-test loss make of this step and buffer
-                made: list[tuple[Tensor, Tensor]] = []
+                    step, next_buffer = direction(gradient, buffer, state.rates)
+                # gradients of the later steps and the meta-test loss by this step and buffer
+                outputs: list[tuple[Tensor, Tensor]] = []
                 if (value := values[i]) is not None and step.requires_grad:
-                    made.append((step, -point.rates.lr * value))
-                if i in buffers and moved.requires_grad:
-                    made.append((moved, buffers[i]))
-                if not made:
+                    outputs.append((step, -state.rates.lr * value))
+                if i in buffers and next_buffer.requires_grad:
+                    outputs.append((next_buffer, buffers[i]))
+                if not outputs:
                     continue
-                vector, passed = torch.autograd.grad(
-                    [a for a, _ in made],
+                vector, by_buffer = torch.autograd.grad(
+                    [tensor for tensor, _ in outputs],
                     (gradient, buffer),
-                    [b for _, b in made],
+                    [grad for _, grad in outputs],
                     allow_unused=True,
                 )
-                if passed is not None:
-                    buffers[i] = passed
+                if by_buffer is not None:
+                    buffers[i] = by_buffer
                 if vector is not None:
                     vectors[i] = vector
             # The inner step counts where parameters are still 0.
             size = torch.maximum(
-                _norm([before[i] for i in points]), _norm([after[i] - before[i] for i in points])
+                _norm([before[i] for i in states]), _norm([after[i] - before[i] for i in states])
             )
             after = before
-            for i, product in self._products(patched, batch, before, points, vectors, size):
-                known = values[i]
-                values[i] = product if known is None else known + product
+            for i, product in self._products(loop, before, states, vectors, size):
+                values[i] = add(values[i], product)
         return values
 
     def _products(
         self,
-        patched: FunctionalModule,
-        batch: Any,
+        loop: InnerLoop,
         before: Sequence[Tensor],
-        points: dict[int, InnerState],
+        states: dict[int, InnerState],
         vectors: dict[int, Tensor],
         size: Tensor,
     ) -> list[tuple[int, Tensor]]:
-        """Rows of H·vectors at ``before``, one for each parameter that the step moved.
+        """Return rows of H·vectors at ``before``, one for each parameter that the step moved.
 
-        The vectors are taken away as soon as they are used: the pass needs the memory.
+        Each vector is freed as soon as it is used: the pass needs the memory.
         """
         if not vectors:
             return []
         h = self.difference * size / _norm(list(vectors.values())).clamp(min=1e-20)
         shifted = [t.detach() for t in before]
-        wanted = list(points)
-        for i in wanted:
+        for i in states:
             moved = shifted[i] + h * vectors.pop(i) if i in vectors else shifted[i]
             shifted[i] = moved.detach().requires_grad_()
-        loss = patched.loss(shifted, batch)
-        found = gradients_of(loss, [shifted[i] for i in wanted], shard_of(batch))
+        loss = loop.functional.loss(shifted, loop.batch)
+        gradients = gradients_of(loss, [shifted[i] for i in states], shard_of(loop.batch))
         return [
-            (i, (gradient - points[i].gradient) / h)
-            for i, gradient in zip(wanted, found, strict=True)
+            (i, (gradient - state.gradient) / h)
+            for (i, state), gradient in zip(states.items(), gradients, strict=True)
             if gradient is not None
         ]
 

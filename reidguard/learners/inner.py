@@ -1,4 +1,4 @@
-"""Inner steps: how the temporary parameters follow from the meta-train gradient."""
+"""Inner steps: the temporary parameters from the meta-train gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class InnerRates:
-    """With what numbers one parameter makes an inner step.
+    """Rates of one parameter's inner step.
 
     Args:
         lr: Size of the step.
@@ -72,9 +72,9 @@ def adam(gradient: Tensor, buffer: Tensor, rates: InnerRates) -> tuple[Tensor, T
     second = rates.beta2 * second + (1 - rates.beta2) * gradient.square()
     count = rates.count + 1
     # The root has no derivative at 0, and a gradient that is 0 needs none.
-    moved = second > 0
-    root = torch.where(moved, second, torch.ones_like(second)).sqrt()
-    root = torch.where(moved, root, torch.zeros_like(root)) / (1 - rates.beta2**count) ** 0.5
+    positive = second > 0
+    root = torch.where(positive, second, torch.ones_like(second)).sqrt()
+    root = torch.where(positive, root, torch.zeros_like(root)) / (1 - rates.beta2**count) ** 0.5
     return first / (1 - rates.momentum**count) / (root + rates.eps), torch.stack((first, second))
 
 
@@ -96,12 +96,12 @@ def inner_step(name: str) -> InnerStep:
 
 
 def first_buffer(name: str, parameter: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """Return the buffer with which the inner steps begin, and how many steps are in it.
+    """Return the buffer that the inner steps start from, and how many steps are in it.
 
     Args:
         name: Of the inner step.
         parameter: Whose buffer it is.
-        state: What the outer optimiser keeps for the parameter; empty to begin with zeros. It is
+        state: State of the outer optimiser for the parameter; empty to start from zeros. It is
             copied: the inner steps hold it constant.
     """
     if name == "adam":
@@ -109,7 +109,7 @@ def first_buffer(name: str, parameter: Tensor, state: Mapping[str, Any]) -> tupl
             moments = torch.stack((state["exp_avg"], state["exp_avg_sq"])).detach()
             return moments, int(state["step"])
         return torch.zeros_like(parameter.detach()).expand(2, *parameter.shape).clone(), 0
-    kept = state.get("momentum_buffer") if name != "sgd" else None
-    if kept is None:
+    buffer = state.get("momentum_buffer") if name != "sgd" else None
+    if buffer is None:
         return parameter.new_zeros(()).expand_as(parameter), 0  # takes no memory
-    return kept.detach().clone(), 0
+    return buffer.detach().clone(), 0

@@ -1,4 +1,4 @@
-"""Learning from plain gradients: of one domain, or of two at once."""
+"""Learners with plain gradients: of one domain, or of two at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlainLearner(MetaLearner):
         *,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
-        """Differentiate the meta-train loss; a meta-test batch is not looked at."""
+        """Differentiate the meta-train loss; a meta-test batch is ignored."""
         module.zero_grad(set_to_none=True)
         loss = objective(module, meta_train_batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -93,10 +93,10 @@ class JointLearner(MetaLearner):
 
 @torch.no_grad()
 def _average_gradients(module: nn.Module, batch: Any) -> None:
-    share = shard_of(batch)
-    if share is not None:
+    shard = shard_of(batch)
+    if shard is not None:
         trained = [p for p in module.parameters() if p.requires_grad]
-        for p, gradient in zip(trained, average([p.grad for p in trained], share), strict=True):
+        for p, gradient in zip(trained, average([p.grad for p in trained], shard), strict=True):
             p.grad = gradient
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "EvaluateOptions",
     "FitOptions",
     "LearnedAttackOptions",
+    "LoopOptions",
     "MeasureOptions",
     "ModelOptions",
     "TrainOptions",
@@ -32,23 +33,10 @@ __all__ = [
 ]
 
 
-class FitOptions(TypedDict, total=False):
-    """Options of everything that learns."""
+class LoopOptions(TypedDict, total=False):
+    """Options of :func:`learn <reidguard.training.learn>`, the loop of attacks and models."""
 
-    epochs: Annotated[
-        int | None,
-        Option("passes over the training images, of the larger of two", low=1, excludes="steps"),
-    ]
     steps: Annotated[int | None, Option("steps in all, in place of epochs", low=1)]
-    lr: Annotated[
-        float | None,
-        Option("learning rate at the start; of attacks, the step in [0, 1] pixel units", above=0),
-    ]
-    identities: Annotated[int | None, Option("identities in a batch", low=1)]
-    images_per_identity: Annotated[int | None, Option("images of each identity", low=1)]
-    image_size: Annotated[
-        tuple[int, int], Option("height and width that images are resized to", (256, 128), low=1)
-    ]
     seed: Annotated[
         int, Option("seed of batches, augmentation and random layers", 0, low=0, high=2**63 - 1)
     ]
@@ -61,6 +49,24 @@ class FitOptions(TypedDict, total=False):
     ]
     progress: Annotated[
         "ProgressCallback | None", Option("called with a Progress after every step", recorded=False)
+    ]
+
+
+class FitOptions(LoopOptions, total=False):
+    """Options of everything that learns from images."""
+
+    epochs: Annotated[
+        int | None,
+        Option("passes over the training images, of the larger of two", low=1, excludes="steps"),
+    ]
+    lr: Annotated[
+        float | None,
+        Option("learning rate at the start; of attacks, the step in [0, 1] pixel units", above=0),
+    ]
+    identities: Annotated[int | None, Option("identities in a batch", low=1)]
+    images_per_identity: Annotated[int | None, Option("images of each identity", low=1)]
+    image_size: Annotated[
+        tuple[int, int], Option("height and width that images are resized to", (256, 128), low=1)
     ]
 
 

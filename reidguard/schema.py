@@ -32,6 +32,7 @@ __all__ = [
     "documented",
     "options_of",
     "resolve",
+    "select",
     "settings",
 ]
 
@@ -178,8 +179,15 @@ def resolve(group: Any, values: Mapping[str, Any], **defaults: Any) -> dict[str,
     return resolved
 
 
+def select(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group out of the resolved ones of a larger group."""
+    return {name: values[name] for name in options_of(group)}
+
+
 def settings(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options on which a result depends, without those that are None, as JSON values.
+    """Return the options on which a result depends as JSON values.
+
+    Options without a value are left out; None is a value where it is not the default.
 
     Example:
         >>> from reidguard.options import FitOptions
@@ -189,7 +197,7 @@ def settings(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     plain = {}
     for name, option in options_of(group).items():
         value = values.get(name)
-        if option.recorded and value is not None:
+        if option.recorded and (value is not None or (name in values and option.default)):
             plain[name] = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
             plain[name] = list(value) if isinstance(value, tuple) else plain[name]
     return plain

@@ -12,8 +12,7 @@ from torch import nn
 from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import Attack
-from reidguard.data import BatchLoader, ReIDDataset
-from reidguard.distributed import world
+from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
@@ -86,23 +85,6 @@ def check_same_device(attack: nn.Module, model: nn.Module) -> None:
             f"the attack is on {device} and the model on {model_device}; "
             f"move one of them first: attack.to({str(model_device)!r})"
         )
-
-
-def batch_loaders(datasets: list[ReIDDataset], values: dict[str, Any]) -> list[BatchLoader]:
-    """Return the loaders of the training images of each dataset.
-
-    Args:
-        datasets: One, or two for a learner that uses a second domain.
-        values: Resolved :class:`~reidguard.options.FitOptions`; ``epochs`` is replaced by the
-            number of ``steps``.
-    """
-    names = ("image_size", "identities", "images_per_identity", "seed")
-    batch = {name: values[name] for name in names}
-    loaders = [BatchLoader(d, world=world(), **batch) for d in datasets]
-    epochs = values.pop("epochs")
-    if values["steps"] is None:
-        values["steps"] = epochs * max(len(loader) for loader in loaders)
-    return loaders
 
 
 def fit_provenance(

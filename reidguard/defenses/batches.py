@@ -42,14 +42,14 @@ class AdversarialBatches:
 
     Args:
         loader: Gives images after :func:`geometry`.
-        craft: Makes adversarial images, when the batch is asked for and not before: the model that
-            it may use is that of this step.
-        augment: Whose erasing is done here.
-        share: Attacked share of each batch.
+        craft: Makes adversarial images. It is called when the batch is yielded and not before, so
+            that the model it may use is that of this step.
+        augment: Its erasing is applied here.
+        fraction: Attacked fraction of each batch.
         clean: Whether the clean images stay in the batch.
-        domain: Whose classifier the labels belong to.
+        domain: Name of the classifier that the labels belong to.
         seed: Fixes choice and erasing, with ``role``.
-        role: Tells the draws of meta-train and meta-test apart.
+        role: Distinguishes the draws of meta-train and meta-test.
         before: Called with the number of each step before its batch is made.
     """
 
@@ -59,16 +59,16 @@ class AdversarialBatches:
         craft: Craft,
         *,
         augment: Augment | None,
-        share: float,
+        fraction: float,
         clean: bool,
         domain: str | None,
         seed: int,
         role: str,
-        before: Callable[[int], None] = lambda step: None,
+        before: Callable[[int], None] | None = None,
     ) -> None:
         self.loader = loader
         self.craft = craft
-        self.share = share
+        self.fraction = fraction
         self.clean = clean
         self.domain = domain
         self.seed = seed
@@ -86,27 +86,28 @@ class AdversarialBatches:
         """Yield the epoch's batches, from position ``start`` on."""
         step = number * len(self) + start
         for batch in self.loader.epoch(number, start):
-            self.before(step)
+            if self.before is not None:
+                self.before(step)
             yield self._extended(batch, step)
             step += 1
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
         generator = torch.Generator().manual_seed(draw(self.seed, self.role, step))
-        whole = batch.shard
-        number = len(batch) if whole is None else whole.total
+        shard = batch.shard
+        number = len(batch) if shard is None else shard.total
         order = torch.randperm(number, generator=generator)
-        attacked = order[: round(self.share * number)].sort().values.to(batch.images.device)
-        chosen, made_share = (attacked, None) if whole is None else whole.choose(attacked)
-        if whole is not None and made_share is not None:
-            made_share = whole.followed_by(made_share) if self.clean else made_share
+        attacked = order[: round(self.fraction * number)].sort().values.to(batch.images.device)
+        chosen, new_shard = (attacked, None) if shard is None else shard.choose(attacked)
+        if shard is not None and new_shard is not None and self.clean:
+            new_shard = shard.followed_by(new_shard)
         parts = [torch.arange(len(batch), device=chosen.device)] if self.clean else []
         rows = torch.cat([*parts, chosen])
         with torch.no_grad():
-            made = [self.craft(batch, chosen)] if len(attacked) else []
-            images = torch.cat([batch.images, *made] if self.clean else made)
+            adversarial = [self.craft(batch, chosen)] if len(attacked) else []
+            images = torch.cat([batch.images, *adversarial] if self.clean else adversarial)
             if self.fill is not None and self._eraser is not None:
                 # Blank images show where it erases.
-                blank = self._eraser(torch.zeros_like(batch.images), generator, whole)
+                blank = self._eraser(torch.zeros_like(batch.images), generator, shard)
                 holes = blank[:, :1] > 0
                 fill = images.new_tensor(self.fill).view(3, 1, 1)
                 images = torch.where(holes[rows], fill, images)
@@ -117,5 +118,5 @@ class AdversarialBatches:
             batch.indices[rows],
             domain=self.domain,
             adversarial=len(chosen),
-            shard=made_share,
+            shard=new_shard,
         )

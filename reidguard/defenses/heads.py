@@ -15,19 +15,19 @@ __all__ = ["domains_of", "with_classifiers"]
 
 
 def domains_of(model: ReIDModel, datasets: list[ReIDDataset]) -> list[str]:
-    """Return the name under which each dataset's classifier is, or will be, in the model.
+    """Return the name of each dataset's classifier in the model, present or new.
 
-    A classifier of the model serves a dataset if it knows as many identities, no facts of the
-    model's training speak against it, and it has the dataset's name, or learnt from the same
-    images, or is the only one.
+    A classifier of the model serves a dataset if it has as many identities, the model's provenance
+    does not contradict it, and it has the dataset's name, or was trained on the same images, or is
+    the only one.
     """
     learnt = _learnt(model)
-    only = list(model.num_classes) if len(model.num_classes) == 1 else []
+    single = list(model.num_classes) if len(model.num_classes) == 1 else []
     names: list[str] = []
     for dataset in datasets:
         name = dataset.name.replace(".", "_")
         same = [d for d, facts in learnt.items() if _from(facts, dataset)]
-        own = [d for d in (name, *same, *only) if d not in names and _serves(model, d, dataset)]
+        own = [d for d in (name, *same, *single) if d not in names and _serves(model, d, dataset)]
         if own:
             name = own[0]
         while name in names:
@@ -50,13 +50,13 @@ def with_classifiers(
         InputError: If new classifiers are needed and the model cannot be built anew.
     """
     sizes = {domain: dataset.num_train_pids for domain, dataset in domains.items()}
-    kept = {domain for domain, dataset in domains.items() if _serves(model, domain, dataset)}
-    if not sizes or kept == set(sizes) == set(model.num_classes):
+    reused = {domain for domain, dataset in domains.items() if _serves(model, domain, dataset)}
+    if not sizes or reused == set(sizes) == set(model.num_classes):
         return _unshared(model)
     if model.recipe is None:
         raise InputError(
-            f"this {type(model).__name__} has no classifier for {', '.join(set(sizes) - kept)} and "
-            "gets none, since it was not made by create_model: create it with "
+            f"this {type(model).__name__} has no classifier for {', '.join(set(sizes) - reused)} "
+            "and gets none, since it was not made by create_model: create it with "
             f"num_classes={sizes}, or take losses=('triplet',), which needs none"
         )
     name, kwargs = model.recipe
@@ -64,14 +64,14 @@ def with_classifiers(
         torch.manual_seed(seed)
         built = create_model(name, num_classes=sizes, **kwargs)
     new, old = built.state_dict(), model.state_dict()
-    dropped = (set(sizes) | set(model.num_classes)) - kept
+    dropped = (set(sizes) | set(model.num_classes)) - reused
     for key in new:
         head = key.startswith(model.head_prefixes)
         if head and (key not in old or dropped & set(key.split("."))):
             continue
         if key not in old or old[key].shape != new[key].shape:
             raise CheckpointError(
-                f"{name!r}, built anew from its recipe, does not fit the model given ({key}): "
+                f"{name!r}, rebuilt, does not fit the given model ({key}): "
                 "create the model with create_model and the options that it has now"
             )
         new[key] = old[key].detach().clone()
@@ -80,17 +80,17 @@ def with_classifiers(
         built.to(floats.device, floats.dtype)
     built.load_state_dict(new)
     built.input_spec, built.metric = model.input_spec, model.metric
-    wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    flags = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
     for key, parameter in built.named_parameters():
-        parameter.requires_grad_(wanted.get(key, True))
+        parameter.requires_grad_(flags.get(key, True))
     return built
 
 
 def _unshared(model: ReIDModel) -> ReIDModel:
     """Return a deep copy, without the gradients that may lie in ``.grad``."""
-    made = copy.deepcopy(model)
-    made.zero_grad(set_to_none=True)
-    return made
+    result = copy.deepcopy(model)
+    result.zero_grad(set_to_none=True)
+    return result
 
 
 def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:
@@ -101,11 +101,11 @@ def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:
 
 
 def _learnt(model: ReIDModel) -> dict[str, dict[str, str]]:
-    """What each classifier learnt from, as far as the model's facts tell."""
-    facts = model.provenance or {}
-    learnt = dict(facts.get("domains", {}))
-    if "domain" in facts and "train" in facts:  # as train_model writes them
-        learnt[facts["domain"]] = facts["train"]
+    """Return what each classifier was trained on, as far as the model's provenance has it."""
+    provenance = model.provenance or {}
+    learnt = dict(provenance.get("domains", {}))
+    if "domain" in provenance and "train" in provenance:  # as train_model writes them
+        learnt[provenance["domain"]] = provenance["train"]
     return learnt
 
 

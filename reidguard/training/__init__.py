@@ -1,6 +1,6 @@
 """Learning: the loop that attacks and models share, and its optimisers."""
 
-from reidguard.training.loop import Batches, learn
+from reidguard.training.loop import Batches, LoopHooks, batch_loaders, learn
 from reidguard.training.metrics import MetricsFile, TensorBoard
 from reidguard.training.optim import MISGD
 from reidguard.training.recipe import train_model
@@ -9,10 +9,12 @@ from reidguard.types import Progress, ProgressCallback
 __all__ = [
     "MISGD",
     "Batches",
+    "LoopHooks",
     "MetricsFile",
     "Progress",
     "ProgressCallback",
     "TensorBoard",
+    "batch_loaders",
     "learn",
     "train_model",
 ]

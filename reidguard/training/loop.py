@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
+from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError
 from reidguard.learners import MetaLearner, Objective, StepResult
+from reidguard.options import LoopOptions
+from reidguard.schema import documented, resolve
 from reidguard.storage import load_tensors, remove_temporaries, save_tensors, weights_fingerprint
 from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
-__all__ = ["Batches", "learn"]
+__all__ = ["Batches", "LoopHooks", "batch_loaders", "learn"]
 
 
 class Batches(Protocol):
@@ -36,6 +42,50 @@ class Batches(Protocol):
         """Yield the epoch's batches, from position ``start`` on."""
 
 
+@dataclass(frozen=True)
+class LoopHooks:
+    """Functions that :func:`learn` calls between steps.
+
+    Args:
+        schedule: Factor on the optimiser's learning rate, by epoch.
+        before_epoch: Called before the first step of every epoch.
+        after_step: Called after every optimiser step, to bring parameters back into bounds.
+    """
+
+    schedule: Callable[[int], float] = lambda epoch: 1.0
+    before_epoch: Callable[[], None] = lambda: None
+    after_step: Callable[[], None] = lambda: None
+
+
+def batch_loaders(
+    datasets: Sequence[ReIDDataset],
+    values: dict[str, Any],
+    *,
+    augment: Augment | None = None,
+    device: torch.device | str = "cpu",
+) -> list[BatchLoader]:
+    """Return loaders of the training images of each dataset.
+
+    Args:
+        datasets: One, or two for a learner that uses a second domain.
+        values: Resolved :class:`~reidguard.options.FitOptions`; ``epochs`` is replaced by the
+            number of ``steps``.
+        augment: Augmentation of each batch.
+        device: Device of the batches.
+    """
+    names = ("image_size", "identities", "images_per_identity", "seed")
+    batch = {name: values[name] for name in names}
+    loaders = [
+        BatchLoader(d, augment=augment, device=device, world=world(), **batch)
+        for d in datasets
+    ]
+    epochs = values.pop("epochs")
+    if values["steps"] is None:
+        values["steps"] = epochs * max(len(loader) for loader in loaders)
+    return loaders
+
+
+@documented(LoopOptions)
 def learn(
     module: nn.Module,
     *,
@@ -44,47 +94,42 @@ def learn(
     optimizer: Optimizer,
     meta_train: Batches,
     meta_test: Batches | None = None,
-    steps: int,
-    schedule: Callable[[int], float] = lambda epoch: 1.0,
-    before_epoch: Callable[[], None] = lambda: None,
-    after_step: Callable[[], None] = lambda: None,
-    seed: int = 0,
-    checkpoint: Path | str | None = None,
-    checkpoint_every: int = 50,
+    hooks: LoopHooks = LoopHooks(),
     settings: Mapping[str, Any] | None = None,
-    progress: ProgressCallback | None = None,
+    **options: Unpack[LoopOptions],
 ) -> None:
-    """Take ``steps`` steps, in place.
+    """Optimise a module, in place.
 
     An epoch ends when both sets are enumerated; the shorter one cycles.
 
     Several processes (:func:`reidguard.distributed.join`) take each step together if their batches
-    are shares of joint ones. All begin from the checkpoint; process 0 alone writes it and tells of
-    progress.
+    are shards of joint ones. All start from the checkpoint; only process 0 writes it and calls
+    ``progress``.
 
     Args:
-        module: What learns.
-        learner: Leaves a gradient in ``.grad``.
+        module: Its parameters are optimised.
+        learner: Computes a gradient into ``.grad``.
         objective: ``objective(module, batch) -> scalar``. If it is a module, its state belongs to
             the checkpoint.
         optimizer: Steps on that gradient.
         meta_train: Batches of the source domain.
         meta_test: Batches of the other domain, for learners that need one.
-        steps: Steps in all, those of an earlier, interrupted call included.
-        schedule: Factor on the optimiser's learning rate, by epoch.
-        before_epoch: Called before the first step of every epoch.
-        after_step: Called after every optimiser step, to bring parameters back into bounds.
-        seed: Seeds the random layers of each step.
-        checkpoint: File to resume from where it exists, and to write.
-        checkpoint_every: Steps between two writes; it is also written at the end.
+        hooks: Learning-rate schedule, and functions called between steps.
         settings: What the run depends on, as JSON values; a checkpoint of others is refused.
-        progress: Called after every step.
+        **options: Any of :class:`~reidguard.options.LoopOptions`. ``steps`` is needed; it counts
+            those of an earlier, interrupted call.
 
     Raises:
-        TrainingError: When the loss is not finite; the checkpoint holds the last good state, and
-            the message names it. Also when several processes begin with different things.
+        InputError: If an option is out of range, or the learner lacks a meta-test set.
+        TrainingError: When the loss or a final weight is not finite; the checkpoint holds the last
+            good state, and the message names it. Also when several processes start with different
+            settings.
         CheckpointError: When the checkpoint is damaged or belongs to other settings.
     """
+    values = resolve(LoopOptions, options)
+    steps, checkpoint, progress = (values[k] for k in ("steps", "checkpoint", "progress"))
+    if steps is None:
+        raise InputError("learn needs the number of steps")
     if learner.needs_meta_test and meta_test is None:
         raise InputError(
             f"learner {type(learner).__name__} needs a meta-test set: pass meta_test=, or take "
@@ -92,24 +137,15 @@ def learn(
         )
     epoch_length = max(len(meta_train), len(meta_test) if meta_test is not None else 0)
     rates = [group["lr"] for group in optimizer.param_groups]
-    settings = json.loads(json.dumps(dict(settings or {})))  # as a checkpoint gives them back
     parts = {"module": module}
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
-    step, kept = 0, ""
-    together = world()
-    writes = together is None or together.rank == 0
-    if not writes:
-        progress = None
-    if checkpoint is not None:
-        checkpoint = Path(checkpoint)
-        if writes:
-            remove_temporaries(checkpoint)
-        if checkpoint.exists():
-            step = _restore(checkpoint, parts, optimizer, settings)
-            kept = _kept(checkpoint, step)
-    if together is not None:
-        agree({**settings, "first step": step, "weights": weights_fingerprint(module)})
+    saved = _Checkpoint(checkpoint, parts, optimizer, settings or {})
+    step = saved.restore()
+    if (several := world()) is not None:
+        agree({**saved.settings, "first step": step, "weights": weights_fingerprint(module)})
+        if several.rank != 0:
+            progress = None
     device = next(module.parameters()).device
     train_stream = _stream(meta_train, step)
     test_stream = _stream(meta_test, step) if learner.needs_meta_test and meta_test else None
@@ -118,29 +154,25 @@ def learn(
     pending: tuple[int, StepResult] | None = None
     while step < steps:
         if step % epoch_length == 0:
-            before_epoch()
-        factor = schedule(step // epoch_length)
+            hooks.before_epoch()
+        factor = hooks.schedule(step // epoch_length)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         batch = next(train_stream).to(device)
         other = next(test_stream).to(device) if test_stream is not None else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_mix(seed, step))
+            torch.manual_seed(_mix(values["seed"], step))
             result = learner.step(module, objective, batch, other, optimizer=optimizer)
         # The loss of the step before is read only now, so that a GPU never waits for the host.
-        _report(pending, steps, progress, kept)
+        _report(pending, steps, progress, saved.hint)
         optimizer.step()
-        after_step()
+        hooks.after_step()
         step += 1
         pending = (step, result)
-        last = step == steps
-        if last or (checkpoint is not None and step % checkpoint_every == 0):
-            _report(pending, steps, progress, kept)
+        if step == steps or (checkpoint is not None and step % values["checkpoint_every"] == 0):
+            _report(pending, steps, progress, saved.hint)
             pending = None
-            if checkpoint is not None:
-                if writes:
-                    _save(checkpoint, parts, optimizer, settings, step, kept)
-                kept = _kept(checkpoint, step)
+            saved.save(step)
 
 
 def _stream(batches: Batches, step: int) -> Iterator[ReIDBatch]:
@@ -155,16 +187,13 @@ def _mix(seed: int, step: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _kept(checkpoint: Path, step: int) -> str:
-    return f"; {checkpoint} holds the last good state, that of step {step}"
-
-
 def _report(
     pending: tuple[int, StepResult] | None,
     steps: int,
     progress: ProgressCallback | None,
-    kept: str,
+    hint: str,
 ) -> None:
+    """Check the losses of a step and pass them to ``progress``."""
     if pending is None:
         return
     done, result = pending
@@ -175,70 +204,99 @@ def _report(
         if not abs(value) < float("inf"):
             raise TrainingError(
                 f"the {name.replace('_', ' ')} of step {done} is {value}: lower the learning rate, "
-                f"or look for NaN in the model's weights{kept}"
+                f"or look for NaN in the model's weights{hint}"
             )
     if progress is not None:
         progress(Progress("learning", done, steps, metrics))
 
 
-def _save(
-    path: Path,
-    parts: Mapping[str, nn.Module],
-    optimizer: Optimizer,
-    settings: Mapping[str, Any],
-    step: int,
-    kept: str,
-) -> None:
-    tensors = {
-        f"{part}.{name}": value
-        for part, module in parts.items()
-        for name, value in module.state_dict().items()
-    }
-    bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise TrainingError(
-            f"step {step} left values that are not finite in {', '.join(bad[:3])}: lower the "
-            f"learning rate{kept}"
-        )
-    scalars: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            name = f"optimizer.{index}.{key}"
-            if isinstance(value, Tensor):
-                tensors[name] = value
-            else:
-                scalars[name] = value
-    card = {"kind": "training", "step": step, "settings": settings, "optimizer": scalars}
-    save_tensors(path, tensors, card)
+class _Checkpoint:
+    """The checkpoint file of a run; without a path nothing is written.
 
+    Args:
+        path: The file, or None.
+        parts: Modules whose state it holds.
+        optimizer: The optimiser whose state it holds.
+        settings: What the run depends on, as JSON values.
+    """
 
-def _restore(
-    path: Path, parts: Mapping[str, nn.Module], optimizer: Optimizer, settings: Mapping[str, Any]
-) -> int:
-    tensors, card = load_tensors(path)
-    if card.get("kind") != "training":
-        raise CheckpointError(f"{path} is not the checkpoint of a run; give another path")
-    before = card["settings"]
-    changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-    if changed:
-        details = "; ".join(
-            f"{k}: {before.get(k)!r} then, {settings.get(k)!r} now" for k in changed
-        )
-        raise CheckpointError(
-            f"{path} belongs to a run with other settings ({details}); "
-            "use the same settings to resume it, or another folder to start anew"
-        )
-    try:
-        for part, module in parts.items():
-            mine = {k: v for k, v in tensors.items() if k.startswith(f"{part}.")}
-            module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in mine.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from error
-    states: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **card["optimizer"]}.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            states.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return int(card["step"])
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        parts: Mapping[str, nn.Module],
+        optimizer: Optimizer,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.parts = parts
+        self.optimizer = optimizer
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))  # as read back
+        self.writes = (several := world()) is None or several.rank == 0
+        self.hint = ""
+        """End of an error message that names the last good state."""
+
+    def save(self, step: int) -> None:
+        """Check that the state is finite, and write it."""
+        tensors = {
+            f"{part}.{name}": value
+            for part, module in self.parts.items()
+            for name, value in module.state_dict().items()
+        }
+        bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        if bad:
+            raise TrainingError(
+                f"step {step} left values that are not finite in {', '.join(bad[:3])}: lower the "
+                f"learning rate{self.hint}"
+            )
+        if self.path is None:
+            return
+        scalars: dict[str, Any] = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                name = f"optimizer.{index}.{key}"
+                if isinstance(value, Tensor):
+                    tensors[name] = value
+                else:
+                    scalars[name] = value
+        if self.writes:
+            card = {"kind": "training", "step": step, "settings": self.settings}
+            save_tensors(self.path, tensors, {**card, "optimizer": scalars})
+        self._holds(step)
+
+    def restore(self) -> int:
+        """Load the state, if the file is there, and return its step; 0 otherwise."""
+        if self.path is None:
+            return 0
+        if self.writes:
+            remove_temporaries(self.path)
+        if not self.path.exists():
+            return 0
+        tensors, card = load_tensors(self.path)
+        if card.get("kind") != "training":
+            raise CheckpointError(f"{self.path} is not the checkpoint of a run; give another path")
+        before, now = card["settings"], self.settings
+        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        if changed:
+            details = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in changed)
+            raise CheckpointError(
+                f"{self.path} belongs to a run with other settings ({details}); "
+                "use the same settings to resume it, or another folder to start anew"
+            )
+        try:
+            for part, module in self.parts.items():
+                state = {k: v for k, v in tensors.items() if k.startswith(f"{part}.")}
+                module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.path} does not fit: {error}") from error
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in {**tensors, **card["optimizer"]}.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                states.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self._holds(card["step"])
+        return int(card["step"])
+
+    def _holds(self, step: int) -> None:
+        self.hint = f"; {self.path} holds the last good state, that of step {step}"

@@ -51,7 +51,7 @@ def test_a_run_folder(call, data, trained, tmp_path, capsys):
     x = torch.rand(2, 3, 64, 32)
     assert not torch.equal(robust.features(x), normal.features(x))
     result = json.loads((out / "result.json").read_text())
-    assert result["training"]["recipe"] == "meta"
+    assert result["training"]["method"] == "meta"
     assert 0 <= result["evaluation"]["attacked"]["mAP"] <= 1
     assert result["evaluation"]["attack"]["name"] == "DeltaAttack"
     # Nothing is done twice.

@@ -105,7 +105,7 @@ def test_batches_follow_from_seed_and_step_alone(delta, studio):
             loader,
             lambda batch, chosen: delta(batch.images[chosen]),
             augment=Augment(),
-            share=0.5,
+            fraction=0.5,
             clean=True,
             domain=None,
             seed=seed,
@@ -458,8 +458,8 @@ def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
     refused("leave meta_test out", AdversarialTraining(delta), one, two)
     blank = CombinatorialAttack(None, 5, SIZE)
     refused(r"learnt nothing yet.*attack\.fit", AdversarialTraining(blank), one)
-    refused("at least one step", AdversarialTraining(delta), one, steps=0)
-    refused("lr must be above 0", AdversarialTraining(delta), one, lr=0.0)
+    refused(r"steps must be .* at least 1, not 0", AdversarialTraining(delta), one, steps=0)
+    refused(r"lr must be .* above 0, not 0", AdversarialTraining(delta), one, lr=0.0)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_a_hardened_model_is_saved_with_its_facts(
     loaded = load_model(tmp_path / "m.safetensors")
     assert_same(loaded, robust)
     facts = loaded.provenance
-    assert (facts["recipe"], facts["steps"], facts["lr"]) == ("meta", 2, 1e-3)
+    assert (facts["method"], facts["steps"], facts["lr"]) == ("meta", 2, 1e-3)
     assert facts["defense"]["attack"]["class"] == "delta"
     assert facts["base"] == weights_fingerprint(normal)
     x = torch.rand(2, 3, *SIZE)

@@ -13,7 +13,6 @@ from reidguard.attacks.base import register_attack
 from reidguard.attacks.learned import (
     FitDefaults,
     LearnedAttack,
-    batch_loaders,
     check_same_device,
     fit_provenance,
 )
@@ -28,9 +27,9 @@ from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
-from reidguard.options import LearnedAttackOptions
-from reidguard.schema import documented, resolve, settings
-from reidguard.training import learn
+from reidguard.options import LearnedAttackOptions, LoopOptions
+from reidguard.schema import documented, resolve, select, settings
+from reidguard.training import batch_loaders, learn
 from reidguard.types import Budget, ReIDBatch
 
 __all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
@@ -201,12 +200,8 @@ class MisRank(LearnedAttack):
             ),
             meta_train=loaders[0],
             meta_test=loaders[1] if len(loaders) > 1 else None,
-            steps=values["steps"],
-            seed=values["seed"],
-            checkpoint=values["checkpoint"],
-            checkpoint_every=values["checkpoint_every"],
             settings={**facts, "attack": self.config()},
-            progress=values["progress"],
+            **select(LoopOptions, values),
         )
         self.provenance = facts
         return self

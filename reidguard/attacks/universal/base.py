@@ -15,7 +15,6 @@ from typing_extensions import Self, Unpack
 from reidguard.attacks.learned import (
     FitDefaults,
     LearnedAttack,
-    batch_loaders,
     check_same_device,
     fit_provenance,
 )
@@ -24,9 +23,9 @@ from reidguard.distributed import gather, world
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
-from reidguard.options import AttackOptions
-from reidguard.schema import documented, resolve, settings
-from reidguard.training import MISGD, learn
+from reidguard.options import AttackOptions, LoopOptions
+from reidguard.schema import documented, resolve, select, settings
+from reidguard.training import MISGD, LoopHooks, batch_loaders, learn
 from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["UniversalAttack"]
@@ -118,15 +117,13 @@ class UniversalAttack(LearnedAttack):
             optimizer=MISGD(self.parameter_groups(lr), lr, values["momentum"]),
             meta_train=sources[0],
             meta_test=sources[1] if len(sources) > 1 else None,
-            steps=steps,
-            schedule=lambda epoch: math.exp(-DECAY * epoch),
-            before_epoch=self.start_epoch,
-            after_step=self.clip_parameters if values["clip"] else lambda: None,
-            seed=seed,
-            checkpoint=values["checkpoint"],
-            checkpoint_every=values["checkpoint_every"],
+            hooks=LoopHooks(
+                schedule=lambda epoch: math.exp(-DECAY * epoch),
+                before_epoch=self.start_epoch,
+                after_step=self.clip_parameters if values["clip"] else lambda: None,
+            ),
             settings={**facts, "attack": self.config()},
-            progress=progress,
+            **select(LoopOptions, values),
         )
         self.provenance = facts
         return self

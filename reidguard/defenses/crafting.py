@@ -1,0 +1,144 @@
+"""Crafting the adversarial images of a defense: preparing, binding and relearning its attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, LearnedAttack
+from reidguard.data import ReIDDataset
+from reidguard.distributed import gather, part_of
+from reidguard.errors import InputError, RegistryError
+from reidguard.models import ReIDModel
+from reidguard.nn.batch_norm import sync_layers, without_memory
+from reidguard.nn.modes import inference_view, shared_copy
+from reidguard.registry import Registry
+from reidguard.storage import weights_fingerprint
+from reidguard.types import Embedder, ReIDBatch
+
+__all__ = ["AttackMode", "Crafter", "attack_provenance", "is_bound", "registered_name"]
+
+AttackMode = Literal["eval", "train"]
+
+
+class Crafter:
+    """Makes adversarial images of a batch by an attack, on the model that is being hardened.
+
+    Args:
+        attack: A learned one is copied and frozen; an instance attack that is not bound is bound to
+            the model in every step, with the clean images of the batch as its guides.
+        model: The model, in the state of the current step.
+        mode: Mode of the model during an instance attack.
+
+    Raises:
+        InputError: If a learned attack is on another device, or has learnt nothing.
+    """
+
+    def __init__(self, attack: Attack, model: ReIDModel, mode: AttackMode) -> None:
+        device = _device(model)
+        parameters = list(attack.parameters())
+        if any(p.device != device for p in parameters):
+            raise InputError(
+                f"the attack is on {parameters[0].device} and the model on {device}; "
+                f"move one of them first: attack.to({str(device)!r})"
+            )
+        if isinstance(attack, LearnedAttack):
+            if not any(bool(p.detach().any()) for p in parameters):
+                raise InputError(
+                    f"{type(attack).__name__} has learnt nothing yet, so its images are the clean "
+                    "ones: call attack.fit(model, dataset) first, or take one from "
+                    "load_attack(file)"
+                )
+            attack = copy.deepcopy(attack).requires_grad_(False).eval()
+        self.attack = attack
+        self.model = model
+        self.mode = mode
+
+    def __call__(self, batch: ReIDBatch, chosen: Tensor) -> Tensor:
+        """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W)."""
+        attack, images = self.attack, batch.images[chosen]
+        if not isinstance(attack, InstanceAttack) or is_bound(attack):
+            return cast(Tensor, attack(images))
+        target: Embedder = (
+            _InItsMode(self.model)
+            if self.mode == "train"
+            else inference_view(self.model, fold=False)
+        )
+        with _without_trace(target.model) if isinstance(target, _InItsMode) else nullcontext():
+            if attack.needs_guides:
+                with torch.no_grad(), sync_layers(batch.shard):
+                    features = gather(target.features(batch.images), batch.shard)
+                # Identity 0 would mark distractors.
+                guides = Guides(features, gather(batch.pids, batch.shard) + 1)
+                bound = attack.bind(target, guides).with_labels(batch.pids[chosen] + 1)
+            else:
+                bound = attack.bind(target)
+            with sync_layers(None if batch.shard is None else part_of(batch.shard, chosen)):
+                return cast(Tensor, bound(images))
+
+    def refresh(self, dataset: ReIDDataset, **options: Any) -> None:
+        """Relearn the attack against the model, with the learner "plain"."""
+        try:
+            self.attack.requires_grad_(True)
+            cast(LearnedAttack, self.attack).fit(self.model, dataset, learner="plain", **options)
+        finally:
+            self.attack.requires_grad_(False)
+            self.attack.zero_grad(set_to_none=True)
+
+
+def is_bound(attack: Attack) -> bool:
+    """Return whether an instance attack is bound to a model."""
+    return getattr(attack, "_victim", None) is not None
+
+
+def attack_provenance(attack: Attack) -> dict[str, Any]:
+    """Return what identifies an attack, as JSON values."""
+    facts: dict[str, Any] = {
+        "class": registered_name(ATTACKS, type(attack)),
+        "config": attack.config(),
+        "weights": weights_fingerprint(attack),
+    }
+    if is_bound(attack):
+        target = cast(InstanceAttack, attack).victim.model
+        facts["victim"] = weights_fingerprint(target) if isinstance(target, nn.Module) else None
+    return facts
+
+
+def registered_name(registry: Registry[Any], cls: type) -> str:
+    """Return a class's registered name, or its own name if it has none."""
+    try:
+        return registry.name_of(cls)
+    except RegistryError:
+        return cls.__qualname__
+
+
+class _InItsMode:
+    """A model that is no module to an attack, which therefore leaves it in its mode."""
+
+    def __init__(self, model: ReIDModel) -> None:
+        self.model = shared_copy(model)
+        self.metric = model.metric
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.model.features(x)
+
+
+@contextmanager
+def _without_trace(model: nn.Module) -> Iterator[None]:
+    """Keep passes inside from moving running statistics and random generators."""
+    device = _device(model)
+    with (
+        without_memory(model),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(0)
+        yield
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

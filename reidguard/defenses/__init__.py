@@ -1,9 +1,8 @@
 """Defenses: what makes a model robust."""
 
 from reidguard.defenses.base import DEFENSES, Defense
-from reidguard.defenses.goat import GuideSampling
+from reidguard.defenses.goat import GOAT, GuideSampling
 from reidguard.defenses.training import (
-    GOAT,
     AdversarialTraining,
     MetaDefense,
     MixedTraining,

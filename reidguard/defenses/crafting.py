@@ -93,7 +93,7 @@ class Crafter:
 
 def is_bound(attack: Attack) -> bool:
     """Return whether an instance attack is bound to a model."""
-    return getattr(attack, "_victim", None) is not None
+    return getattr(attack, "_target", None) is not None
 
 
 def attack_provenance(attack: Attack) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def attack_provenance(attack: Attack) -> dict[str, Any]:
         "weights": weights_fingerprint(attack),
     }
     if is_bound(attack):
-        target = cast(InstanceAttack, attack).victim.model
+        target = cast(InstanceAttack, attack).target.model
         facts["victim"] = weights_fingerprint(target) if isinstance(target, nn.Module) else None
     return facts
 

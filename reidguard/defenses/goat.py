@@ -1,18 +1,22 @@
-"""Guide sampling: an attack towards and away from a few images of the batch, drawn at random."""
+"""GOAT: adversarial training against guide sampling, an attack by randomly drawn guides."""
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from reidguard.attacks import GradientAttack
+from reidguard.attacks import Attack, GradientAttack
 from reidguard.attacks.instance.base import Objective, Target, squared_distance
+from reidguard.defenses.base import DEFENSES
+from reidguard.defenses.crafting import AttackMode
+from reidguard.defenses.training import AdversarialTraining
 from reidguard.errors import InputError
 from reidguard.types import Budget
 
-__all__ = ["GuideSampling"]
+__all__ = ["GOAT", "GuideSampling"]
 
 
 class GuideSampling(GradientAttack):
@@ -78,3 +82,20 @@ def _choose(allowed: Tensor, draws: Tensor) -> Tensor:
     # Allowed columns first, in their order.
     order = torch.sort(allowed.int(), dim=1, descending=True, stable=True).indices
     return order.gather(1, places)
+
+
+@DEFENSES.register("goat")
+@dataclass(frozen=True, eq=False)
+class GOAT(AdversarialTraining):
+    """Guide-sampling adversarial training (Bouniot et al., 2020), with ε in pixels.
+
+    Every image of a batch is adversarial: :class:`GuideSampling`, 7 steps
+    of 1/255 against guides of the batch, on the model in train mode. ``attack_mode="eval"`` attacks
+    what will be tested. See :class:`AdversarialTraining` for the other arguments.
+    """
+
+    attack: Attack = field(default_factory=GuideSampling)
+    _: KW_ONLY
+    adversarial: float = 1.0
+    clean: bool = False
+    attack_mode: AttackMode = "train"

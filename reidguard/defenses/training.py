@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,6 @@ from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
 from reidguard.defenses.crafting import AttackMode, Crafter, attack_provenance, registered_name
-from reidguard.defenses.goat import GuideSampling
 from reidguard.defenses.heads import domains_of, with_classifiers
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
@@ -31,7 +31,7 @@ from reidguard.training import LoopHooks, batch_loaders, learn
 from reidguard.training.recipe import EPOCHS, FLAT
 from reidguard.training.recompute import recomputing
 
-__all__ = ["GOAT", "AdversarialTraining", "MetaDefense", "MixedTraining", "ReleasedMetaDefense"]
+__all__ = ["AdversarialTraining", "MetaDefense", "MixedTraining", "ReleasedMetaDefense"]
 
 
 @DEFENSES.register("adversarial")
@@ -199,11 +199,9 @@ class AdversarialTraining(Defense):
             values["augment"] = Augment()
         learner = self.make_learner()
         datasets = _datasets(learner, meta_train, meta_test)
-        names: list[str | None] = [next(iter(model.num_classes), None)] * len(datasets)
         domains: dict[str, ReIDDataset] = {}
         if "identity" in self.losses:
             domains = dict(zip(domains_of(model, datasets), datasets, strict=True))
-            names = list(domains)
         robust = with_classifiers(model, domains, seed=draw(values["seed"], "classifiers"))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         loaders = batch_loaders(
@@ -214,18 +212,35 @@ class AdversarialTraining(Defense):
             "method": registered_name(DEFENSES, type(self)),
             "defense": self.config(),
             "base": weights_fingerprint(model),
-            "data": [_data_provenance(dataset) for dataset in datasets],
-            "domains": {name: _data_provenance(dataset) for name, dataset in domains.items()},
+            "data": [_identity(dataset) for dataset in datasets],
+            "domains": {name: _identity(dataset) for name, dataset in domains.items()},
         }
-        robust.train()
+        names: Sequence[str | None] = list(domains)
+        if not names:
+            names = [next(iter(model.num_classes), None)] * len(datasets)
         crafter = Crafter(self.attack, robust, self.attack_mode)
         streams = self._streams(loaders, names, crafter, meta_train, values)
+        self._train(crafter, learner, streams, values, facts)
+        robust.zero_grad(set_to_none=True)
+        robust.provenance = facts
+        return robust.eval()
+
+    def _train(
+        self,
+        crafter: Crafter,
+        learner: MetaLearner,
+        streams: Sequence[AdversarialBatches],
+        values: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> None:
+        """Optimise the crafter's model on batches of one or two domains."""
+        robust = crafter.model.train()
         objective = self._objective()
         # A refreshed attack is part of the state, so it has to be in the checkpoint.
         pair = nn.ModuleDict({"model": robust})
         if self.refresh_every is not None:
             pair["attack"] = crafter.attack
-        flat = FLAT / EPOCHS * values["steps"] / max(len(loader) for loader in loaders)  # epochs
+        flat = FLAT / EPOCHS * values["steps"] / max(len(stream) for stream in streams)  # epochs
         with recomputing(robust) if values["recompute"] else nullcontext():
             learn(
                 pair,
@@ -242,14 +257,11 @@ class AdversarialTraining(Defense):
                 settings=facts,
                 **select(LoopOptions, values),
             )
-        robust.zero_grad(set_to_none=True)
-        robust.provenance = facts
-        return robust.eval()
 
     def _streams(
         self,
         loaders: list[BatchLoader],
-        names: list[str | None],
+        names: Sequence[str | None],
         crafter: Crafter,
         meta_train: ReIDDataset,
         values: dict[str, Any],
@@ -354,23 +366,6 @@ class ReleasedMetaDefense(MetaDefense):
     default_lr: ClassVar[float] = 2e-4
 
 
-@DEFENSES.register("goat")
-@dataclass(frozen=True, eq=False)
-class GOAT(AdversarialTraining):
-    """Guide-sampling adversarial training (Bouniot et al., 2020), with ε in pixels.
-
-    Every image of a batch is adversarial: :class:`~reidguard.defenses.goat.GuideSampling`, 7 steps
-    of 1/255 against guides of the batch, on the model in train mode. ``attack_mode="eval"`` attacks
-    what will be tested. See :class:`AdversarialTraining` for the other arguments.
-    """
-
-    attack: Attack = field(default_factory=GuideSampling)
-    _: KW_ONLY
-    adversarial: float = 1.0
-    clean: bool = False
-    attack_mode: AttackMode = "train"
-
-
 def _datasets(
     learner: MetaLearner, meta_train: ReIDDataset, meta_test: ReIDDataset | None
 ) -> list[ReIDDataset]:
@@ -390,5 +385,5 @@ def _datasets(
     return [meta_train, meta_test]
 
 
-def _data_provenance(dataset: ReIDDataset) -> dict[str, str]:
+def _identity(dataset: ReIDDataset) -> dict[str, str]:
     return {"name": dataset.name, "fingerprint": dataset.fingerprint("train")}

@@ -445,6 +445,51 @@ def test_guides_are_drawn_from_the_right_people():
         GuideSampling(push=0)
 
 
+def test_images_are_pushed_from_the_mean_of_several_guides():
+    """Not from one of them: some results no single guide explains, and all a mean does."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 2, 5))
+    model = wrap_model(
+        network, input_spec=InputSpec(None, (0, 0, 0), (1, 1, 1)), metric="euclidean"
+    )
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 4, 2, generator=g) * 0.5 + 0.25
+    pids = torch.tensor([1, 1, 1, 2])
+    features = model.features(images).detach()
+    weight = network[1].weight.detach()
+
+    def signs(p):  # of the gradient of |f-p|² - |f-n|² by the image, n being the only other guide
+        return tuple(((features[3] - p) @ weight).sign().tolist())
+
+    single = {signs(p) for p in features[:3]}
+    means = {signs(torch.stack(p).mean(0)) for p in itertools.product(features[:3], repeat=2)}
+    results = set()
+    for seed in range(8):
+        attack = GuideSampling(Budget(4 / 255), push=2, steps=1, step_size=1.0, seed=seed)
+        x_adv = attack.bind(model, Guides(features, pids)).with_labels(pids)(images)
+        changes = ((x_adv - images)[:3] * 255 / 4).round().flatten(1)
+        results |= {tuple(change.tolist()) for change in changes}
+    assert results <= means
+    assert results - single
+
+
+def test_the_learning_rate_is_flat_and_then_falls_tenfold(normal, delta, studio, tiny, monkeypatch):
+    """Flat for 40/85 of the epochs, a tenth after as many again, in steps of an epoch."""
+    rates = []
+    original = torch.optim.Adam.step
+
+    def spy(self, closure=None):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    AdversarialTraining(delta, adversarial=0.0).fit(normal, studio, epochs=4, **tiny)
+    epochs = [rates[i * len(rates) // 4] for i in range(4)]
+    flat = 4 * 40 / 85
+    assert epochs[:2] == [1e-3, 1e-3]
+    assert epochs[2:] == pytest.approx([1e-3 * 10 ** -((e - flat) / flat) for e in (2, 3)])
+    assert rates == [rate for rate in epochs for _ in range(len(rates) // 4)]
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ project = "reidguard"
 author = "the reidguard developers"
 release = version = metadata.version("reidguard")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "executed"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "executed", "option_tables"]
 exclude_patterns = ["_build"]
 
 html_theme = "alabaster"

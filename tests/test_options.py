@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import importlib
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_origin
 
 import pytest
@@ -135,3 +138,51 @@ def test_importing_the_options_imports_no_torch():
     code = "import sys, reidguard.options; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+def test_the_tables_of_the_documentation_are_the_definition(group, monkeypatch):
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "docs"))
+    tables = importlib.import_module("option_tables")
+    text = tables.table(group.__name__)
+    entries = list(csv.reader(line[3:] for line in text.splitlines()[5:]))
+    assert [entry[0] for entry in entries] == [f"``{name}``" for name in options_of(group)]
+    for entry, option in zip(entries, options_of(group).values(), strict=True):
+        default = "" if option.default is None else f"``{option.default!r}``"
+        assert entry[1:] == [option.values, default, option.help]
+    page = Path(__file__).parent.parent / "docs" / "api.rst"
+    assert f".. options:: {group.__name__}\n" in page.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_mypy_knows_the_options_of_every_fit(tmp_path):
+    """Names and types, and nothing else is accepted."""
+    api = pytest.importorskip("mypy.api")
+    good = """
+import reidguard as rg
+def f(model: rg.ReIDModel, data: rg.ReIDDataset, attack: rg.DeltaAttack, mis: rg.MisRank) -> None:
+    attack.fit(model, data, steps=2, lr=0.1, diversity=0.5, learner="plain", image_size=(64, 32))
+    mis.fit(model, data, epochs=2, momentum=0.5)
+    rg.MetaAttack().fit(model, data, data, clip=False)
+    rg.train_model(model, data, recipe="agw", augment=None, weight_decay=0.0)
+    rg.AdversarialTraining(attack).fit(model, data, recompute=True, checkpoint="file")
+"""
+    bad = """
+import reidguard as rg
+def f(model: rg.ReIDModel, data: rg.ReIDDataset, attack: rg.DeltaAttack) -> None:
+    attack.fit(model, data, step=2)
+    attack.fit(model, data, steps="two")
+    rg.train_model(model, data, recipe="agv")
+    rg.AdversarialTraining(attack).fit(model, data, momentum=0.5)
+"""
+    for name, source in (("good", good), ("bad", bad)):
+        (tmp_path / f"{name}.py").write_text(source)
+    root = str(Path(__file__).parent.parent)
+    config = ["--config-file", f"{root}/pyproject.toml", "--follow-imports", "silent"]
+    files = [str(tmp_path / "good.py"), str(tmp_path / "bad.py")]
+    shown, _, _ = api.run(
+        [*config, "--no-error-summary", "--cache-dir", f"{root}/.mypy_cache", *files]
+    )
+    errors = [line for line in shown.splitlines() if ": error:" in line]
+    assert [line.partition("bad.py:")[2].split(":")[0] for line in errors] == ["4", "5", "6", "7"]

@@ -76,8 +76,7 @@ def batch_loaders(
     names = ("image_size", "identities", "images_per_identity", "seed")
     batch = {name: values[name] for name in names}
     loaders = [
-        BatchLoader(d, augment=augment, device=device, world=world(), **batch)
-        for d in datasets
+        BatchLoader(d, augment=augment, device=device, world=world(), **batch) for d in datasets
     ]
     epochs = values.pop("epochs")
     if values["steps"] is None:

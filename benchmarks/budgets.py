@@ -71,8 +71,8 @@ def main() -> None:
             save("budgets", {**setting, "rows": rows}, dataset)
     for name in NAMES:
         mine = sorted((row for row in rows if row["attack"] == name), key=lambda row: row["eps"])
-        told = (f"{row['eps']}: {row['float']['mAP']}/{row['float']['rank1']}" for row in mine)
-        print(name, ", ".join(told))
+        texts = (f"{row['eps']}: {row['float']['mAP']}/{row['float']['rank1']}" for row in mine)
+        print(name, ", ".join(texts))
 
 
 if __name__ == "__main__":

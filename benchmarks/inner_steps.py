@@ -78,7 +78,7 @@ def compare(model, attack, pairs) -> list[dict]:
     return rows
 
 
-# As MetaDefense takes them: the size is that of the outer Adam unless it is told.
+# As MetaDefense takes them: the size is that of the outer Adam unless it is given.
 INNER = {
     "sgd": {"inner": "sgd"},
     "sgd, 10 times as long": {"inner": "sgd", "inner_lr": 3e-3},

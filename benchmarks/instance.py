@@ -29,7 +29,7 @@ EIGHT = Budget(8 / 255)
 MEASURE = 2  # passes that look at the float and at the 8-bit image
 SUITE = "retrieval-autoattack"
 
-# Name of the row: registered name, options, whether the identities are told.
+# Name of the row: registered name, options, whether it is given the identities.
 ATTACKS = {
     "sma": ("sma", {}, False),
     "sma, 5 restarts": ("sma", {"restarts": 5}, False),
@@ -37,21 +37,21 @@ ATTACKS = {
     "sma, 100 adaptive steps": ("sma", {"step_size": None, "steps": 100}, False),
     "odfa": ("odfa", {}, False),
     "fna": ("fna", {}, False),
-    "fna, told": ("fna", {}, True),
-    "fna, told, 5 restarts": ("fna", {"restarts": 5}, True),
-    "fna, told, adaptive steps": ("fna", {"step_size": None}, True),
-    "metric_fgsm, told": ("metric_fgsm", {}, True),
+    "fna, with labels": ("fna", {}, True),
+    "fna, with labels, 5 restarts": ("fna", {"restarts": 5}, True),
+    "fna, with labels, adaptive steps": ("fna", {"step_size": None}, True),
+    "metric_fgsm, with labels": ("metric_fgsm", {}, True),
     "metric_fgsm, targeted": ("metric_fgsm", {"targeted": True}, True),
-    "metric_ifgsm, told": ("metric_ifgsm", {}, True),
+    "metric_ifgsm, with labels": ("metric_ifgsm", {}, True),
     "metric_ifgsm, targeted": ("metric_ifgsm", {"targeted": True}, True),
-    "metric_mifgsm, told": ("metric_mifgsm", {}, True),
-    "metric_mifgsm, DI + TI, told": (
+    "metric_mifgsm, with labels": ("metric_mifgsm", {}, True),
+    "metric_mifgsm, DI + TI, with labels": (
         "metric_mifgsm",
         {"diversity": 0.7, "translation": 5},
         True,
     ),
     "square, self-metric": ("square", {}, False),
-    "square, margin, told": ("square", {}, True),
+    "square, margin, with labels": ("square", {}, True),
 }
 
 
@@ -116,7 +116,7 @@ def suite_row(model, dataset, store, passes: Passes, options) -> dict:
         store=store,
         query_every=options.query_every,
         audit_queries=0,
-        progress=lambda told: print(told.phase, told.done, told.total, flush=True),
+        progress=lambda p: print(p.phase, p.done, p.total, flush=True),
     )
     queries = result.facts["counts"]["query"]
     figures = result.to_dict()

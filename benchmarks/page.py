@@ -18,7 +18,7 @@ WHERE_DRAWN = (
 )
 DOCS = Path(__file__).parents[1] / "docs"
 
-# What the paper claims: its words, the tables that show it, and the conditions that it compares.
+# The paper's claims: a description, the tables that show them, and the conditions compared.
 PLAIN = {"meta": False, "extra": "none"}
 META = {"meta": True, "extra": "PersonX"}
 HARD = {"defense": "M(color+delta)"}
@@ -34,7 +34,7 @@ CLAIMS = (
         {"attack": "delta"},
     ),
     (
-        "M(color+delta) in place of the normal network, clean",
+        "M(color+delta) in place of the undefended network, clean",
         (13,),
         HARD | {"attack": "none"},
         {"defense": "none"},
@@ -89,8 +89,8 @@ def attacks(data) -> list[str]:
 15,913): mAP
 {clean["mAP"]:.1f}, rank-1 {clean["rank1"]:.1f} clean. Each attack learns from training images
 only, in 100
-steps of 8 identities × 4 images (``fit(steps=100, images_per_identity=4)``, all else by default),
-with three seeds; mean ± sample standard deviation. L∞ in grey levels, the largest over all
+steps of 8 identities × 4 images (``fit(steps=100, images_per_identity=4)``, defaults otherwise),
+with three seeds; mean ± sample standard deviation. L∞ in grey levels, maximum over all
 queries
 and seeds.
 """),
@@ -114,11 +114,11 @@ and seeds.
                 for s in rows
             ],
         ),
-        prose(f"""Seconds are those of a busy two-core machine. In the joint attack both stages
+        prose(f"""Seconds were measured on a busy two-core machine. In the joint attack both stages
 are active: mean
-``|f(x) − x|`` {sizes["color"]} and mean ``|δ|`` {sizes["delta"]} grey levels (one number a
+``|f(x) − x|`` {sizes["color"]} and mean ``|δ|`` {sizes["delta"]} grey levels (one value per
 seed). The stacked
-attack reaches 16/255 and belongs beside δ at 16/255, not beside the others.
+attack reaches 16/255: compare it with δ at 16/255, not with the others.
 """),
     ]
 
@@ -140,8 +140,8 @@ def parametrisations(data) -> list[str]:
         title("Colour and delta under one ε"),
         prose(f"""Ways to combine both stages at ε = 8/255, same steps, on every
 {data["query_every"]}th query (clean mAP
-{data["clean"]["mAP"]:.2f}), one number a seed. What was chosen, both stages up to ε and the
-true gradient of the
+{data["clean"]["mAP"]:.2f}), one value per seed. The choice of this library, both stages up to ε
+and the true gradient of the
 clip, is the joint attack of the table above. Stage sizes are mean grey levels.
 """),
         listing(["parametrisation", "mAP", "rank-1", "colour / δ"], rows),
@@ -171,9 +171,11 @@ def instance(data) -> list[str]:
     )
     parts = [
         title("Instance attacks"),
-        prose(f"""{data["setting"]}. Of the queries {clean}. Guides are the gallery; *told*: the
-attack knows whom each query shows. Passes are forward / backward for each query, beside two that
-measure; seconds are wall time for each query, on one CPU thread of a busy machine.
+        prose(f"""{data["setting"]}. Of the queries {clean}. Guides are the gallery; *with labels*:
+the
+attack is given the ground-truth identity of each query. Passes are forward / backward per query,
+without the two of the evaluation; seconds are wall time per query, on one CPU thread of a busy
+machine.
 """),
         listing([*head, "passes", "s"], rows),
     ]
@@ -220,25 +222,25 @@ def meta(data) -> list[str]:
     return [
         title("Meta-learning on real data"),
         prose(f"""{data["setting"]}; strict ε = 8/255. Learnt on OSNet x0.25 (*source*). All
-learners take the same number of outer steps. Mean ± sample standard deviation over seeds (± 0.0
-with one seed); seconds are a processor's, one thread, per step. The models attacked, with clean
+learners make the same number of outer steps. Mean ± sample standard deviation over seeds (± 0.0
+with one seed); seconds are processor time, one thread, per step. The attacked models, on clean
 queries:
 """),
         listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
-        prose("""The other models are IDEs with a ResNet-18, trained from nothing, at 128×64:
+        prose("""The other models are IDEs with a ResNet-18, trained from scratch, at 128×64:
 ``reidguard train --model ide --model-set backbone=resnet18 --model-set size=128x64 --image-size
 128x64`` with ``--data market1501:… --epochs 15`` or ``--data virtual:campus --identities 8
 --images-per-identity 4 --steps 450 --lr 1e-3``.
 """),
-        "Attacked:\n",
+        "Under attack:\n",
         listing(head, rows),
         prose("""Mean cosine of each learner's gradient to that of ``maml``, at the same
 parameters and batches (after
-20 plain steps, 5 pairs of batches), and the share of its second-order term in ``maml``'s
+20 plain steps, 5 pairs of batches), and the fraction of its second-order term in ``maml``'s
 gradient:
 """),
         listing(
-            ["attack", *names, "second-order share"],
+            ["attack", *names, "second-order fraction"],
             [
                 [
                     a["attack"],
@@ -269,21 +271,23 @@ def settings(data) -> list[str]:
     head = ["learnt on", "attack", "setting", *columns, "maml − plain", "maml − joint"]
     return [
         title("Meta-learning in the four settings"),
-        prose(f"""{data["setting"]}; strict ε = 8/255. Each network exists twice: trained on
-Market-1501, and from there on virtual:campus. Attacks are learnt on the one of Market-1501 and
-attack all others by transfer. Clean queries:
+        prose(f"""{data["setting"]}; strict ε = 8/255. Each network has two versions: trained on
+Market-1501, and from there trained further on virtual:campus. Attacks are learnt on the version of
+Market-1501 and transferred to all others. Clean queries:
 """),
         listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
         prose(f"""mAP under attack: mean ± sample standard deviation over {seeds} seeds, where
-cross-model settings are means over the two other networks. ``joint`` sees the same images as
-``maml`` and does not meta-learn. Differences are taken seed by seed; below zero meta-learning made
+cross-model settings are means over the two other networks. ``joint`` uses the same images as
+``maml`` without meta-learning. Differences are per seed; where they are negative, meta-learning
+made
 the attack stronger.
 """),
         listing(head, rows),
         prose("""OSNet x0.25 has its published weights for Market-1501 at 256×128. The others were
-trained from nothing, at 128×64: OSNet x0.5 by ``reidguard train --model osnet_x0_5 --model-set
+trained from scratch, at 128×64: OSNet x0.5 by ``reidguard train --model osnet_x0_5 --model-set
 size=128x64 --image-size 128x64 --recipe agw --steps 3000 --lr 2e-3``, the RegNet by ``--model ide
---model-set backbone=regnetx_002 --epochs 10 --lr 1e-3``. For virtual:campus they went on with
+--model-set backbone=regnetx_002 --epochs 10 --lr 1e-3``. On virtual:campus they were trained
+further with
 ``--identities 8 --images-per-identity 4`` and ``--steps 300 --lr 5e-4`` (OSNet x0.25), ``--recipe
 agw --steps 400 --lr 5e-4`` (x0.5) and ``--recipe agw --steps 600 --lr 2e-4`` (RegNet).
 """),
@@ -310,10 +314,10 @@ def backbones(data) -> list[str]:
     return [
         title("Learners on backbones"),
         prose(f"""One step of an attack and one of a defense with each learner, on networks with
-random weights ({data["setting"]}). "exact" is ``maml``, attention included. A number says that
-the learner works, and is the cosine of its gradient to the exact one; it belongs to these tiny
-random batches alone, in which batch norms make a defense's second-order term large. "no" is an
-error that names the other two learners. What lacks the second derivative: {reasons}.
+random weights ({data["setting"]}). "exact" is ``maml``, attention included. Where the
+learner works, a number is the cosine of its gradient to the exact one; it holds only for these tiny
+random batches, in which batch norms make a defense's second-order term large. "no" is an
+error that names the other two learners. Operations without a second derivative: {reasons}.
 """),
         listing(["network", *(f"{s}: {n}" for s in sides for n in learners)], rows),
     ]
@@ -331,10 +335,11 @@ def adapters(data) -> list[str]:
     ]
     return [
         title("One network through every adapter"),
-        prose(f"""OSNet x0.25 with its published weights, read in each way that the library knows,
+        prose(f"""OSNet x0.25 with its published weights, read in each way that the library
+supports,
 Market-1501 clean, every {data["query_every"]}th query ({data["queries"]}), the whole gallery. The
 last column compares the features of these queries with those of the first row: the largest
-difference of a number, at length 1.
+difference of a component, at length 1.
 """),
         listing(["way", "mAP", "rank-1", "features"], rows),
     ]
@@ -362,18 +367,19 @@ def variations(data) -> list[str]:
     return [
         title("What the paper leaves open"),
         prose(f"""Variations of {data["setting"]}, learner "plain", "first_order" (*meta*) or
-"joint": a longer inner step, more of them, meta-test people of three virtual domains (plaza,
-station, mall) in place of one, and where the mining of Eq. 5 looks. The models, clean:
+"joint": a longer inner step, more of them, a meta-test set of three virtual domains (plaza,
+station, mall) in place of one, and variations of the mining of Eq. 5. The models, clean:
 """),
         listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
-        prose(f"""{TARGETS} campus_resnet18 (2) is the same training once more, with
-the weights that it gave then. A dash: not measured on that model.
+        prose(f"""{TARGETS} campus_resnet18 (2) is a second run of the same training. A dash: not
+measured on that model.
 """),
         listing(head, rows),
     ]
 
 
-TARGETS = """The models beside the source were trained from nothing at 128×64 by ``reidguard train
+TARGETS = """The models other than the source were trained from scratch at 128×64 by ``reidguard
+train
 --model ide --image-size 128x64 --model-set size=128x64``: market_resnet18 with ``--model-set
 backbone=resnet18 --epochs 15``, market_regnetx with ``--model-set backbone=regnetx_002 --lr 1e-3
 --epochs 10``, and campus_resnet18 on ``virtual:campus`` with ``--model-set backbone=resnet18
@@ -400,12 +406,15 @@ def transfer(data) -> list[str]:
         rows.append(cells)
     return [
         title("What helps a perturbation transfer"),
-        prose(f"""Variants of {data["setting"]}, each attack learnt on the source alone or, where
-it says two surrogates, on the source and campus_resnet18, which is then no stranger: its column is
-in brackets there. The models, clean:
+        prose(f"""Variants of {data["setting"]}, each attack learnt on the source alone or, with
+two surrogates, on the source and campus_resnet18; campus_resnet18 is then not an unseen model, so
+its
+column is in brackets there. The models, clean:
 """),
         listing(["model", "dataset", "every n-th query", "mAP", "rank-1"], clean),
-        prose(f"{TARGETS} Attacked, mAP / rank-1, mean over seeds; seconds are a processor's:"),
+        prose(
+            f"{TARGETS} Under attack, mAP / rank-1, mean over seeds; seconds are processor time:"
+        ),
         listing(["variant", "seeds", "s/step", *models], rows),
     ]
 
@@ -429,10 +438,10 @@ def universal(data) -> list[str]:
     return [
         title("Universal attacks"),
         prose(f"""{data["setting"]}, every {data["query_every"]}th query (clean
-{data["clean"]["mAP"]:.1f} / {data["clean"]["rank1"]:.1f}); learnt on the source itself, all else by
-default or as its name says. MisRank's own recipe is 40 epochs at width 32. Afterwards an attack
-costs no pass of any network, but MisRank's one of its generator.
-Seconds are a processor's for all of the learning.
+{data["clean"]["mAP"]:.1f} / {data["clean"]["rank1"]:.1f}); learnt on the source itself, with
+defaults or as named. MisRank's own schedule is 40 epochs at width 32. Applying an attack needs no
+forward pass, except of MisRank's generator.
+Seconds are the processor time of all training steps.
 """),
         listing(
             ["attack", "seed", "steps", "mAP / rank-1", "8-bit", "L∞ ·255 / 8-bit", "SSIM", "s"],
@@ -473,11 +482,12 @@ def defenses(data) -> list[str]:
     return [
         title("Defenses on real data"),
         prose(f"""{data["setting"]}. Every {data["query_every"]}th query, mAP / rank-1, mean ±
-sample standard deviation over seeds (± 0.0 with one). *transfer*: learnt on the normal model, with
-another seed than the attack of the training images. *adaptive*: learnt on the model itself, with
-the same learner and steps; for the normal model both are the same. SMA works on the model itself.
-The last column is the cosine of the gradients of the two domains' losses, all but the classifiers,
-in the model as it is.
+sample standard deviation over seeds (± 0.0 with one). *transfer*: learnt on the undefended model,
+with
+another seed than the attack in training. *adaptive*: learnt on the model itself, with the same
+learner and steps; for the undefended model both are the same. SMA attacks the model itself.
+The last column is the cosine of the gradients of the two domains' losses at the final weights,
+without the classifiers.
 """),
         listing(["model", "seeds", *keys, "cosine"], rows),
     ]
@@ -496,7 +506,7 @@ def inner_steps(data) -> list[str]:
         for r in steps
         if family != "defense"
     ]
-    parse_defense = [
+    defense_rows = [
         [
             r["inner"],
             f"{r['train']:.3f}",
@@ -510,18 +520,18 @@ def inner_steps(data) -> list[str]:
         title("Inner steps"),
         prose(f"""One inner step of each kind, after 10 plain steps of an attack
 ({data["setting"]}, Market-1501 and
-virtual people): the losses after it, and the share of the second-order term in ``maml``'s
+virtual people): the losses after it, and the fraction of the second-order term in ``maml``'s
 gradient.
-"sgd" is Algorithm 1 to the letter, "sign" the released code's; "scaled" was chosen.
+"sgd" is literally Algorithm 1, "sign" the released code's; "scaled" is the default here.
 """),
-        listing(["attack", "inner step", "meta-train loss", "meta-test loss", "share"], rows),
+        listing(["attack", "inner step", "meta-train loss", "meta-test loss", "fraction"], rows),
         prose("""The same for ``MetaDefense`` after 20 steps of mixed training with images of that
 delta attack, and the cosine of ``maml``'s gradient to that of mixed training. "sgd" at the outer
 learning rate is Algorithm 2, and the default:
 """),
         listing(
-            ["inner step", "meta-train loss", "meta-test loss", "share", "cosine to mixed"],
-            parse_defense,
+            ["inner step", "meta-train loss", "meta-test loss", "fraction", "cosine to mixed"],
+            defense_rows,
         ),
     ]
 
@@ -533,10 +543,10 @@ def learners(data) -> list[str]:
         for name, r in m["learners"].items()
     ]
     return [
-        prose("""One step of every learner beside the plain one: a combinatorial attack that learns
-from 32 + 32 images of 256×128, and an IDE that learns as a defense does, from 32 clean and 16
-adversarial ones of each domain (the paper's Table 19: 2.9 and 8.7 times plain, by the epoch).
-Memory is the growth of the process's peak over its first step:
+        prose("""One step of every learner compared with the plain one: of a combinatorial attack on
+32 + 32 images of 256×128, and of the training of an IDE in a defense, on 32 clean and 16
+adversarial images of each domain (the paper's Table 19: 2.9 and 8.7 times plain, per epoch).
+Memory is the growth of the process's peak in its first step:
 """),
         listing(["model", "learner", "seconds", "times plain", "MiB"], rows),
     ]
@@ -546,7 +556,7 @@ def speed(data) -> list[str]:
     look_up = data["color_lookup"]
     parts = ("delta", "color", "joint")
     return [
-        prose("""One plain step (32 images of 256×128, clean features kept, weights frozen) in
+        prose("""One plain step (32 images of 256×128, cached clean features, frozen weights) in
 forward passes of the
 same batch:
 """),
@@ -559,7 +569,7 @@ same batch:
         ),
         prose(f"""Colour look-up of 64 images of 256×128, forward and backward:
 {look_up["ratio"]:.2f} of the time of
-eight-corner gather code ({look_up["ours_s"]:.2f} s and {look_up["gather_s"]:.2f} s).
+code that gathers the eight corners ({look_up["ours_s"]:.2f} s and {look_up["gather_s"]:.2f} s).
 """),
     ]
 
@@ -569,7 +579,8 @@ def ranking(data) -> list[str]:
         f"{v:.0f} MiB for a gallery of {int(k):,}" for k, v in data["memory_mib"].items()
     )
     return [
-        prose("""Ranking 3,368 × 15,913 features of 2048 numbers, beside their matrix product
+        prose("""Ranking 3,368 × 15,913 features of 2048 components, compared with their matrix
+product
 alone:
 """),
         listing(
@@ -581,27 +592,28 @@ alone:
 
 
 def paper() -> list[str]:
-    """The page of the paper's tables, measured on what is at hand."""
+    """The page of the paper's tables, as far as they were measured."""
     page = [
         title("The paper's tables, measured", "="),
-        prose("""None of these is the paper's experiment: its datasets, but for Market-1501, and
-its networks are not at hand. What stands in for them is said above each table, and the differences
-show the method on other people and networks, not an error of the paper or of this library.
+        prose("""None of these is the paper's experiment: its datasets, except for Market-1501, and
+its networks were not available. The stand-ins are named above each part, and differences from the
+paper show the method on other datasets and networks, not an error of the paper or of this library.
 ``python -m benchmarks.paper all`` measures them, and ``benchmarks/results/paper_*.json`` have all
 values; ``python -m benchmarks.paper tableN`` does the same for one table (:doc:`paper`).
 """),
-        prose("""Each part begins with how its tables compare with the paper's as a whole: of all
-pairs of cells whose mAP differs by 1 or more in the paper (SSIM: 0.01), clean ones among them, how
-many come in the same order here; by chance, half of them would. Then what each step of the
-paper's method changes, as a mean over all pairs of cells that differ in nothing else: an attack is
-better the lower mAP is, a defense the higher. As in the paper, hardened networks meet attacks that
-were learnt on the normal one; :doc:`results` has attacks learnt on them, too."""),
+        prose("""Each part begins with a comparison of its tables with the paper's: of all
+pairs of cells whose mAP differs by 1 or more in the paper (SSIM: 0.01), including clean ones, the
+number that have the same order here; by chance, it would be half of them. Then the effect of each
+step of the paper's method, as a mean over all pairs of cells that differ in nothing else: an attack
+is better the lower mAP is, a defense the higher. As in the paper, the attacks on defended networks
+were learnt on the undefended ones; :doc:`results` has attacks learnt on the defended ones,
+too."""),
     ]
     parts = (
         (
             "market",
             "Market-1501 and virtual people",
-            "On real photographs where Market-1501 suffices, with OSNet x0.25 and its published "
+            "On photographs where Market-1501 suffices, with OSNet x0.25 and its published "
             "weights for the paper's IDE (``--model Market-IDE=FILE``).",
         ),
         ("stand_in", "Virtual people only", "Everything virtual."),
@@ -621,7 +633,7 @@ were learnt on the normal one; :doc:`results` has attacks learnt on them, too.""
 
 
 def overview(tables: dict) -> list[str]:
-    """How much of each table was measured, and whether its cells come in the paper's order."""
+    """How much of each table was measured, and how many cells have the paper's order."""
     rows = []
     for content in sorted((t for t in tables.values() if "table" in t), key=lambda t: t["table"]):
         wanted = paper_tables()[content["table"]]
@@ -639,7 +651,7 @@ def overview(tables: dict) -> list[str]:
 
 
 def claims(tables: dict) -> list[str]:
-    """What each step of the paper's method changes, there and here."""
+    """The effect of each step of the paper's method, in the paper and here."""
     rows = []
     for name, numbers, with_it, without in CLAIMS:
         changes = []
@@ -659,7 +671,7 @@ def claims(tables: dict) -> list[str]:
             paper, here = (sum(values) / len(changes) for values in zip(*changes, strict=True))
             same = sum(a * b > 0 for a, b in changes)
             rows.append([name, f"{paper:+.1f}", f"{here:+.1f}", f"{same} of {len(changes)}"])
-    return [listing(["mAP changes by", "paper", "here", "the same way in"], rows)]
+    return [listing(["mAP changes by", "paper", "here", "same sign in"], rows)]
 
 
 def order(name: str) -> tuple[bool, int]:
@@ -706,17 +718,17 @@ def paper_table(content: dict) -> list[str]:
     parts = [title(caption, "~"), listing(head, rows)]
     if own := content["own_networks"]:
         named = ", ".join(f"{name} ({kind})" for name, kind in own.items())
-        parts.append(prose(f"Networks of one's own: {named}."))
+        parts.append(prose(f"Networks from files: {named}."))
     if content["left_out"]:
         parts.append(prose(f"Left out: {'; '.join(content['left_out'])}."))
     return parts
 
 
 def paper_picture(what: str, content: dict, real: bool) -> list[str]:
-    """A picture's counts, and itself where it is kept and shows nobody real."""
+    """A figure's counts, and its picture if there is one that shows no real people."""
     wanted = paper_figures()[content["figure"]]
     parts = [title(f"Figure {wanted.number}: {wanted.caption}", "~")]
-    where = "The page shows real people, so it is not here." if real else ""
+    where = "Its page shows real people, so it is not included." if real else ""
     if not real and (DOCS / "images" / f"paper-{what}.png").exists():
         parts.append(f".. image:: images/paper-{what}.png\n   :alt: {wanted.caption}\n")
         where = WHERE_DRAWN
@@ -727,7 +739,7 @@ def paper_picture(what: str, content: dict, real: bool) -> list[str]:
         victim = "" if c["defense"] == "none" else f" on {c['defense']}"
         told.append(f"{attack}{victim}: {row['right']}")
     parts.append(
-        prose(f"""Queries whose first image is right, of {content["examined"]} looked at:
+        prose(f"""Queries whose first image is right, of {content["examined"]} examined:
 {"; ".join(told)}. {where}""")
     )
     return parts
@@ -736,10 +748,11 @@ def paper_picture(what: str, content: dict, real: bool) -> list[str]:
 def main() -> None:
     page = [
         title("Results", "="),
-        prose("""Measured with the scripts in ``benchmarks/``; each figure stands with its
-command, seed, commit and
-data fingerprint in ``benchmarks/results/*.json``. ``python benchmarks/run_all.py`` makes them all
-again, ``python benchmarks/page.py`` this page from them.
+        prose("""Measured with the scripts in ``benchmarks/``; ``benchmarks/results/*.json`` have
+the
+results with their commands, seeds, commits and
+data fingerprints. ``python benchmarks/run_all.py`` measures all of them
+again, ``python benchmarks/page.py`` writes this page from them.
 """),
     ]
     sections = (

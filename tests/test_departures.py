@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers import tiny_model
 from reidguard.attacks import ColorAttack, DeltaAttack
 from reidguard.data import ReIDDataset
 from reidguard.defenses import MetaDefense
 from reidguard.learners import FirstOrderLearner, MAMLLearner
-from reidguard.models import ReIDModel, create_model
+from reidguard.models import ReIDModel
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
 from reidguard.types import Budget, ReIDBatch, ReIDSample
@@ -61,9 +62,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> ReIDDataset:
 
 @pytest.fixture(scope="module")
 def model() -> ReIDModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return create_model("ide", backbone="test_resnet", size=SIZE, num_classes=3).eval()
+    return tiny_model(num_classes=3).eval()
 
 
 @pytest.mark.parametrize("clip", [True, False])

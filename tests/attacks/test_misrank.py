@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers import TinyNet
 from reidguard.attacks import MetaAttack, MisRank, load_attack
 from reidguard.attacks.misrank.attack import MisRankObjective, nearest_positive_triplet
 from reidguard.attacks.misrank.networks import Discriminator, MaskHead, top_k_mask
@@ -14,24 +15,11 @@ from reidguard.data import iterate_images
 from reidguard.errors import InputError
 from reidguard.learners import JointLearner, PlainLearner
 from reidguard.metrics.quality import ssim
-from reidguard.models import ReIDModel, wrap_model
+from reidguard.models import wrap_model
 from reidguard.types import Budget, InputSpec, ReIDBatch
 
 SIZE = (32, 16)
 SMALL = {"identities": 3, "images_per_identity": 2, "image_size": SIZE}
-
-
-class TinyNet(ReIDModel):
-    """A small network with a classifier."""
-
-    def __init__(self):
-        super().__init__(input_spec=InputSpec(size=SIZE), metric="euclidean", num_classes=6)
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Tanh())
-        self.build_classifiers(8)
-        nn.init.normal_(self.classifier["default"].weight, std=5.0)
-
-    def embed(self, inputs):
-        return self.body(inputs).mean((2, 3))
 
 
 @pytest.fixture

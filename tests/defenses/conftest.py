@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
+from helpers import tiny_model
 from reidguard.attacks import DeltaAttack
 from reidguard.data import ReIDDataset
-from reidguard.models import ReIDModel, create_model
+from reidguard.models import ReIDModel
 from reidguard.training import train_model
 from reidguard.types import Budget
 
@@ -26,9 +26,7 @@ def short() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def normal(studio: ReIDDataset) -> ReIDModel:
     """A small model that finds people; do not change it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = create_model("ide", backbone="test_resnet", size=SIZE, num_classes=16)
+    model = tiny_model(num_classes=16)
     return train_model(model, studio, steps=40, lr=1e-3, **SHORT).eval()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import Killed, kill_at
 from reidguard.attacks import FNA, SMA, CombinatorialAttack, DeltaAttack, Guides
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.defenses import (
@@ -278,18 +279,6 @@ def test_a_model_without_classifier_gets_one_or_is_not_asked_for_one(delta, stud
 
 
 # --- resume, NaN ------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(step):
-    def progress(told):
-        if told.done == step and told.metrics:
-            raise Killed
-
-    return progress
 
 
 @pytest.mark.parametrize(

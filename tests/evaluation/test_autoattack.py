@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers import Killed
 from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, SquareAttack
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
@@ -318,10 +319,6 @@ def test_the_worst_images_are_inside_the_ball_and_give_the_8bit_figures(wide, da
 
 
 # --- resuming ----------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    pass
 
 
 def content(folder):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from helpers import random_batch
 from reidguard.attacks import DeltaAttack
 from reidguard.learners import FirstOrderLearner, HessianFreeLearner, MAMLLearner
 from reidguard.models import ReIDModel, create_model
@@ -31,10 +32,7 @@ def vit(*, fused: bool) -> ReIDModel:
 
 
 def batch(seed: int) -> ReIDBatch:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(6, 3, *SIZE, generator=generator, dtype=torch.float64)
-    pids = torch.tensor([0, 0, 1, 1, 2, 2])
-    return ReIDBatch(images, pids, torch.zeros_like(pids), torch.arange(6))
+    return random_batch(3, 2, SIZE, seed=seed, dtype=torch.float64)
 
 
 def loop_by_hand(module: nn.Module, objective) -> list[torch.Tensor | None]:

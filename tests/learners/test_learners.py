@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from helpers import SmoothEmbedder, random_batch, rng
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.errors import InputError, TrainingError
 from reidguard.learners import (
@@ -21,14 +22,10 @@ from reidguard.learners import (
 )
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
-from reidguard.types import Budget, ReIDBatch
+from reidguard.types import Budget
 
 DOUBLE = torch.float64
 TEMPORARY = [FirstOrderLearner, HessianFreeLearner, MAMLLearner]
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def close(found, wanted, tolerance=1e-9):
@@ -106,25 +103,6 @@ def test_plain_and_joint_on_a_quadratic():
 # --- networks and attacks ---------------------------------------------------------------------
 
 
-class Embedder(nn.Module):
-    """Small and smooth, so that second derivatives mean something."""
-
-    metric = "euclidean"
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.Conv2d(6, 5, 3), nn.Tanh(), nn.Flatten()
-        )
-        for p in self.net.parameters():
-            nn.init.normal_(p, std=0.5, generator=rng(p.numel()))
-            p.requires_grad_(False)
-        self.double()
-
-    def features(self, x):
-        return self.net(x)
-
-
 class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
@@ -145,9 +123,7 @@ class Classifier(nn.Module):
 
 
 def batch(seed):
-    images = 0.3 + 0.4 * torch.rand(8, 3, 12, 10, generator=rng(seed), dtype=DOUBLE)
-    pids = torch.arange(8) // 2
-    return ReIDBatch(images, pids, torch.zeros_like(pids), torch.arange(8))
+    return random_batch(4, 2, (12, 10), seed=seed, low=0.3, high=0.7, dtype=DOUBLE)
 
 
 def cross_entropy(module, b):
@@ -165,7 +141,7 @@ def case(name):
             "delta": lambda: DeltaAttack(budget, size),
             "both": lambda: CombinatorialAttack(budget, resolution=4, size=size),
         }[name]().double()
-        objective, lr = FeatureObjective(Embedder(), MisrankingTriplet()), 0.004
+        objective, lr = FeatureObjective(SmoothEmbedder(), MisrankingTriplet()), 0.004
         for number, p in enumerate(module.parameters()):
             nn.init.uniform_(p, -0.03, 0.03, generator=rng(number))
     optimizer = MISGD(module.parameters(), lr=lr, momentum=0.5)

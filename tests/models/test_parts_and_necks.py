@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from helpers import random_batch, rng
 from reidguard.attacks import DeltaAttack
 from reidguard.data import ReIDDataset
 from reidguard.defenses import MetaDefense
@@ -28,17 +30,13 @@ SIZE = (64, 32)
 VIT = {"backbone": "test_vit", "size": SIZE}
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def images(count: int = 6, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, *size, generator=rng(seed))
 
 
 def batch(seed: int = 0, dtype: torch.dtype = torch.float32) -> ReIDBatch:
-    pids = torch.tensor([0, 0, 1, 1, 2, 2])
-    return ReIDBatch(images(seed=seed).to(dtype), pids, torch.zeros_like(pids), torch.arange(6))
+    batch = random_batch(3, 2, SIZE, seed=seed)
+    return replace(batch, images=batch.images.to(dtype))
 
 
 def small_pcb(**options):

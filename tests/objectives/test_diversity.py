@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import tiny_model
 from reidguard.attacks import DeltaAttack, MisRank
 from reidguard.errors import InputError
-from reidguard.models import create_model
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.diversity import diverse
 from reidguard.types import Budget, ReIDBatch
@@ -65,7 +65,7 @@ def test_only_adversarial_images_are_seen_so():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return create_model("ide", backbone="test_resnet", size=(64, 32))
+    return tiny_model()
 
 
 def test_fit_learns_with_it_and_says_so(model, studio):

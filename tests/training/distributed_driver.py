@@ -26,31 +26,13 @@ from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.training import MISGD
 from reidguard.training.recompute import recomputing
-from reidguard.types import BatchShard, Budget, InputSpec, ReIDBatch
+from reidguard.types import BatchShard, Budget, InputSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import SmoothEmbedder, random_batch, rng
 
 LEARNER_NAMES = ("plain", "joint", "first_order", "hessian_free", "maml")
 DOUBLE = torch.float64
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-class Embedder(nn.Module):
-    metric = "euclidean"
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.Conv2d(6, 5, 3), nn.Tanh(), nn.Flatten()
-        )
-        for p in self.net.parameters():
-            nn.init.normal_(p, std=0.5, generator=rng(p.numel()))
-            p.requires_grad_(False)
-        self.double()
-
-    def features(self, x):
-        return self.net(x)
 
 
 class Block(nn.Sequential):
@@ -80,10 +62,8 @@ class Classifier(nn.Module):
 
 
 def batch(seed, people=5, each=3):
-    images = torch.rand(people * each, 3, 12, 10, generator=rng(seed), dtype=DOUBLE)
-    images = 0.25 + images / 2  # no pixel is clipped by [0, 1]
-    pids = torch.arange(people).repeat_interleave(each)
-    return ReIDBatch(images, pids, pids, torch.arange(len(pids)))
+    # no pixel is clipped by [0, 1]
+    return random_batch(people, each, (12, 10), seed=seed, low=0.25, high=0.75, dtype=DOUBLE)
 
 
 def own_rows(pids):
@@ -166,7 +146,7 @@ def attacks():
         "color": lambda: ColorAttack(budget, 4),
         "combinatorial": lambda: CombinatorialAttack(budget, 4, (12, 10)),
     }
-    model = Embedder()
+    model = SmoothEmbedder()
     pairs = [(batch(1), batch(2))]
     pairs.append(tuple(shared(b) for b in pairs[0]))
     for name, make in makes.items():

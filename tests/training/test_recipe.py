@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from helpers import Killed, kill_at, tiny_model
 from reidguard.data import Augment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.metrics import RankingResult, rank
@@ -21,9 +22,7 @@ SHORT = {"image_size": SIZE, "identities": 8, "images_per_identity": 4, "lr": 1e
 
 
 def small_model(seed: int = 0, num_classes: object = 16) -> ReIDModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return create_model("ide", backbone="test_resnet", size=SIZE, num_classes=num_classes)
+    return tiny_model(seed=seed, num_classes=num_classes)
 
 
 def figures(model: ReIDModel, dataset: ReIDDataset) -> RankingResult:
@@ -49,18 +48,6 @@ def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
-
-
-class Killed(BaseException):
-    """Not an Exception, as KeyboardInterrupt is none."""
-
-
-def kill_at(step: int):
-    def progress(told: Progress) -> None:
-        if told.done == step and told.metrics:
-            raise Killed
-
-    return progress
 
 
 def test_a_small_model_learns_people_it_has_not_seen(studio):
@@ -130,11 +117,7 @@ def test_epochs_follow_the_stretched_schedule(studio, tmp_path):
 
 
 def small_agw(seed: int = 0) -> ReIDModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return create_model(
-            "agw", backbone="test_resnet", non_local=(0, 0, 0, 1), size=SIZE, num_classes=16
-        )
+    return tiny_model("agw", seed=seed, non_local=(0, 0, 0, 1), num_classes=16)
 
 
 def test_agw_learns_by_its_own_recipe(studio):

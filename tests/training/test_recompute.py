@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import random_batch
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
@@ -14,7 +15,6 @@ from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.storage import weights_fingerprint
 from reidguard.training import MISGD
 from reidguard.training.recompute import recomputing
-from reidguard.types import ReIDBatch
 
 NAMES = ("plain", "joint", "first_order", "hessian_free", "maml")
 
@@ -47,10 +47,7 @@ class Network(nn.Module):
 
 
 def batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    images = 0.25 + torch.rand(8, 3, 24, 16, generator=generator, dtype=torch.float64) / 2
-    pids = torch.arange(8) // 2
-    return ReIDBatch(images, pids, pids, torch.arange(8))
+    return random_batch(4, 2, (24, 16), seed=seed, low=0.25, high=0.75, dtype=torch.float64)
 
 
 def of_features(module, given):

@@ -53,8 +53,8 @@ class Run:
         result = self.result or {}
         cells = []
         for cell in result.get("cells", ()):
-            dataset = cell.get("dataset") or cell.get("domain")
-            label = " on ".join(filter(None, [cell.get("attack"), f"{cell['model']}, {dataset}"]))
+            target = f"{cell['model']}, {cell['dataset']}"
+            label = " on ".join(filter(None, [cell.get("attack"), target]))
             cells.append({"label": label, **cell})
         if result.get("evaluation") is not None:
             cells.append({"label": "", "setting": "", "evaluation": result["evaluation"]})

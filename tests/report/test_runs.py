@@ -127,6 +127,21 @@ def test_several_budgets_make_a_curve(tmp_path):
     assert "mAP: 80 at 0, 15 at 8; rank-1: 40 at 0, 7.5 at 8." in html
 
 
+def test_curves_join_only_what_differs_in_eps(tmp_path):
+    def with_learner(folder, eps, learner):
+        path = attack(folder, eps, 0.2) / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "training": {"learner": learner}}))
+        return folder
+
+    plain, maml = (
+        with_learner(tmp_path / "a", 4, "plain"),
+        with_learner(tmp_path / "b", 4.25, "maml"),
+    )
+    assert "Metrics over the budget" not in page_of(plain, maml)
+    assert "at 4.25" in page_of(maml, with_learner(tmp_path / "c", 4, "maml"))
+
+
 def test_learning_curves(tmp_path):
     steps = [{"step": i, "loss": 3.0 - i, "test_loss": 2.0, "time": 1.0} for i in (1, 2, 3)]
     folder = attack(tmp_path / "a", 8, 0.2, steps=[*steps, {"step": 4, "loss": float("nan")}])

@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: atomic writes, and tensors with a JSON card.
+"""Atomic file writes, tensors with a JSON card, resumable stores and fingerprints.
 
-A checkpoint is one safetensors file whose header carries the card: what the tensors are, how they
-came about, and with which versions. One file can be replaced in one step, so a reader never
-meets tensors of one save beside the card of another.
+A checkpoint is one safetensors file whose header carries the card: what the tensors are, their
+provenance, and the library versions. One file is replaced in one step, so a reader never sees
+the tensors of one save beside the card of another.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import filelock
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from reidguard.errors import CheckpointError
 
 __all__ = [
+    "ResumableStore",
     "atomic_write",
+    "changed_settings",
+    "fingerprint",
+    "folder_lock",
     "library_versions",
     "load_tensors",
     "read_card",
-    "read_tensors",
+    "read_json",
     "remove_temporaries",
     "save_tensors",
+    "tensor_fingerprint",
     "weights_fingerprint",
     "write_json",
 ]
 
 SCHEMA = 1
+LOCK = ".lock"
 
 
 @contextmanager
@@ -172,101 +178,35 @@ def _open(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-# Under which keys training scripts keep the weights, beside optimisers and counters.
-NESTS = ("model", "net", "network", "model_state_dict", "state_dict", "model")
+def fingerprint(value: Any) -> str:
+    """Return the sha256 of a JSON value; the order of keys does not matter.
 
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the named tensors of a safetensors or torch file; nothing in it is executed.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, or holds more than tensors.
+    Example:
+        >>> fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": (2,), "a": 1})
+        True
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
-        return _read_safetensors(path)
-    if start[:2] == b"PK" or start[:1] == b"\x80":  # torch's zip files, and its older plain pickles
-        return _read_torch(path)
-    raise CheckpointError(
-        f"{path} is neither a safetensors nor a torch file (it starts with {start!r}); "
-        "a download that failed leaves a web page or an empty file: fetch it again"
-    )
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as stream:
-            ours = "card" in (stream.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
-    if ours and (kind := read_card(path).get("kind")) != "model":
-        raise CheckpointError(f"{path} is a checkpoint of kind {kind!r}, not of a model")
-    return state
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """Return the sha256 of a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    _hash_tensor(digest, tensor)
+    return digest.hexdigest()
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on weights_only is for the author
-            with _numpy_numbers():
-                content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes: the unpickler may fail in any way
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors, which are never executed here "
-            f"({reason[0][:200]}); copy it again, or save only the state_dict() of the model, "
-            "where you trust its source"
-        ) from error
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a dict of named tensors; "
-            "save the state_dict() of the model"
-        )
-    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    odd = [n for n, t in state.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]
-    if odd:
-        raise CheckpointError(
-            f"{path} has sparse, quantized or empty tensors ({_a_few(tuple(odd))}); "
-            "save them as ordinary dense ones"
-        )
-    if not state:
-        raise CheckpointError(
-            f"{path} names no tensors (it has {_a_few(tuple(map(str, content))) or 'nothing'}); "
-            "the weights should be at the top, under 'state_dict' or under 'model'"
-        )
-    return state
-
-
-def _numpy_numbers() -> AbstractContextManager[None]:
-    """Let numpy's numbers be read, such as an accuracy in torchreid's files: they are data only."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    allowed: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
-    return torch.serialization.safe_globals(allowed)
-
-
-def _a_few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _hash_tensor(digest: Any, tensor: Tensor, name: str = "") -> None:
+    digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy())
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Return a sha256 over the architecture as printed and all names, types and bytes of weights.
 
     Models with the same fingerprint give the same features for the same inputs (apart from
-    resizing and normalisation, which an :class:`~reidguard.types.InputSpec` tells), so it can
-    key a cache. The printed architecture is part of it because equal weights can be run with other
-    strides.
+    resizing and normalisation, which their :class:`~reidguard.types.InputSpec` defines). The
+    printed architecture is part of it because equal weights can be run with other strides.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -278,7 +218,184 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        _hash_tensor(digest, tensor, name)
     return digest.hexdigest()
+
+
+def changed_settings(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Describe the settings that differ, nested ones by their path; empty if none does.
+
+    Example:
+        >>> changed_settings({"seed": 0, "model": {"name": "ide"}}, {"seed": 1})
+        'seed: 0 stored, 1 now; model name: "ide" stored, null now'
+    """
+    before, now = (_flat(json.loads(json.dumps(settings))) for settings in (stored, current))
+    return "; ".join(
+        f"{name}: {_brief(before.get(name))} stored, {_brief(now.get(name))} now"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{name} {inner}": v for inner, v in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 24 else f"{text[:20]}..."
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; it ends with the process at the latest.
+
+    Raises:
+        CheckpointError: If the folder cannot be written, or another process holds the lock.
+    """
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock)
+            stack.callback(_remove, folder / LOCK)  # while it is held
+        except filelock.Timeout:
+            raise CheckpointError(
+                f"another process is working in {folder}; wait for it, or choose another folder"
+            ) from None
+        except NotImplementedError:
+            pass  # some network disks have no locks
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write into {folder}: {error.strerror}; choose another folder"
+            ) from error
+        yield
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # Windows removes no open files
+        path.unlink()
+
+
+class ResumableStore:
+    """Entries of a computation that may be interrupted, in a folder that belongs to its settings.
+
+    Use it in a ``with`` statement, which locks the folder. Each entry is a file that is written
+    atomically. An entry that is missing, damaged or of other settings reads as None, so that the
+    caller computes it again.
+
+    Args:
+        folder: Made where it is missing. None stores nothing: every entry reads as None.
+        settings: JSON values that the entries depend on.
+        card: Name of the file that holds the settings.
+        files: Paths in the folder of the other files that it may hold; None for any.
+
+    Raises:
+        CheckpointError: On entering, if the folder was made with other settings (the message lists
+            them), holds other files, is in use, or cannot be written.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with ResumableStore(folder, {"seed": 0}) as store:
+        ...     store.put("part 1", [1, 2])
+        >>> with ResumableStore(folder, {"seed": 0}) as store:
+        ...     store.get("part 1"), store.get("part 2")
+        ([1, 2], None)
+        >>> with ResumableStore(folder, {"seed": 1}):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.CheckpointError: ...other settings (seed: 0 stored, 1 now)...
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | None,
+        settings: Mapping[str, Any],
+        *,
+        card: str = "settings.json",
+        files: Collection[str] | None = None,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.settings = dict(settings)
+        self.fingerprint = fingerprint(self.settings)
+        self._card, self._files = card, files
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise CheckpointError(f"{self.folder} is a file; name a folder")
+            with ExitStack() as stack:
+                stack.enter_context(folder_lock(self.folder))
+                self._claim(self.folder)
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _claim(self, folder: Path) -> None:
+        present = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        present.pop(LOCK, None)
+        for name in [n for n, p in present.items() if p.match(".*.tmp")]:  # of killed writers
+            present.pop(name).unlink(missing_ok=True)
+        stored = read_json(present.pop(self._card, None))
+        if not isinstance(stored, dict):
+            if present:
+                raise CheckpointError(
+                    f"{folder} holds other files, such as {min(present)}; choose a new or empty "
+                    "folder"
+                )
+            write_json(folder / self._card, self.settings)
+        elif changed := changed_settings(stored, self.settings):
+            raise CheckpointError(
+                f"{folder} belongs to other settings ({changed}); repeat those to resume, or "
+                "choose a new or empty folder"
+            )
+        if self._files is not None and (foreign := present.keys() - set(self._files)):
+            raise CheckpointError(
+                f"{folder} holds other files, such as {min(foreign)}; move them away or choose "
+                "another folder"
+            )
+
+    def get(self, name: str) -> Any:
+        """Return a JSON entry; None if it is missing or damaged."""
+        return None if self.folder is None else read_json(self.folder / f"{name}.json")
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a JSON entry."""
+        if self.folder is not None:
+            write_json(self.folder / f"{name}.json", value)
+
+    def get_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and values of an entry; None if it is missing or damaged."""
+        if self.folder is None:
+            return None
+        try:
+            tensors, card = load_tensors(self.folder / f"{name}.safetensors")
+        except CheckpointError:
+            return None
+        return (tensors, card) if card.get("settings") == self.fingerprint else None
+
+    def put_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
+        """Write an entry of tensors and JSON values."""
+        if self.folder is not None:
+            card = {"kind": "entry", "settings": self.fingerprint, **values}
+            save_tensors(self.folder / f"{name}.safetensors", tensors, card)
+
+
+def read_json(path: Path | None) -> Any:
+    """Return the JSON value of a file; None if it is missing or damaged."""
+    try:
+        return None if path is None else json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None

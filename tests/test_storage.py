@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,16 @@ import torch
 
 from reidguard import storage
 from reidguard.errors import CheckpointError
-from reidguard.storage import atomic_write, load_tensors, read_card, save_tensors
+from reidguard.storage import (
+    ResumableStore,
+    atomic_write,
+    changed_settings,
+    fingerprint,
+    load_tensors,
+    read_card,
+    save_tensors,
+    tensor_fingerprint,
+)
 
 
 def test_tensors_and_card_come_back_and_the_bytes_repeat(tmp_path):
@@ -98,3 +108,127 @@ def test_a_writer_killed_in_mid_write_leaves_the_old_file(tmp_path):
     assert target.read_text() == "old"
     storage.remove_temporaries(target)
     assert os.listdir(tmp_path) == ["file"]
+
+
+# --- resumable stores ---------------------------------------------------------------------------
+
+SETTINGS = {"seed": 0, "model": {"name": "ide", "size": (64, 32)}}
+
+
+def test_entries_come_back_in_a_later_store(tmp_path):
+    with ResumableStore(tmp_path / "run", SETTINGS, card="card.json") as store:
+        assert store.get("cell") is store.get_tensors("batch") is None
+        store.put("cell", {"mAP": 0.5})
+        store.put_tensors("batch", {"a": torch.arange(3)}, {"done": 2})
+    assert json.loads((tmp_path / "run" / "card.json").read_text()) == {
+        "seed": 0,
+        "model": {"name": "ide", "size": [64, 32]},
+    }
+    with ResumableStore(tmp_path / "run", SETTINGS, card="card.json") as store:
+        assert store.get("cell") == {"mAP": 0.5}
+        tensors, values = store.get_tensors("batch")
+        assert tensors["a"].tolist() == [0, 1, 2]
+        assert values["done"] == 2
+
+
+def test_damaged_entries_are_absent(tmp_path):
+    with ResumableStore(tmp_path, SETTINGS) as store:
+        store.put("cell", {"mAP": 0.5})
+        store.put_tensors("batch", {"a": torch.arange(3)}, {})
+        for file in (tmp_path / "cell.json", tmp_path / "batch.safetensors"):
+            file.write_bytes(file.read_bytes()[:-4])
+        assert store.get("cell") is store.get_tensors("batch") is None
+
+
+def test_tensors_of_another_store_are_absent(tmp_path):
+    """As when somebody copies files from the folder of another run."""
+    with ResumableStore(tmp_path / "a", {"seed": 1}) as store:
+        store.put_tensors("batch", {"a": torch.ones(1)}, {})
+    with ResumableStore(tmp_path / "b", {"seed": 2}) as store:
+        os.rename(tmp_path / "a" / "batch.safetensors", tmp_path / "b" / "batch.safetensors")
+        assert store.get_tensors("batch") is None
+
+
+def test_other_settings_are_refused_and_listed(tmp_path):
+    with ResumableStore(tmp_path, SETTINGS) as store:
+        store.put("cell", 1)
+    other = {"seed": 1, "model": {"name": "ide", "size": (32, 16)}}
+    with pytest.raises(CheckpointError) as error, ResumableStore(tmp_path, other):
+        pass
+    assert "seed: 0 stored, 1 now; model size: [64, 32] stored, [32, 16] now" in str(error.value)
+    assert "name" not in str(error.value)
+    with ResumableStore(tmp_path, SETTINGS) as store:
+        assert store.get("cell") == 1
+
+
+def test_changed_settings_names_what_was_added_and_removed():
+    assert changed_settings(SETTINGS, SETTINGS) == ""
+    assert changed_settings({"a": 1}, {"b": []}) == "a: 1 stored, null now; b: null stored, [] now"
+    assert "..." in changed_settings({"a": "x" * 30}, {})
+
+
+def test_folders_of_others_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"other files, such as notes\.txt"):
+        ResumableStore(tmp_path, {}).__enter__()
+    with pytest.raises(CheckpointError, match="is a file"):
+        ResumableStore(tmp_path / "notes.txt", {}).__enter__()
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_only_listed_files_are_accepted_beside_the_card(tmp_path):
+    def enter():
+        with ResumableStore(tmp_path, SETTINGS, files=["a.png", "sub/b.png"]):
+            pass
+
+    enter()
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_text("")
+    enter()
+    (tmp_path / "sub" / "c.png").write_text("")
+    with pytest.raises(CheckpointError, match=r"sub/c\.png"):
+        enter()
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    (tmp_path / ".settings.json.x.tmp").write_text("{")
+    (tmp_path / "notes.tmp").write_text("")
+    with pytest.raises(CheckpointError, match=r"notes\.tmp"):
+        ResumableStore(tmp_path, {}).__enter__()
+    (tmp_path / "notes.tmp").unlink()
+    with ResumableStore(tmp_path, SETTINGS):
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == ["settings.json"]
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    code = (
+        "import sys; from reidguard.storage import ResumableStore\n"
+        "with ResumableStore(sys.argv[1], {}): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(CheckpointError, match="another process"):
+            ResumableStore(tmp_path, {}).__enter__()
+        other.kill()
+    with ResumableStore(tmp_path, {}):  # its lock ended with it
+        pass
+
+
+def test_a_store_without_a_folder_stores_nothing():
+    with ResumableStore(None, SETTINGS) as store:
+        store.put("cell", 1)
+        store.put_tensors("batch", {"a": torch.ones(1)}, {})
+        assert store.get("cell") is store.get_tensors("batch") is None
+
+
+def test_fingerprints():
+    assert fingerprint({"a": (1,), "b": 2}) == fingerprint({"b": 2, "a": [1]})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    zeros = torch.zeros(4)
+    others = (zeros.view(2, 2), zeros.double(), zeros + 1, torch.zeros(8))
+    assert tensor_fingerprint(zeros) == tensor_fingerprint(torch.zeros(8)[::2])
+    assert len({tensor_fingerprint(t) for t in (zeros, *others)}) == 5

@@ -1,12 +1,15 @@
-"""Evaluation: protocol, figures under attack, grids, quality, budgets, saved images, audit."""
+"""Evaluation: protocol, metrics under attack, grids, budgets, saved images, audit."""
 
-from reidguard.evaluation.audit import AuditReport, Finding, audit
+from reidguard.evaluation.audit import audit
+from reidguard.evaluation.audit_report import AuditReport, Finding
 from reidguard.evaluation.autoattack import RetrievalAutoAttack
 from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
-from reidguard.evaluation.evaluate import AttackedResult, EvaluationResult, evaluate
+from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
-from reidguard.evaluation.grid import SETTINGS, GridCell, GridResult, evaluate_grid
+from reidguard.evaluation.grid import evaluate_grid
+from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
+from reidguard.evaluation.results import AttackedResult, EvaluationResult, Result
 from reidguard.evaluation.save import save_adversarial
 from reidguard.evaluation.verify import VerifyReport, verify
 from reidguard.metrics.lpips import LPIPS
@@ -25,6 +28,7 @@ __all__ = [
     "GridResult",
     "MemberResult",
     "Protocol",
+    "Result",
     "RetrievalAutoAttack",
     "VerifyReport",
     "WorstCase",

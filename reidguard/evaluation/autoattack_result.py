@@ -1,38 +1,38 @@
-"""What `RetrievalAutoAttack` found: the worst case of every query, and the share of each member."""
+"""The result of `RetrievalAutoAttack`: the worst case of each query, and what each member does."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from reidguard.evaluation.audit import Finding
+from reidguard.evaluation.audit_report import Finding, audit_verdict
+from reidguard.evaluation.results import Result, levels, linf_dict
 from reidguard.metrics import RankingResult
-from reidguard.storage import atomic_write, library_versions, write_json
+from reidguard.storage import library_versions
+from reidguard.tables import Table, percent
 
 __all__ = ["AutoAttackResult", "MemberResult", "WorstCase"]
 
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What one member of the suite did, by its float images.
+    """What one member of the suite does with its float images.
 
     Attributes:
         name: ``clean`` (the images as they are), ``self-metric``, ``furthest-negative``,
             ``universal``, ``transfer`` or ``square``.
         restarts: Independent runs for each query.
-        queries: How many queries it was run on.
-        broken: How many of these it breaks by itself.
-        first: How many it was the first to break, in the order above.
+        queries: Number of queries it was run on.
+        broken: Number of these that it breaks by itself.
+        first: Number of queries that it is the first to break, in the order above.
         mAP: Mean over all queries of the lowest average precision that it leaves by itself; None
             if it was not run on all.
         linf: Largest change of any pixel, in [0, 1] units.
-        forward: Forward passes per query that it was run on, measuring included.
+        forward: Forward passes per query that it was run on, including those that measure.
         backward: Backward passes per query.
-        note: Why it was not run, where it was not.
+        note: Why it was not run; empty if it was.
     """
 
     name: str
@@ -71,29 +71,29 @@ class WorstCase:
         return float(self.ap[self.first_match > 0].mean())
 
     @property
-    def broken_share(self) -> float:
+    def broken_fraction(self) -> float:
         """Fraction of broken queries among those that have a match."""
         return float(self.broken.sum() / (self.first_match > 0).sum())
 
     def rank_k(self, k: int) -> float:
-        """Return the share of queries with a match among the first ``k`` whatever is done."""
+        """Return the fraction of queries with a match among the first ``k`` under every attack."""
         answered = self.first_match > 0
         return float((answered & (self.first_match <= k)).sum() / answered.sum())
 
 
 @dataclass(frozen=True, eq=False)
-class AutoAttackResult:
-    """What is left of a model under the suite.
+class AutoAttackResult(Result):
+    """Retrieval metrics of a model under the suite.
 
     Attributes:
-        clean: Retrieval figures without attack.
+        clean: Without attack.
         worst: The worst case of the float images.
-        worst_8bit: The worst case of the images that a person could save.
+        worst_8bit: The worst case of the images as PNG files store them.
         members: In the order in which they ran.
-        broken_by: For each query, the member that broke its float image first; None where the query
-            is whole.
-        audit: What :meth:`AuditReport.to_dict` gives; None if the audit was left out.
-        findings: Warnings of the suite's own.
+        broken_by: For each query, the first member that breaks its float image; None where none
+            does.
+        audit: What :meth:`AuditReport.to_dict` returns; None without an audit.
+        findings: The suite's own warnings.
         facts: Budget, options, dataset, protocol and weights.
     """
 
@@ -113,16 +113,16 @@ class AutoAttackResult:
         return (*audited, *(finding.name for finding in self.findings))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; shares lie in [0, 1], L∞ is in grey levels (1/255).
+        """Return plain JSON values; fractions and L∞ lie in [0, 1], ``linf_255`` is 255 · L∞.
 
-        Nothing in it depends on when or how fast it was measured. ``mAP`` is null after a run with
+        Nothing in it depends on the time of measuring. ``mAP`` is null after a run with
         ``early_stop``, which does not measure it.
         """
         return {
             "clean": {"mAP": self.clean.mAP, "cmc": self.clean.cmc[: self._depth].tolist()},
             "robust": self._worst_dict(self.worst),
             "robust_8bit": self._worst_dict(self.worst_8bit),
-            "members": [{**asdict(m), "linf": 255 * m.linf} for m in self.members],
+            "members": [{**asdict(m), **linf_dict(m.linf)} for m in self.members],
             "warnings": list(self.warnings),
             "suite_findings": [asdict(finding) for finding in self.findings],
             "audit": self.audit,
@@ -139,87 +139,74 @@ class AutoAttackResult:
         return {
             "mAP": None if self.facts["early_stop"] else worst.mAP,
             "cmc": [worst.rank_k(k) for k in range(1, self._depth + 1)],
-            "broken": worst.broken_share,
-            "linf": 255 * worst.linf,
+            "broken": worst.broken_fraction,
+            **linf_dict(worst.linf),
         }
 
-    def to_json(self) -> str:
-        """Return :meth:`to_dict` as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-
     def to_markdown(self) -> str:
-        """Return tables for people: figures in percent, L∞ in grey levels."""
-        suite, counts = self.facts["suite"], self.facts["counts"]
-        ranks = [k for k in (1, 5, 10) if k <= self._depth]
-        head = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "broken", "L∞ ·255"]
-        broken = next(m.broken for m in self.members if m.name == "clean") / self._answered
-        shares = [self.clean.mAP, *(self.clean.rank_k(k) for k in ranks), broken]
-        rows = [["clean", *map(_percent, shares), "0"]]
-        for name, worst in (("robust, float", self.worst), ("robust, 8-bit", self.worst_8bit)):
-            figure = None if self.facts["early_stop"] else worst.mAP
-            shares = [*(worst.rank_k(k) for k in ranks), worst.broken_share]
-            cells = map(_percent, [figure, *shares])
-            rows.append([name, *cells, f"{255 * worst.linf:.2f}"])
-        every = self.facts["dataset"]["query_every"]
-        part = f"; one query in {every}" if every > 1 else ""
-        title = (
-            f"{self.facts['dataset']['name']} under retrieval-autoattack, "
-            f"ε = {255 * suite['eps']:g}/255 ({counts['query']:,} query, "
-            f"{counts['gallery']:,} gallery{part})"
-        )
+        """Return tables in percent, with L∞ in grey levels."""
+        suite = self.facts["suite"]
         meaning = (
             f"Broken: no match among the first {suite['broken_rank']} and an average precision "
             f"below {suite['broken_ap']:g}."
         )
         if self.facts["early_stop"]:
             meaning += " Broken queries were attacked no further, so robust mAP is not measured."
-        members = [
+        tables = [self._worst_table().to_markdown(), meaning, self._member_table().to_markdown()]
+        warnings = [f"WARNING: {f.measured}. {f.cure}" for f in self.findings]
+        if self.audit is not None:
+            warnings += [
+                f"{finding['level'].upper()}: {finding['name']}: {finding['measured']}. "
+                f"{finding['cure']}"
+                for finding in self.audit["findings"]
+                if finding["name"] in self.audit["warnings"]
+            ]
+        return "\n\n".join([self._title(), *tables, self._verdict(), *warnings]) + "\n"
+
+    def _title(self) -> str:
+        counts, dataset = self.facts["counts"], self.facts["dataset"]
+        every = dataset["query_every"]
+        part = f"; one query in {every}" if every > 1 else ""
+        return (
+            f"{dataset['name']} under retrieval-autoattack, "
+            f"ε = {255 * self.facts['suite']['eps']:g}/255 ({counts['query']:,} query, "
+            f"{counts['gallery']:,} gallery{part})"
+        )
+
+    def _worst_table(self) -> Table:
+        ranks = [k for k in (1, 5, 10) if k <= self._depth]
+        answered = int((self.clean.first_match > 0).sum())
+        broken = next(m.broken for m in self.members if m.name == "clean") / answered
+        fractions = [self.clean.mAP, *(self.clean.rank_k(k) for k in ranks), broken]
+        rows = [["clean", *map(percent, fractions), "0"]]
+        for name, worst in (("robust, float", self.worst), ("robust, 8-bit", self.worst_8bit)):
+            mean = None if self.facts["early_stop"] else worst.mAP
+            cells = [mean, *(worst.rank_k(k) for k in ranks), worst.broken_fraction]
+            rows.append([name, *map(percent, cells), levels(worst.linf)])
+        header = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "broken", "L∞ ·255"]
+        return Table(header, rows, text_columns=1)
+
+    def _member_table(self) -> Table:
+        header = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone"]
+        header += ["L∞ ·255", "forward / backward", "note"]
+        rows = [
             [
                 member.name,
-                *map(str, (member.restarts, member.queries, member.broken, member.first)),
-                "-" if member.mAP is None else _percent(member.mAP),
-                f"{255 * member.linf:.2f}",
+                member.restarts,
+                member.queries,
+                member.broken,
+                member.first,
+                percent(member.mAP),
+                levels(member.linf),
                 f"{member.forward} / {member.backward}",
                 member.note,
             ]
             for member in self.members
         ]
-        columns = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone"]
-        columns += ["L∞ ·255", "forward / backward", ""]
-        parts = [title, _table(head, rows), meaning, _table(columns, members), self._verdict()]
-        parts += [f"WARNING: {found.measured}. {found.cure}" for found in self.findings]
-        if self.audit is not None:
-            parts += [
-                f"{found['level'].upper()}: {found['name']}: {found['measured']}. {found['cure']}"
-                for found in self.audit["findings"]
-                if found["name"] in self.audit["warnings"]
-            ]
-        return "\n\n".join(parts) + "\n"
-
-    @property
-    def _answered(self) -> int:
-        return int((self.clean.first_match > 0).sum())
+        return Table(header, rows)
 
     def _verdict(self) -> str:
         if self.audit is None:
-            return "Audit: left out; whether gradients are masked was not looked at."
-        found = len(self.audit["warnings"])
-        verdict = f"{found} warning{'s' * (found > 1)}" if found else "no sign of masked gradients"
+            return "Audit: left out; masked gradients were not checked for."
+        verdict = audit_verdict(len(self.audit["warnings"]))
         return f"Audit ({self.audit['facts']['queries']} queries): {verdict}."
-
-    def save(self, path: Path | str) -> None:
-        """Write the result atomically: as tables if ``path`` ends in .md, else as JSON."""
-        if Path(path).suffix == ".md":
-            with atomic_write(path) as temporary:
-                temporary.write_text(self.to_markdown(), encoding="utf-8")
-        else:
-            write_json(path, json.loads(self.to_json()))
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

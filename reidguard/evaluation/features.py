@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
-from reidguard.storage import load_tensors, save_tensors, weights_fingerprint
+from reidguard.storage import fingerprint, load_tensors, save_tensors
 from reidguard.types import ReIDSample
 
 __all__ = ["FeatureStore", "extract_features"]
 
-Progress = Callable[[int, int], None]
+CountCallback = Callable[[int, int], None]
+"""Called with (units done, units in all)."""
 
 
 def module_device(module: torch.nn.Module, default: torch.device | None = None) -> torch.device:
@@ -39,25 +39,21 @@ def module_device(module: torch.nn.Module, default: torch.device | None = None) 
     return devices.pop() if devices else default or torch.device("cpu")
 
 
-def attack_device(attack: Attack, default: torch.device | None = None) -> torch.device:
-    """Return the device that an attack works on: an instance attack's is its victim's.
+def attack_device(attack: torch.nn.Module, default: torch.device | None = None) -> torch.device:
+    """Return the device that an attack or model works on: a bound attack's is its target's.
 
     Raises:
         InputError: If it is spread over several devices, or an instance attack is not bound.
     """
-    if isinstance(attack, InstanceAttack):
-        victim = attack.target.model
-        return (
-            module_device(victim, default)
-            if isinstance(victim, torch.nn.Module)
-            else (default or torch.device("cpu"))
-        )
-    return module_device(attack, default)
+    module = attack.target.model if isinstance(attack, InstanceAttack) else attack
+    if isinstance(module, torch.nn.Module):
+        return module_device(module, default)
+    return default or torch.device("cpu")
 
 
-def told(attack: Attack, samples: Sequence[ReIDSample], with_labels: bool) -> Attack:
-    """Return the attack for one batch; an instance attack knows whom it shows if it is told."""
-    if with_labels and isinstance(attack, InstanceAttack):
+def labelled(attack: Attack, samples: Sequence[ReIDSample], enabled: bool) -> Attack:
+    """Return the attack for one batch; an instance attack gets the identities if ``enabled``."""
+    if enabled and isinstance(attack, InstanceAttack):
         return attack.with_labels([sample.pid for sample in samples])
     return attack
 
@@ -87,7 +83,7 @@ def extract_features(
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
+    progress: CountCallback | None = None,
 ) -> Tensor:
     """Return the test-time features of images on disk.
 
@@ -167,10 +163,9 @@ class FeatureStore:
     ) -> dict[str, Any]:
         """Return what determines the features of every ``every``-th sample of a split."""
         return {
-            "weights": weights_fingerprint(model),
-            "input_spec": model.input_spec.to_dict(),
+            **model_key(model),
             "split": dataset.fingerprint(split),
-            "order": hashlib.sha256("\n".join(dataset.names(split)).encode()).hexdigest(),
+            "order": fingerprint(dataset.names(split)),
             "every": every,
             "image_size": list(image_size),
             "dtype": str(dtype).removeprefix("torch."),
@@ -178,7 +173,7 @@ class FeatureStore:
 
     def get(self, key: dict[str, Any], device: torch.device) -> Tensor | None:
         """Return the (N, D) features of a key on ``device``, or None if they are not there."""
-        name = _hash(key)
+        name = fingerprint(key)[:32]
         if name not in self._memory and self.directory is not None:
             try:
                 tensors, card = load_tensors(self._path(name))
@@ -197,7 +192,7 @@ class FeatureStore:
         Raises:
             CheckpointError: If the file cannot be written; they are kept in memory then.
         """
-        name = _hash(key)
+        name = fingerprint(key)[:32]
         self._memory[name] = features.detach()
         if self.directory is not None:
             save_tensors(self._path(name), {"features": features}, {"kind": "features", "key": key})
@@ -211,7 +206,7 @@ class FeatureStore:
         image_size: tuple[int, int] = (256, 128),
         dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
-        progress: Progress | None = None,
+        progress: CountCallback | None = None,
     ) -> Tensor:
         """Return the features of a split, extracting them at the first call.
 
@@ -235,7 +230,3 @@ class FeatureStore:
     def _path(self, name: str) -> Path:
         assert self.directory is not None
         return self.directory / f"features-{name}.safetensors"
-
-
-def _hash(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

@@ -11,7 +11,7 @@ from torchvision import models
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.metrics.quality import pair_of
-from reidguard.storage import read_tensors
+from reidguard.tensor_files import read_tensors
 
 __all__ = ["LPIPS"]
 

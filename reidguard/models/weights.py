@@ -12,7 +12,7 @@ from torch import Tensor
 from reidguard.errors import CheckpointError
 from reidguard.models.base import ReIDModel
 from reidguard.models.checkpoint_formats import WRAPPERS, known_layout, without_wrappers
-from reidguard.storage import read_tensors
+from reidguard.tensor_files import read_tensors
 
 __all__ = ["LoadReport", "load_weights"]
 

@@ -13,7 +13,8 @@ from reidguard.attacks import SMA
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation import FeatureStore, Protocol, audit, evaluate
-from reidguard.evaluation.audit import TITLES, _excess
+from reidguard.evaluation.audit import _excess
+from reidguard.evaluation.audit_report import TITLES
 from reidguard.models import wrap_model
 from reidguard.types import Budget, InputSpec, ReIDSample
 
@@ -221,8 +222,8 @@ def test_transfer_that_beats_white_box(codes, kind):
 def test_the_curve_names_where_more_hurts_less(codes):
     report = audit(model_of(Gated()), codes, **OPTIONS)
     evidence = found(report)["curve"].evidence
-    assert (evidence["smaller_eps"], evidence["eps"]) == (8, 16)
-    by_eps = {round(point["eps"]): point["mAP"] for point in report.curve}
+    assert (255 * evidence["smaller_eps"], 255 * evidence["eps"]) == pytest.approx((8, 16))
+    by_eps = {round(255 * point["eps"]): point["mAP"] for point in report.curve}
     assert evidence["gain"] == pytest.approx(by_eps[16] - by_eps[8])
 
 
@@ -242,7 +243,8 @@ def test_the_figures_are_those_of_evaluate(codes):
     attack = SMA(Budget(8 / 255), steps=8, step_size=2.5 * 8 / 255 / 8, seed=5).bind(model)
     result = evaluate(model, codes, attack, OPTIONS["protocol"], query_every=3)
     assert report.facts["queries"] == result.counts["query"] == 8
-    assert [point["eps"] for point in report.curve] == pytest.approx([0, 3, 8])
+    assert [255 * point["eps"] for point in report.curve] == pytest.approx([0, 3, 8])
+    assert report.facts["eps"] == 8 / 255
     assert report.curve[0]["mAP"] == result.clean.mAP
     assert report.curve[2]["mAP"] == result.attacked.ranking.mAP
     assert report.curve[2]["rank1"] == result.attacked.ranking.rank_k(1)
@@ -329,7 +331,7 @@ def test_chance_is_no_warning():
         ({"queries": 0}, "at least 1"),
         ({"probes": 0}, "at least 1"),
         ({"learning_steps": -1}, "learning_steps"),
-        ({"surrogate": "meta"}, r"surrogate\.to\('cpu'\)"),
+        ({"surrogate": "meta"}, r"surrogate on meta; move it with \.to\('cpu'\)"),
     ],
 )
 def test_mistakes(codes, options, message):

@@ -249,7 +249,8 @@ def test_results_are_written_for_machines_and_people(model, people, tmp_path):
     read = json.loads((tmp_path / "result.json").read_text())
     assert read == json.loads(result.to_json())
     assert read["attacked_8bit"]["mAP"] == result.attacked_8bit.ranking.mAP
-    assert read["attacked_8bit"]["linf"] == pytest.approx(8, abs=1e-4)
+    assert read["attacked_8bit"]["linf"] == result.attacked_8bit.linf
+    assert read["attacked_8bit"]["linf_255"] == pytest.approx(8, abs=1e-4)
     assert read["protocol"]["metric"] == "euclidean"
     assert read["attack"] == {"name": "DeltaAttack", "eps": 8 / 255}
     assert read["dataset"]["fingerprints"]["query"] == people.fingerprint("query")
@@ -295,7 +296,7 @@ def test_other_dtypes(model, people, dtype):
 
 
 def test_evaluate_mistakes(model, people):
-    with pytest.raises(InputError, match=r"attack\.to\('cpu'\)"):
+    with pytest.raises(InputError, match=r"attack on meta; move it with \.to\('cpu'\)"):
         evaluate(model, people, noise_attack().to("meta"), PROTOCOL)
     with pytest.raises(InputError, match="query_every"):
         evaluate(model, people, protocol=PROTOCOL, query_every=0)
@@ -481,18 +482,18 @@ def test_a_save_killed_in_its_first_write_can_be_repeated(people, tmp_path):
 
 def test_folders_of_others_are_refused_and_left_alone(people, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt.*empty folder"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt.*empty folder"):
         save_adversarial(noise_attack(), people, tmp_path, image_size=SIZE)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(CheckpointError, match="is a file"):
         save_adversarial(noise_attack(), people, tmp_path / "notes.txt", image_size=SIZE)
     folder = save_adversarial(noise_attack(), people, tmp_path / "new", image_size=SIZE)
-    with pytest.raises(InputError, match="attack_fingerprint"):
+    with pytest.raises(CheckpointError, match="attack_fingerprint"):
         save_adversarial(noise_attack(seed=1), people, folder, image_size=SIZE)
-    with pytest.raises(InputError, match="image_size"):
+    with pytest.raises(CheckpointError, match="image_size"):
         save_adversarial(noise_attack(), people, folder, image_size=(32, 16))
     (folder / "stranger.png").write_bytes(b"")
-    with pytest.raises(InputError, match="stranger"):
+    with pytest.raises(CheckpointError, match="stranger"):
         save_adversarial(noise_attack(), people, folder, image_size=SIZE)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, InstanceAttack
 from reidguard.data import ReIDDataset
-from reidguard.errors import InputError
+from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import Protocol, evaluate, extract_features, save_adversarial, verify
 from reidguard.evaluation.features import attack_device
 from reidguard.models import wrap_model
@@ -40,9 +40,9 @@ def test_the_true_identities_are_told_on_demand(model, people):
     whole = evaluate(model, by_hand, attack.with_labels(pids), PROTOCOL)  # one batch
     assert told.attacked.ranking.ap.tolist() == pytest.approx(whole.attacked.ranking.ap.tolist())
     assert told.attacked.linf == pytest.approx(max(p % 7 for p in pids) / 255, abs=1e-6)
-    assert told.attack == {"name": "Brightness", "eps": 8 / 255, "labels": "told"}
-    assert "told the true identities" in told.to_markdown()
-    assert "told" not in guessed.to_markdown()
+    assert told.attack == {"name": "Brightness", "eps": 8 / 255, "with_labels": True}
+    assert "given the true identities" in told.to_markdown()
+    assert "given" not in guessed.to_markdown()
 
 
 def test_fna_told_the_truth_differs_where_fna_guesses_wrong(model, people):
@@ -92,7 +92,7 @@ def test_an_instance_attack_works_where_its_victim_is(model, people, tmp_path, m
     with pytest.raises(InputError, match=r"model is on cpu, the attack on meta; bind it"):
         evaluate(model, people, attack, PROTOCOL)
 
-    monkeypatch.setattr("reidguard.evaluation.save.weights_fingerprint", lambda module: "none")
+    monkeypatch.setattr("reidguard.evaluation.save.attack_fingerprint", lambda attack: "none")
     seen = []
 
     class Recording(InstanceAttack):
@@ -119,11 +119,11 @@ def test_saved_images_are_those_of_the_8bit_figures_and_belong_to_a_victim(model
     again = evaluate(model, few.with_query(folder), protocol=PROTOCOL)
     assert again.clean.ap.tolist() == result.attacked_8bit.ranking.ap.tolist()
     save_adversarial(attack, few, folder, **options, with_labels=True)  # the same call goes on
-    with pytest.raises(InputError, match="different labels"):
+    with pytest.raises(CheckpointError, match="with_labels: true stored"):
         save_adversarial(attack, few, folder, **options)
     other = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=SIZE))
     for stranger in (Brightness().bind(other), attack.bind(model, guides(model, people))):
-        with pytest.raises(InputError, match="different attack_fingerprint"):
+        with pytest.raises(CheckpointError, match="attack_fingerprint: "):
             save_adversarial(stranger, few, folder, **options, with_labels=True)
 
 

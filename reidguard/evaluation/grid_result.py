@@ -1,0 +1,201 @@
+"""Cells and means of `evaluate_grid`, and the formats in which they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from reidguard.evaluation.results import Result, ranking_metric
+from reidguard.storage import library_versions
+from reidguard.tables import Cell, Table, latex, percent
+
+__all__ = ["SETTINGS", "GridCell", "GridResult"]
+
+SETTINGS = ("source", "cross-model", "cross-dataset", "cross-model & dataset")
+KINDS = ("clean", "attacked", "attacked_8bit")
+
+
+@dataclass(frozen=True, eq=False)
+class GridCell:
+    """One attack on one model's queries of one dataset.
+
+    Attributes:
+        attack: Name of the attack.
+        model: Name of the network.
+        dataset: Name of the dataset.
+        setting: One of :data:`SETTINGS`.
+        meta_test: Whether the attack's meta-test set was this dataset's training images. It is
+            not unseen then, whatever the setting says.
+        evaluation: What :meth:`EvaluationResult.to_dict` returns.
+    """
+
+    attack: str
+    model: str
+    dataset: str
+    setting: str
+    meta_test: bool
+    evaluation: dict[str, Any]
+
+    @property
+    def eps(self) -> float:
+        """The attack's budget in [0, 1] units."""
+        return float(self.evaluation["attack"]["eps"])
+
+    def metric(self, kind: str, name: str) -> float:
+        """Return a metric in [0, 1].
+
+        Args:
+            kind: "clean", "attacked" (float images) or "attacked_8bit".
+            name: "mAP", "mINP" or "rank1".
+        """
+        return ranking_metric(self.evaluation[kind], name)
+
+    def drop(self, kind: str = "attacked") -> float | None:
+        """Return the drop rate of mAP, (clean − attacked) / clean.
+
+        It is negative where the attack helps, and None where the clean mAP is zero.
+        """
+        clean = self.metric("clean", "mAP")
+        return None if clean == 0 else (clean - self.metric(kind, "mAP")) / clean
+
+
+@dataclass(frozen=True, eq=False)
+class GridResult(Result):
+    """Metrics of all cells of a grid.
+
+    Attributes:
+        cells: By attack, then model, then dataset, in the order of the arguments.
+    """
+
+    cells: tuple[GridCell, ...]
+
+    def means(self) -> list[dict[str, Any]]:
+        """Return the unweighted means over the cells of each attack and setting.
+
+        Returns:
+            For each: ``attack``, ``setting``, the number of ``cells``, ``mAP`` and ``rank1`` of
+            ``clean``, ``attacked`` and ``attacked_8bit``, and the mean drop rates ``mDR`` and
+            ``mDR_8bit``: means of the cells' own rates (see :meth:`GridCell.drop`), not the rate
+            of the means; None where no cell has one.
+        """
+        out = []
+        for attack in dict.fromkeys(cell.attack for cell in self.cells):
+            for setting in SETTINGS:
+                mine = [c for c in self.cells if (c.attack, c.setting) == (attack, setting)]
+                if mine:
+                    out.append({"attack": attack, "setting": setting, **_means(mine)})
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; metrics lie in [0, 1]."""
+        return {
+            "cells": [
+                {
+                    "attack": cell.attack,
+                    "model": cell.model,
+                    "dataset": cell.dataset,
+                    "setting": cell.setting,
+                    "meta_test": cell.meta_test,
+                    "drop": cell.drop(),
+                    "drop_8bit": cell.drop("attacked_8bit"),
+                    "evaluation": cell.evaluation,
+                }
+                for cell in self.cells
+            ],
+            "means": self.means(),
+            "versions": library_versions(),
+        }
+
+    def formats(self) -> dict[str, Callable[[], str]]:
+        """Return the functions for ``.json``, ``.csv``, ``.md`` and ``.tex``."""
+        return {
+            ".json": lambda: self.to_json() + "\n",
+            ".csv": self.to_csv,
+            ".md": self.to_markdown,
+            ".tex": self.to_latex,
+        }
+
+    def to_csv(self) -> str:
+        """Return one line per cell, unrounded: metrics in [0, 1], ε and L∞ in grey levels."""
+        lines = [self._csv_line(cell) for cell in self.cells]
+        return Table(list(lines[0]), [list(line.values()) for line in lines]).to_csv()
+
+    @staticmethod
+    def _csv_line(cell: GridCell) -> dict[str, Cell]:
+        line: dict[str, Cell] = {
+            "attack": cell.attack,
+            "eps_255": f"{255 * cell.eps:g}",
+            "setting": cell.setting,
+            "model": cell.model,
+            "dataset": cell.dataset,
+            "meta_test": str(cell.meta_test).lower(),
+            "queries": cell.evaluation["counts"]["query"],
+        }
+        for kind in KINDS:
+            for name in ("mAP", "rank1", "mINP"):
+                line[f"{kind}_{name}"] = cell.metric(kind, name)
+            if kind != "clean":
+                for name in ("linf_255", "psnr", "ssim", "ms_ssim"):
+                    line[f"{kind}_{name}"] = cell.evaluation[kind][name]
+                line[f"{kind}_drop"] = cell.drop(kind)
+        return line
+
+    def to_markdown(self) -> str:
+        """Return two tables, the means and the cells, in percent."""
+        tables = [table.to_markdown() for table in self._tables()]
+        return "\n\n".join([*tables, *self._notes()]) + "\n"
+
+    def to_latex(self) -> str:
+        """Return the same two tables as LaTeX, which needs no package."""
+        tables = [table.to_latex() for table in self._tables()]
+        return "\n\n".join([*tables, *map(latex, self._notes())]) + "\n"
+
+    def _tables(self) -> tuple[Table, Table]:
+        metrics = ["clean mAP", "rank-1", "attacked mAP", "rank-1", "8-bit mAP", "rank-1"]
+        pairs = [(kind, name) for kind in KINDS for name in ("mAP", "rank1")]
+        means = [
+            [
+                mean["attack"],
+                mean["setting"],
+                mean["cells"],
+                *(percent(mean[kind][name]) for kind, name in pairs),
+                percent(mean["mDR"]),
+            ]
+            for mean in self.means()
+        ]
+        cells = [
+            [
+                cell.attack,
+                cell.setting + ("*" if cell.meta_test else ""),
+                cell.model,
+                cell.dataset,
+                f"{255 * cell.eps:g}",
+                *(percent(cell.metric(kind, name)) for kind, name in pairs),
+                percent(cell.drop()),
+            ]
+            for cell in self.cells
+        ]
+        header = ["attack", "setting", "model", "dataset", "ε ·255", *metrics, "drop %"]
+        return (
+            Table(["attack", "setting", "cells", *metrics, "mDR %"], means, text_columns=2),
+            Table(header, cells, text_columns=4),
+        )
+
+    def _notes(self) -> list[str]:
+        if not any(cell.meta_test for cell in self.cells):
+            return []
+        return ["* the attack's meta-test set was this dataset, so it is not unseen"]
+
+
+def _means(cells: list[GridCell]) -> dict[str, Any]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    out: dict[str, Any] = {"cells": len(cells)}
+    for kind in KINDS:
+        out[kind] = {name: mean([c.metric(kind, name) for c in cells]) for name in ("mAP", "rank1")}
+    for kind, name in (("attacked", "mDR"), ("attacked_8bit", "mDR_8bit")):
+        rates = [rate for cell in cells if (rate := cell.drop(kind)) is not None]
+        out[name] = mean(rates) if rates else None
+    return out

@@ -1,0 +1,193 @@
+"""The result of `evaluate`, and the formats in which every result is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reidguard.errors import InputError
+from reidguard.metrics import RankingResult
+from reidguard.storage import atomic_write, library_versions
+from reidguard.tables import Table
+
+__all__ = ["AttackedResult", "EvaluationResult", "Result"]
+
+
+class Result(ABC):
+    """A result that can be written as JSON and as Markdown."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+
+    @abstractmethod
+    def to_markdown(self) -> str:
+        """Return tables for reading."""
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def formats(self) -> dict[str, Callable[[], str]]:
+        """Return the function that formats the result, by file extension."""
+        return {".json": lambda: self.to_json() + "\n", ".md": self.to_markdown}
+
+    def save(self, path: Path | str) -> None:
+        """Write the result atomically, in the format of the extension of ``path``.
+
+        Raises:
+            InputError: If there is no format of that extension.
+            CheckpointError: If the file cannot be written.
+        """
+        formats = self.formats()
+        suffix = Path(path).suffix
+        if suffix not in formats:
+            raise InputError(f"{path} must end in one of {', '.join(formats)}")
+        text = formats[suffix]()
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, "utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedResult:
+    """Retrieval and image quality with one kind of adversarial images, float or 8-bit.
+
+    Attributes:
+        ranking: Retrieval metrics with these images.
+        psnr: Mean over images, dB; infinite if any image is unchanged.
+        ssim: Mean over images.
+        linf: Largest change of any pixel of any image, in [0, 1] units.
+        ms_ssim: Mean over images.
+        lpips: Mean over images; None where it was not measured.
+    """
+
+    ranking: RankingResult
+    psnr: float
+    ssim: float
+    linf: float
+    ms_ssim: float
+    lpips: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an infinite PSNR is null."""
+        return {
+            **_ranking_dict(self.ranking),
+            "psnr": None if math.isinf(self.psnr) else self.psnr,
+            "ssim": self.ssim,
+            "ms_ssim": self.ms_ssim,
+            **({} if self.lpips is None else {"lpips": self.lpips}),
+            **linf_dict(self.linf),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult(Result):
+    """Metrics of one model on one dataset, clean and, with an attack, attacked.
+
+    Attributes:
+        clean: Retrieval metrics without attack.
+        attacked: With the attack's float images; None without an attack.
+        attacked_8bit: With the images as a PNG file stores them; None without an attack.
+        attack: Class and budget of the attack (``eps`` in [0, 1] units), ``with_labels`` if it was
+            given the ground-truth identities, and ``side`` if it perturbed the gallery; None
+            without one.
+        dataset: Name and fingerprints of the dataset.
+        counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
+            reader), skipped (queries without a match, which count in no mean).
+        skipped: Files of the skipped queries.
+        protocol: The protocol, with the metric that was used.
+        weights: Fingerprint of the model's weights.
+        seconds: Wall time: gallery (near 0 when its features were cached), queries, ranking.
+    """
+
+    clean: RankingResult
+    attacked: AttackedResult | None
+    attacked_8bit: AttackedResult | None
+    attack: dict[str, Any] | None
+    dataset: dict[str, Any]
+    counts: dict[str, int]
+    skipped: tuple[str, ...]
+    protocol: dict[str, Any]
+    weights: str
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; fractions and L∞ lie in [0, 1], ``linf_255`` is 255 · L∞.
+
+        An infinite PSNR is null.
+        """
+        return {
+            "clean": _ranking_dict(self.clean),
+            "attacked": None if self.attacked is None else self.attacked.to_dict(),
+            "attacked_8bit": None if self.attacked_8bit is None else self.attacked_8bit.to_dict(),
+            "attack": self.attack,
+            "dataset": self.dataset,
+            "counts": self.counts,
+            "skipped": list(self.skipped),
+            "protocol": self.protocol,
+            "weights": self.weights,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "versions": library_versions(),
+        }
+
+    def to_markdown(self) -> str:
+        """Return a table in percent, with L∞ in grey levels."""
+        ranks = [k for k in (1, 5, 10) if k <= len(self.clean.cmc)]
+        header = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP", "L∞ ·255", "PSNR"]
+        header += ["SSIM", "MS-SSIM"]
+        unchanged = ["0", "∞", "1.000", "1.000"]
+        if self.attacked is not None and self.attacked.lpips is not None:
+            header += ["LPIPS"]
+            unchanged += ["0.000"]
+        rows = [["clean", *_ranking_cells(self.clean, ranks), *unchanged]]
+        attacked = {"attacked, float": self.attacked, "attacked, 8-bit": self.attacked_8bit}
+        for name, result in attacked.items():
+            if result is not None:
+                psnr = "∞" if math.isinf(result.psnr) else f"{result.psnr:.1f}"
+                similarity = (result.ssim, result.ms_ssim, result.lpips)
+                quality = [levels(result.linf), psnr]
+                quality += [f"{value:.3f}" for value in similarity if value is not None]
+                rows.append([name, *_ranking_cells(result.ranking, ranks), *quality])
+        return f"{self._title()}\n\n{Table(header, rows).to_markdown()}\n"
+
+    def _title(self) -> str:
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        if (every := self.dataset["query_every"]) > 1:
+            counts += f"; one query in {every}"
+        attack = ""
+        if self.attack is not None:
+            attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"
+            if self.attack.get("with_labels"):
+                attack += ", given the true identities"
+            if "side" in self.attack:
+                attack += ", on the gallery"
+        return f"{self.dataset['name']}{attack} ({counts})"
+
+
+def linf_dict(linf: float) -> dict[str, float]:
+    """Return an L∞ distance in [0, 1] units, and in grey levels under ``linf_255``."""
+    return {"linf": linf, "linf_255": 255 * linf}
+
+
+def levels(linf: float) -> str:
+    """Return an L∞ distance as text, in grey levels."""
+    return f"{255 * linf:.2f}"
+
+
+def ranking_metric(values: Mapping[str, Any], metric: str) -> float:
+    """Return "mAP", "mINP" or "rank1", a fraction in [0, 1], of a ranking's JSON values."""
+    return float(values["cmc"][0] if metric == "rank1" else values[metric])
+
+
+def _ranking_dict(ranking: RankingResult) -> dict[str, Any]:
+    return {"mAP": ranking.mAP, "mINP": ranking.mINP, "cmc": ranking.cmc.tolist()}
+
+
+def _ranking_cells(ranking: RankingResult, ranks: list[int]) -> list[str]:
+    fractions = [ranking.mAP, *(ranking.rank_k(k) for k in ranks), ranking.mINP]
+    return [f"{100 * fraction:.1f}" for fraction in fractions]

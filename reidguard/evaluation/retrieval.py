@@ -1,0 +1,175 @@
+"""A model on a dataset: cached clean features, adversarial batches and rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from reidguard.attacks import Attack, Guides, InstanceAttack
+from reidguard.data import ReIDDataset, iterate_images
+from reidguard.errors import InputError
+from reidguard.evaluation.features import (
+    FeatureStore,
+    attack_device,
+    labelled,
+    module_device,
+    to_device,
+    to_float,
+)
+from reidguard.evaluation.protocol import Protocol
+from reidguard.metrics import RankingResult, rank
+from reidguard.models import ReIDModel
+from reidguard.nn import inference_view
+from reidguard.types import ReIDSample
+
+__all__ = ["AdversarialBatch", "Retrieval"]
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialBatch:
+    """Adversarial images of one batch, as floats and rounded to 8 bits.
+
+    Args:
+        x: (N, 3, H, W) clean images in [0, 1].
+        images: (N, 3, H, W) as the attack returns them.
+        saved: (N, 3, H, W) uint8, as a PNG file stores them.
+        images_8bit: ``saved`` in [0, 1].
+    """
+
+    x: Tensor
+    images: Tensor
+    saved: Tensor
+    images_8bit: Tensor
+
+
+class Retrieval:
+    """The search of a dataset's gallery by a model, under a protocol.
+
+    Clean features are extracted once, into the store, and shared by all attacks.
+
+    Args:
+        model: On the device on which everything runs.
+        dataset: Its query and gallery are used.
+        protocol: How to read and score; None is ``Protocol()``.
+        store: Caches clean features; None is a new one.
+        batch_size: Images per forward pass.
+
+    Raises:
+        InputError: If the dataset has no query or no gallery images.
+    """
+
+    def __init__(
+        self,
+        model: ReIDModel,
+        dataset: ReIDDataset,
+        protocol: Protocol | None = None,
+        store: FeatureStore | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if not dataset.query or not dataset.gallery:
+            raise InputError(
+                f"{dataset.name} has no query or no gallery images; nothing can be ranked"
+            )
+        self.model, self.dataset = model, dataset
+        self.protocol = Protocol() if protocol is None else protocol
+        self.store = FeatureStore() if store is None else store
+        self.batch_size = batch_size
+        self.device = module_device(model)
+        self.metric = model.metric if self.protocol.metric is None else self.protocol.metric
+
+    def check_device(self, name: str, module: Attack | ReIDModel | None) -> None:
+        """Check that an attack or another model is on the model's device.
+
+        Raises:
+            InputError: If it is not, or it is an instance attack that is not bound.
+        """
+        if module is None:
+            return
+        device = attack_device(module, self.device)
+        if device != self.device:
+            cure = f"move it with .to({str(self.device)!r})"
+            if isinstance(module, InstanceAttack):
+                cure = "bind it to a model there"
+            raise InputError(f"the model is on {self.device}, the {name} on {device}; {cure}")
+
+    def key(self, split: str, every: int = 1) -> dict[str, Any]:
+        """Return what determines the clean features of every ``every``-th sample of a split."""
+        return self.store.key(
+            self.model,
+            self.dataset,
+            split,
+            image_size=self.protocol.image_size,
+            dtype=self.protocol.dtype,
+            every=every,
+        )
+
+    @cached_property
+    def gallery(self) -> Tensor:
+        """The (G, D) clean features of the gallery, extracted at the first access."""
+        return self.store.features(
+            self.model,
+            self.dataset,
+            "gallery",
+            image_size=self.protocol.image_size,
+            dtype=self.protocol.dtype,
+            batch_size=self.batch_size,
+        )
+
+    def guides(self) -> Guides:
+        """Return the gallery as guides for instance attacks."""
+        return Guides(self.gallery, [sample.pid for sample in self.dataset.gallery])
+
+    def bind(self, attack: Attack) -> Attack:
+        """Bind an instance attack that is not bound to the model, with the gallery as guides."""
+        if not isinstance(attack, InstanceAttack) or attack._target is not None:
+            return attack
+        return attack.bind(self.model, self.guides() if attack.needs_guides else None)
+
+    def read(self, samples: Sequence[ReIDSample]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the places and the uint8 images of batches."""
+        return iterate_images(samples, self.protocol.image_size, self.batch_size)
+
+    def to_input(self, pixels: Tensor) -> Tensor:
+        """Return uint8 images as (N, 3, H, W) in [0, 1] on the model's device."""
+        return to_float(to_device(pixels, self.device), self.protocol.dtype)
+
+    def perturb(
+        self, attack: Attack, x: Tensor, samples: Sequence[ReIDSample], with_labels: bool
+    ) -> AdversarialBatch:
+        """Run an attack on one batch.
+
+        Args:
+            attack: On the model's device; bound, if it is an instance attack.
+            x: (N, 3, H, W) in [0, 1].
+            samples: The N samples that ``x`` shows.
+            with_labels: Whether an instance attack is given their ground-truth identities.
+        """
+        images = labelled(inference_view(attack), samples, with_labels)(x)
+        saved = attack.budget.quantize(images, x)
+        return AdversarialBatch(x, images, saved, to_float(saved, self.protocol.dtype))
+
+    def rank(
+        self, query: Tensor, samples: Sequence[ReIDSample], gallery: Tensor | None = None
+    ) -> RankingResult:
+        """Rank the gallery for queries.
+
+        Args:
+            query: (Q, D) features.
+            samples: The Q samples that they are of.
+            gallery: (G, D) features; None for the clean ones.
+        """
+        return rank(
+            query,
+            self.gallery if gallery is None else gallery,
+            query_pids=[s.pid for s in samples],
+            query_camids=[s.camid for s in samples],
+            gallery_pids=[s.pid for s in self.dataset.gallery],
+            gallery_camids=[s.camid for s in self.dataset.gallery],
+            metric=self.metric,
+            same_camera=self.protocol.same_camera,
+            max_rank=self.protocol.max_rank,
+        )

@@ -68,7 +68,7 @@ def _results(runs: Sequence[Run]) -> str:
                         name,
                         queries,
                         *map(percent, (*fractions, metrics["mINP"])),
-                        f"{metrics.get('linf', 0):.2f}",
+                        f"{metrics.get('linf_255', 0):.2f}",
                         f"{metrics.get('ssim', 1):.3f}",
                     ]
                 )
@@ -147,7 +147,7 @@ def _audit(result: Mapping[str, Any]) -> Iterator[str]:
     yield from (paragraph(f["cure"]) for f in findings if f["cure"])
     if curve := result["curve"]:
         lines = {
-            label: [(point["eps"], 100 * point[metric]) for point in curve]
+            label: [(255 * point["eps"], 100 * point[metric]) for point in curve]
             for metric, label in METRICS.items()
         }
         yield line_chart("SMA on the model", *EPS_AXES, lines, from_zero=True)

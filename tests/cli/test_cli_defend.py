@@ -102,7 +102,7 @@ def test_an_instance_attack_is_measured_on_the_hardened_model(
     result = json.loads((out / "result.json").read_text())
     assert result["evaluation"]["attack"]["name"] == "SMA"
     assert result["training"]["defense"]["attack"]["config"]["eps"] == 4 / 255
-    assert result["evaluation"]["attacked"]["linf"] <= 4.001
+    assert result["evaluation"]["attacked"]["linf_255"] <= 4.001
 
 
 def test_goat_has_its_own_attack(victim, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_goat_has_its_own_attack(victim, tmp_path, capsys):
     result = json.loads((out / "result.json").read_text())
     attack = result["training"]["defense"]["attack"]
     assert (attack["class"], attack["config"]["eps"]) == ("GuideSampling", 2 / 255)
-    assert 0 < result["evaluation"]["attacked"]["linf"] <= 2.001  # its guides are the gallery
+    assert 0 < result["evaluation"]["attacked"]["linf_255"] <= 2.001  # its guides are the gallery
 
 
 def test_refusals_name_the_cure(call, victim, data, attack_file, refused, tmp_path):

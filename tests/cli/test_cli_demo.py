@@ -122,7 +122,7 @@ def test_tables_show_the_figures_of_result_json(finished, patched, html, capsys)
             figures = [found["mAP"], found["cmc"][0], found["mINP"]]
             place = f"{cell['model']}, {cell['dataset']}"
             figures = [f"{100 * figure:.1f}" for figure in figures]
-            more = [f"{found.get('linf', 0):.2f}", f"{found.get('ssim', 1):.3f}"]
+            more = [f"{found.get('linf_255', 0):.2f}", f"{found.get('ssim', 1):.3f}"]
             expected.append([cell["setting"], place, name, *figures, *more])
             on_page.append([name, *figures[:2], figures[2], *more])
     shown = [cells(row, r"<t[hd][^>]*>.*?</t[hd]>") for row in re.findall(r"<tr>.*?</tr>", html)]
@@ -147,7 +147,7 @@ def test_figures_are_those_of_the_saved_files(finished):
         again = evaluate(model, people, attack, Protocol(image_size=TINY.size)).to_dict()
         for key in ("clean", "attacked", "attacked_8bit"):
             assert again[key] == cell["evaluation"][key]
-        assert 0 < cell["evaluation"]["attacked_8bit"]["linf"] <= 8
+        assert 0 < cell["evaluation"]["attacked_8bit"]["linf_255"] <= 8
 
 
 def test_nobody_searched_for_was_learnt_from(finished):
@@ -231,7 +231,7 @@ def test_the_real_demo(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     for cell in result["cells"]:
         assert cell["evaluation"]["clean"]["cmc"][0] >= 0.6
-        assert 7 < cell["evaluation"]["attacked_8bit"]["linf"] <= 8
-        assert cell["evaluation"]["attacked"]["linf"] <= 8 + 1e-3
+        assert 7 < cell["evaluation"]["attacked_8bit"]["linf_255"] <= 8
+        assert cell["evaluation"]["attacked"]["linf_255"] <= 8 + 1e-3
     source = result["cells"][0]["evaluation"]
     assert source["attacked_8bit"]["mAP"] < 0.6 * source["clean"]["mAP"]

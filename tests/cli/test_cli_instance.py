@@ -96,9 +96,9 @@ def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, studio, tm
             model, studio, attack, PROTOCOL, query_every=8, with_labels=tell
         ).to_dict()
         assert same(result_of(tmp_path / name), figures)
-    assert result_of(tmp_path / "told")["attack"]["labels"] == "told"
+    assert result_of(tmp_path / "told")["attack"]["with_labels"] is True
     assert len(list(images.glob("*.png"))) == len(studio.query)
-    assert json.loads((images / "adversarial.json").read_text())["labels"] == "told"
+    assert json.loads((images / "adversarial.json").read_text())["with_labels"] is True
     assert main([*call, "--with-labels", "--out", str(tmp_path / "guessed")]) == 2
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from reidguard.attacks import FNA, SMA, DeltaAttack, Guides
-from reidguard.errors import InputError
+from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import (
     FeatureStore,
     GridCell,
@@ -20,6 +20,7 @@ from reidguard.evaluation import (
     Protocol,
     evaluate,
     evaluate_grid,
+    save_adversarial,
 )
 from reidguard.models import wrap_model
 from reidguard.types import InputSpec
@@ -311,3 +312,40 @@ def test_mistakes_are_told_before_anything_is_measured(attack, networks, crowds)
     swapped.provenance = {"train": {"fingerprint": crowds["there"].fingerprint("train")}}
     with pytest.raises(InputError, match="'here' was trained on 'there'"):
         call(models={**networks, "C": {"here": swapped}})
+
+
+def test_another_input_spec_or_other_guides_are_measured_again(networks, crowds, tmp_path):
+    """Equal weights are not equal attacks: the surrogate's size and the guides' names count."""
+    people = crowds["here"]
+    model = networks["A"]["here"]
+
+    def surrogate(size):
+        return wrap_model(model.network, input_spec=InputSpec(size=size))
+
+    features = FeatureStore().features(model, people, "gallery", image_size=(64, 32))
+    pids = [sample.pid for sample in people.gallery]
+    attacks = [SMA(steps=2).bind(surrogate(size)) for size in ((32, 16), (16, 8))]
+    attacks += [
+        FNA(steps=2).bind(model, Guides(features, names))
+        for names in (pids, pids[::-1], [pid + 1 for pid in pids])
+    ]
+    cells = []
+    for number, attack in enumerate(attacks, 1):
+        for _ in range(2):
+            grid = evaluate_grid(
+                {"x": attack},
+                {"A": model},
+                {"here": people},
+                SMALL,
+                sources={"x": ("A", "here")},
+                folder=tmp_path / "grid",
+            )
+            assert len(list((tmp_path / "grid" / "cells").iterdir())) == number
+        alone = evaluate(model, people, attack, SMALL).to_dict()
+        assert figures(grid.cells[0].evaluation) == figures(alone)
+        cells.append(alone["attacked"]["mAP"])
+        save_adversarial(attack, people, tmp_path / str(number), image_size=(64, 32))
+        if number > 1:
+            with pytest.raises(CheckpointError, match="attack_fingerprint: "):
+                save_adversarial(attack, people, tmp_path / "1", image_size=(64, 32))
+    assert cells[0] != cells[1]

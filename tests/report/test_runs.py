@@ -24,7 +24,7 @@ def metrics(mean_ap: float, **more: float) -> dict[str, Any]:
 
 
 def evaluation(eps: int | None, clean: float = 0.8, attacked: float = 0.2) -> dict[str, Any]:
-    more = {"linf": eps or 0, "psnr": 30.0, "ssim": 0.9}
+    more = {"linf_255": eps or 0, "psnr": 30.0, "ssim": 0.9}
     return {
         "clean": metrics(clean),
         "attacked": None if eps is None else metrics(attacked, **more),
@@ -191,7 +191,7 @@ def test_audits(tmp_path):
     result = {
         "warnings": ["zero_gradients"],
         "findings": [finding],
-        "curve": [{"eps": 0, "mAP": 0.5, "rank1": 0.6}, {"eps": 8, "mAP": 0.1, "rank1": 0.0}],
+        "curve": [{"eps": 0, "mAP": 0.5, "rank1": 0.6}, {"eps": 8 / 255, "mAP": 0.1, "rank1": 0.0}],
         "facts": {"dataset": "virtual:plaza"},
     }
     folder = written(tmp_path / "a", "audit", None)

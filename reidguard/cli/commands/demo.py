@@ -250,7 +250,7 @@ def _table(grid: "rg.GridResult") -> str:
                     cell.setting,
                     f"{cell.model}, {cell.dataset}",
                     name,
-                    *(percent(cell.share(kind, metric)) for metric in ("mAP", "rank1", "mINP")),
+                    *(percent(cell.metric(kind, metric)) for metric in ("mAP", "rank1", "mINP")),
                     f"{result.get('linf_255', 0.0):.2f}",
                     f"{result.get('ssim', 1.0):.3f}",
                 ]

@@ -148,7 +148,7 @@ def _run(options: Options) -> None:
         return
     if options.command not in DISTRIBUTED:
         raise InputError(f"{options.command} works in one process: call it without torchrun")
-    from reidguard.cli.build import device_name
+    from reidguard.cli.session import device_name
     from reidguard.distributed import join
 
     with join(device_name(options)):

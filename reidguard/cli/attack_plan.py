@@ -18,8 +18,8 @@ from reidguard.attacks import (
     create_attack,
     load_attack,
 )
-from reidguard.cli.build import build, file_digest
 from reidguard.cli.options import Options, pathname
+from reidguard.cli.session import build, file_digest
 from reidguard.errors import InputError
 from reidguard.evaluation import LPIPS
 from reidguard.learners import LEARNERS, MetaLearner
@@ -76,7 +76,7 @@ class AttackPlan:
             own |= {"attack": options.attack, "set": attack.config()}
         if isinstance(attack, LearnedAttack) and learns:
             learner = _learner(options, attack)
-            fit = options.of(AttackOptions, given=True)
+            fit = options.of(AttackOptions, explicit=True)
             if options.objective is not None:
                 ATTACK_LOSSES.get(options.objective)
                 fit["objective"] = options.objective
@@ -116,7 +116,7 @@ def _check(options: Options, attack: Attack, learns: bool, learning: tuple[str, 
 
 
 def _refuse(options: Options, names: tuple[str, ...], message: str) -> None:
-    needless = [n for n in dict.fromkeys(names) if n in options.given and n not in SHARED]
+    needless = [n for n in dict.fromkeys(names) if n in options.explicit and n not in SHARED]
     if needless:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in needless)
         raise InputError(message.format(flags=flags))

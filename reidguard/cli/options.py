@@ -100,23 +100,25 @@ class Options(SimpleNamespace):
     Attributes:
         command: The command's name.
         argv: The command line without the program's name, for messages and manifests.
-        given: Names of the options that the command line or the file set.
+        explicit: Names of the options that the command line or the file set.
         run: Runs the command.
     """
 
     command: str
     argv: list[str]
-    given: frozenset[str]
+    explicit: frozenset[str]
     run: "Callable[[Options], None]"
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an option's value, or the default where the command has no such option."""
         return getattr(self, name, default)
 
-    def of(self, group: type, *, given: bool = False) -> dict[str, Any]:
-        """Return the options of a group; with ``given`` only those that were set."""
+    def of(self, group: type, *, explicit: bool = False) -> dict[str, Any]:
+        """Return the options of a group; with ``explicit`` only those that were set."""
         names = [name for name in options_of(group) if hasattr(self, name)]
-        return {name: getattr(self, name) for name in names if not given or name in self.given}
+        return {
+            name: getattr(self, name) for name in names if not explicit or name in self.explicit
+        }
 
     def values(self) -> dict[str, Any]:
         """Return every option's value as JSON."""
@@ -179,11 +181,11 @@ def command(
         for key, option in options.items()
     ]
 
-    def collect(*values: Any, **given: Any) -> Options:
-        given |= dict(zip(positional, values, strict=False))
+    def collect(*arguments: Any, **values: Any) -> Options:
+        values |= dict(zip(positional, arguments, strict=False))
         defaults = {k: {} if get_origin(o.type) is dict else o.default for k, o in options.items()}
         return Options(
-            **{**defaults, **given}, command=name, given=frozenset(given), run=run, argv=[]
+            **{**defaults, **values}, command=name, explicit=frozenset(values), run=run, argv=[]
         )
 
     collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from reidguard.attacks import Attack, InstanceAttack, load_attack
-from reidguard.cli.build import model_from
 from reidguard.cli.progress import note
+from reidguard.cli.session import model_from
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation import FeatureStore
@@ -95,33 +95,33 @@ def _subjects(run: Run, device: torch.device) -> Iterator[Subject]:
             yield Subject(
                 title, model, people, attack, _size(run.manifest["settings"]["plan"]["size"])
             )
-    elif run.command in ("attack", "defend") and (run.result["evaluation"] or {}).get("attack"):
+    elif run.command in ("attack", "defend") and (run.result.get("evaluation") or {}).get("attack"):
         yield _subject(run, device)
 
 
 def _subject(run: Run, device: torch.device) -> Subject:
     """Rebuild what ``attack`` or ``defend`` evaluated."""
-    said: dict[str, Any] = run.manifest["options"]
-    people = load_dataset(said["data"])
-    query = people.query[:: said["query_every"]]
-    people = ReIDDataset(people.name, people.train, query, people.gallery, root=people.root)
+    call: dict[str, Any] = run.manifest["options"]
+    dataset = load_dataset(call["data"])
+    query = dataset.query[:: call["query_every"]]
+    dataset = ReIDDataset(dataset.name, dataset.train, query, dataset.gallery, root=dataset.root)
     normal = None
     if run.command == "defend":
         model = load_model(run.path / "model.safetensors")
-        if not Path(said["attack"] or "").is_file():
+        if not Path(call["attack"] or "").is_file():
             raise _OmittedError("the defense's attack is not in a file")
-        attack = load_attack(said["attack"])
+        attack = load_attack(call["attack"])
         if not isinstance(attack, InstanceAttack):  # which would be made on each model anew
-            normal = model_from(said["model"], said["model_set"]).to(device)
+            normal = model_from(call["model"], call["model_set"]).to(device)
     else:
-        model = model_from(said["model"], said["model_set"])
-        attack = load_attack(said["load"] or run.path / "attack.safetensors")
+        model = model_from(call["model"], call["model_set"])
+        attack = load_attack(call["load"] or run.path / "attack.safetensors")
     if isinstance(attack, InstanceAttack):
-        if attack.needs_guides or said.get("surrogate"):
+        if attack.needs_guides or call.get("surrogate"):
             raise _OmittedError("the attack needs more than the model to be made again")
         attack = attack.bind(model.to(device))
-    size = _size(said["image_size"])
-    return Subject(people.name, model.to(device), people, attack.to(device), size, normal)
+    size = _size(call["image_size"])
+    return Subject(dataset.name, model.to(device), dataset, attack.to(device), size, normal)
 
 
 def _size(pair: list[int]) -> tuple[int, int]:
@@ -149,11 +149,11 @@ def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -
     if not chosen:
         return [*parts, paragraph(f"{title}: no query is found even before the attack.")]
     changed = retrieval.attacked(attack, chosen)
-    found = retrieval.rank1_correct(chosen, changed)
-    lost = [number for number in chosen if number not in found]
-    summary = f"{title}: of {len(chosen)} queries, {len(found)} still find the person first under "
+    robust = retrieval.rank1_correct(chosen, changed)
+    lost = [number for number in chosen if number not in robust]
+    summary = f"{title}: of {len(chosen)} queries, {len(robust)} still find the person first under "
     lists = [("Before", before, False), ("After", retrieval, True)]
-    groups = [("Found no more", lost), ("Still found", found)]
+    groups = [("Found no more", lost), ("Still found", robust)]
     if normal is None:
         summary += "attack."
     else:
@@ -164,7 +164,7 @@ def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -
             ("After the attack", before, True),
             ("After the defense", retrieval, True),
         ]
-        saved = [number for number in found if number not in undefended]
+        saved = [number for number in robust if number not in undefended]
         groups = [("Found again by the defense", saved), ("Defended, yet lost", lost)]
     legend = LEGEND.format(right=len(right), queries=len(dataset.query))
     parts.append(paragraph(f"{summary} {legend}"))

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +33,11 @@ Learnt = TypeVar("Learnt", ReIDModel, Attack)
 MANIFEST, LOCK = "manifest.json", ".lock"
 
 
+@dataclass
 class RunFolder:
     """The files of one run. ``run / "name"`` is a path in the folder.
 
-    Args:
+    Attributes:
         path: The folder.
         manifest: Content of its manifest.json.
         display: Shows progress.
@@ -44,20 +46,11 @@ class RunFolder:
             first does, and the others end with the learning.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: dict[str, Any],
-        display: Display,
-        *,
-        finished: bool = False,
-        writes: bool = True,
-    ) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.display = display
-        self.finished = finished
-        self.writes = writes
+    path: Path
+    manifest: dict[str, Any]
+    display: Display
+    finished: bool = False
+    writes: bool = True
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -116,14 +116,14 @@ def test_defaults_file_and_command_line(tmp_path, suffix):
     assert (options.steps, options.epochs) == (5, None)  # the two exclude each other
     assert options.image_size == (64, 32)
     assert options.set == {"size": (64, 32), "resolution": 5}
-    assert options.given == {
+    assert options.explicit == {
         "data", "model", "eps", "tensorboard", "image_size", "steps", "set", "config"
     }  # fmt: skip
     assert options.argv == call
 
     plain = attack()
     assert (plain.eps, plain.tensorboard, plain.set, plain.steps) == (8 / 255, False, {}, None)
-    assert plain.given == {"data", "model"}
+    assert plain.explicit == {"data", "model"}
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_options_of_the_library_are_options_of_the_commands():
             if name not in ("checkpoint", "progress", "augment", "learner", "objective"):
                 assert getattr(options, name) == option.default
     options = attack("--no-clip", "--momentum", "0.9", "--checkpoint-every", "7")
-    assert options.of(AttackOptions, given=True) == {
+    assert options.of(AttackOptions, explicit=True) == {
         "clip": False, "momentum": 0.9, "checkpoint_every": 7
     }  # fmt: skip
-    assert options.of(FitOptions, given=True) == {"checkpoint_every": 7}
+    assert options.of(FitOptions, explicit=True) == {"checkpoint_every": 7}
 
 
 def test_help_teaches(capsys):

@@ -83,7 +83,7 @@ def export(options: Options) -> None:
     values = parse_name(domain or "plaza")
     if options.identities is not None:
         values["train_identities"] = values["test_identities"] = options.identities
-    values |= options.of(VirtualOptions, given=True)
+    values |= options.of(VirtualOptions, explicit=True)
     with Display() as display:
         write_virtual(options.folder, **values, progress=display.phase("rendering"))
     run(Options(dataset=f"virtual:{options.folder.absolute()}"))

@@ -56,7 +56,7 @@ def run(options: Options) -> None:
 
     defense = _defense(options)  # finds mistakes before anything slow
     session = Session.open(options, classifier=True)
-    recipe = options.of(DefenseOptions, given=True)
+    recipe = options.of(DefenseOptions, explicit=True)
     own = {
         "defense": defense.config(),
         "recipe": settings(DefenseOptions, resolve(DefenseOptions, recipe)),
@@ -70,7 +70,7 @@ def run(options: Options) -> None:
 
 def _defense(options: Options) -> "AdversarialTraining":
     """Build the defense of ``--defense``, ``--set`` and the attack's options."""
-    from reidguard.cli.build import build
+    from reidguard.cli.session import build
     from reidguard.defenses import DEFENSES, AdversarialTraining
     from reidguard.types import Budget
 
@@ -92,26 +92,21 @@ def _defense(options: Options) -> "AdversarialTraining":
         )
     arguments = {} if attack is None else {"attack": attack}
     defense: AdversarialTraining = build("--set", factory, **arguments, **options.set)
-    if attack is None and "eps" in options.given:
+    if attack is None and "eps" in options.explicit:
         own = type(defense.attack)(Budget(options.eps))
         defense = dataclasses.replace(defense, attack=own)
-    if defense.needs_meta_test and options.meta_data is None:
-        raise InputError(
-            f"the defense {name!r} needs a second dataset: give it with --meta-data NAME:PATH, or "
-            "take --defense adversarial"
-        )
-    if not defense.needs_meta_test and options.meta_data is not None:
-        raise InputError(
-            f"the defense {name!r} uses no second dataset: leave --meta-data out, or take "
-            "--defense meta or mixed"
-        )
+    if defense.needs_meta_test != (options.meta_data is not None):
+        cure = "needs a second dataset: give it with --meta-data NAME:PATH, or take adversarial"
+        if not defense.needs_meta_test:
+            cure = "uses no second dataset: leave --meta-data out, or take meta or mixed"
+        raise InputError(f"the defense {name!r} {cure}")
     return defense
 
 
 def _attack(options: Options) -> "Attack | None":
     """Load or build the attack of ``--attack``, ``--attack-set`` and ``--eps``."""
     from reidguard.attacks import ATTACKS, Attack, LearnedAttack, load_attack
-    from reidguard.cli.build import build
+    from reidguard.cli.session import build
     from reidguard.types import Budget
 
     spec = options.attack
@@ -122,7 +117,7 @@ def _attack(options: Options) -> "Attack | None":
     path = Path(spec).expanduser()
     if spec not in ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
         for name in ("attack_set", "eps"):
-            if name in options.given:
+            if name in options.explicit:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(f"{spec} knows how it was built; leave {flag} out")
         return load_attack(path)

@@ -45,8 +45,8 @@ class Page(TypedDict, total=False):
 
 def run(options: Options) -> None:
     """Read the runs, draw, write the page."""
-    from reidguard.cli.build import feature_store, use_device
     from reidguard.cli.pictures import pictures
+    from reidguard.cli.session import feature_store, use_device
     from reidguard.report import read_run, report_page, save_page
 
     device = use_device(options)

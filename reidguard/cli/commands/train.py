@@ -30,7 +30,7 @@ def run(options: Options) -> None:
     from reidguard.training import train_model
 
     session = Session.open(options, classifier=True)
-    recipe = options.of(TrainOptions, given=True)
+    recipe = options.of(TrainOptions, explicit=True)
     own = {
         "recipe": settings(TrainOptions, resolve(TrainOptions, recipe)),
         **settings(MeasureOptions, options.of(MeasureOptions)),

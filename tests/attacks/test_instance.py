@@ -18,6 +18,7 @@ from reidguard.attacks import (
     FNA,
     ODFA,
     SMA,
+    GradientAttack,
     Guides,
     InstanceAttack,
     MetricFGSM,
@@ -216,26 +217,73 @@ def apgd(model, image, start, goal, eps, steps):
     return best, halvings
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_adaptive_steps_equal_a_loop_over_iterates(metric):
+@pytest.mark.parametrize(("metric", "steps"), [("euclidean", 23), ("cosine", 23)])
+def test_adaptive_steps_equal_a_loop_over_iterates(metric, steps):
     model, x = convolutional(metric), images(4)
-    attack = SMA(EPS, steps=23, step_size=None).bind(model)
-    found = attack(x)
+    attack = SMA(EPS, steps=steps, step_size=None).bind(model)
+    adversarial = attack(x)
     noise = 2 * attack.uniform(x, "start 0", SHAPE) - 1
     starts = (x + EPS.eps * noise).clamp(0, 1)
     halvings = []
-    for image, start, adversarial in zip(x, starts, found, strict=True):
+    for image, start, result in zip(x, starts, adversarial, strict=True):
         own = normed(model, image[None])
 
         def goal(feature, own=own):
             feature = F.normalize(feature) if metric == "cosine" else feature
             return (feature - own).square().sum(1)
 
-        expected, halved = apgd(model, image, start, goal, EPS.eps, 23)
-        torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-12)
+        expected, halved = apgd(model, image, start, goal, EPS.eps, steps)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
         halvings.append(halved)
     assert max(halvings) > 0  # so that the loop says something
     assert len(set(halvings)) > 1 or min(halvings) > 1
+
+
+class ScriptedAttack(GradientAttack):
+    """Auto-PGD on an objective whose values and gradient signs are written down beforehand."""
+
+    random_start = False
+
+    def __init__(self, budget, values, signs):
+        super().__init__(budget, steps=len(values) - 1, step_size=None)
+        self.values, self.signs = values, signs
+
+    def objective(self, clean, target):
+        step = iter(range(len(self.values)))
+
+        def value(features):
+            k = next(step)
+            slope = self.signs[k] * (features - features.detach()).sum(1)
+            return self.values[k] + slope
+
+        return value
+
+
+@pytest.mark.parametrize(
+    ("steps", "rises", "halved"),
+    [(16, 3, False), (16, 2, True), (100, 17, False), (100, 16, True)],
+)
+def test_the_step_is_halved_after_fewer_than_three_quarters_of_rises(steps, rises, halved):
+    """The first window has ⌈0.22 · steps⌉ steps: 3 of 4 are enough, as 17 of 22; 16 are not."""
+    window = math.ceil(0.22 * steps)
+    changes = [-0.001] * (window - rises) + [1.0] * rises
+    values = [sum(changes[:k]) for k in range(window + 1)] + [0.0] * (steps - window)
+    signs = [1.0] * window + [-1.0] * (steps - window + 1)
+    seen = []
+
+    class Recorder:
+        metric = "euclidean"
+
+        def features(self, x):
+            seen.append(x.detach().clone())
+            return x.flatten(1)
+
+    x = torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
+    ScriptedAttack(Budget(0.25), values, signs).bind(Recorder())(x)
+    iterates = [float(image.mean()) for image in seen[1:]]  # the first pass is for clean features
+    assert iterates[window] == pytest.approx(0.75)  # at the ball's upper end, and the best is there
+    # Down by 3/4 of the step (as the momentum is zero there): of 2ε = 0.5, or of its half.
+    assert iterates[window + 1] == pytest.approx(0.75 - 0.75 * (0.25 if halved else 0.5))
 
 
 def test_adaptive_steps_reach_the_best_corner():
@@ -307,6 +355,39 @@ def test_square_climbs_a_one_dimensional_feature_close_to_its_optimum():
     best = EPS.eps * SIZE
     assert (distance <= best + 1e-9).all()
     assert (distance > 0.95 * best).all()
+
+
+def test_the_squares_shrink_by_the_schedule_of_the_paper():
+    """With constant features no square is kept, so each is seen beside the stripes."""
+    height, width, steps, area = 64, 96, 1000, 0.8
+    seen = []
+
+    class Constant:
+        metric = "euclidean"
+
+        def features(self, x):
+            seen.append(x[0].clone())
+            return torch.zeros(len(x), 1)
+
+    SquareAttack(EPS, steps=steps, area=area).bind(Constant())(
+        torch.full((1, 3, height, width), 0.5)
+    )
+    _, stripes, *trials = seen
+    assert len(trials) == steps
+    visible = 0
+    for step, image in enumerate(trials):
+        iteration = step * 10_000 // steps
+        marks = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # for 10,000 iterations
+        share = area
+        for mark in marks:
+            if iteration > mark:
+                share /= 2
+        side = round(math.sqrt(share * height * width))
+        rows = (image != stripes).any(0).any(1).nonzero().flatten()
+        if len(rows):  # else all signs are those of the stripes
+            assert int(rows[-1] - rows[0]) + 1 == min(side, height), step
+            visible += 1
+    assert visible > 0.9 * steps
 
 
 # --- what a user relies on ---------------------------------------------------------------------

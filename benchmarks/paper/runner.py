@@ -20,14 +20,13 @@ from reidguard.attacks import (
     create_attack,
     load_attack,
 )
-from reidguard.data import ReIDDataset
+from reidguard.data import ReIDDataset, load_dataset
 from reidguard.defenses import AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.evaluation import FeatureStore, GridCell, Protocol, evaluate, evaluate_grid
 from reidguard.models import ReIDModel, create_model, load_model
 from reidguard.storage import remove_temporaries
 from reidguard.training import MetricsFile, Progress, ProgressCallback, train_model
 from reidguard.types import Budget
-from reidguard.virtual import read_virtual
 
 __all__ = ["Runner"]
 
@@ -84,11 +83,11 @@ class Runner:
         """Return a dataset; a stand-in is rendered first."""
         if name not in self.datasets:
             domain = self.setup.domains[name]
-            self.datasets[name] = read_virtual(
-                domain,
+            self.datasets[name] = load_dataset(
+                f"virtual:{domain}",
                 **self.setup.virtual_options,
                 seed=self.seed,
-                root=self.folder / "people" / domain,
+                folder=self.folder / "people" / domain,
                 progress=self._phase(f"rendering {domain}"),
             )
         return self.datasets[name]

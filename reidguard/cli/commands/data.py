@@ -72,20 +72,20 @@ def run(options: Options) -> None:
 def export(options: Options) -> None:
     """Write virtual people into a folder, and print its table."""
     from reidguard.cli.progress import Display
-    from reidguard.virtual import write_virtual
-    from reidguard.virtual.dataset import parse_name
+    from reidguard.data import load_dataset
 
     kind, _, domain = options.domain.partition(":")
     if kind != "virtual":
         raise InputError(
             f"only virtual sets can be exported, not {options.domain!r}: write virtual:plaza"
         )
-    values = parse_name(domain or "plaza")
+    values = options.of(VirtualOptions, explicit=True)
     if options.identities is not None:
-        values["train_identities"] = values["test_identities"] = options.identities
-    values |= options.of(VirtualOptions, explicit=True)
+        equal = dict.fromkeys(("train_identities", "test_identities"), options.identities)
+        values = {**equal, **values}
+    name, folder = f"virtual:{domain or 'plaza'}", options.folder
     with Display() as display:
-        write_virtual(options.folder, **values, progress=display.phase("rendering"))
+        load_dataset(name, folder=folder, progress=display.phase("rendering"), **values)
     run(Options(dataset=f"virtual:{options.folder.absolute()}"))
 
 

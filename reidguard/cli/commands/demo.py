@@ -175,7 +175,7 @@ class Demo:
 
     def people(self, domain: str) -> "rg.ReIDDataset":
         """Render a domain; the meta-test one needs training identities only."""
-        from reidguard.virtual import read_virtual
+        from reidguard.data import load_dataset
 
         plan = self.plan
         meta = domain == plan.meta_domain
@@ -183,15 +183,15 @@ class Demo:
         for leftover in target.parent.glob(f".{domain}.*"):  # of a killed run
             shutil.rmtree(leftover, ignore_errors=True)
         with self.timed(f"rendering {domain}") as name:
-            return read_virtual(
-                domain,
+            return load_dataset(
+                f"virtual:{domain}",
                 train_identities=plan.meta_identities if meta else plan.train_identities,
                 test_identities=1 if meta else plan.test_identities,
                 cameras=plan.cameras,
                 images_per_camera=plan.images_per_camera,
                 height=plan.size[0],
                 seed=self.seed,
-                root=target,
+                folder=target,
                 progress=self.folder.display.phase(name),
             )
 

@@ -287,6 +287,26 @@ def test_other_commands_are_shown_as_they_printed(tmp_path):
     assert "<pre>| &lt;mAP&gt; | 3 |</pre>" in html
 
 
+def test_printed_text_is_left_out_where_a_table_says_the_same(tmp_path):
+    folder = attack(tmp_path / "a", 8, 0.2)
+    (folder / "result.md").write_text("| mAP |")
+    assert "<pre>" not in page_of(folder)
+
+
+def test_cells_beside_a_table_of_the_paper(tmp_path):
+    folder = written(tmp_path / "a", "paper", {"table": 3, "stand_in": False, "values": []})
+    cells = [
+        {"attack": "meta", "model": model, "dataset": "x", "setting": "source",
+         "evaluation": evaluation(8, clean=clean)}
+        for model, clean in (("A", 0.8), ("B", 0.0))
+    ]  # fmt: skip
+    (folder / "grid.json").write_text(json.dumps({"cells": cells, "table": 7}))
+    said = text(page_of(folder))
+    assert "a, source: meta on B, x" in said
+    assert "Table 3 of the paper" in said
+    assert "source 75.0 % (mean of 1)" in said  # B has no mAP to lose
+
+
 def test_pictures_stand_with_their_run(tmp_path):
     html = page_of(attack(tmp_path / "a", 8, 0.2), attack(tmp_path / "b", 8, 0.2), b=["<p>hey</p>"])
     assert html.index("<h2>b</h2>") < html.index("<p>hey</p>")

@@ -43,7 +43,8 @@ def outside(option: Option) -> list[object]:
         numbers.append(1.5)
     tuples = [t for t in types if get_origin(t) is tuple]
     if tuples:
-        return [(3, n) for n in numbers] + [(n, 3) for n in numbers] + [(), 3, "32"]
+        lengths: list[object] = [()] if tuples[0] == tuple[float, ...] else [(), (3,), (3, 3, 3)]
+        return [(3, n) for n in numbers] + [(n, 3) for n in numbers] + [*lengths, 3, "32"]
     if bool in types:
         return [1, "true"]
     if option.choices:

@@ -1,4 +1,4 @@
-"""Defenses: what makes a model robust."""
+"""Defenses: training of robust models."""
 
 from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.defenses.goat import GOAT, GuideSampling

@@ -1,4 +1,4 @@
-"""The contract of every defense: a model goes in, a more robust one comes out."""
+"""The base class and registry of defenses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["DEFENSES", "Defense"]
 
 
 class Defense(ABC):
-    """A way to learn a robust model. What it needs beside models and data, its constructor takes.
+    """A method that learns a robust model; its settings are arguments of the constructor.
 
-    Defenses of other packages join through the entry-point group ``reidguard.defenses``. Those
-    that the command line shall run take the keyword arguments of
-    :meth:`AdversarialTraining.fit`.
+    Defenses of other packages register in the entry-point group ``reidguard.defenses``. Those
+    that the command line runs take the options of :meth:`AdversarialTraining.fit`.
 
     Example:
         >>> import copy
@@ -35,7 +34,7 @@ class Defense(ABC):
         """Learn a robust model on training images.
 
         Args:
-            model: Where learning starts. It is only read: weights, buffers, modes and
+            model: Initial weights. It is only read: weights, buffers, modes and
                 ``requires_grad`` come back as they were.
             meta_train: Its ``train`` split is the source domain.
             meta_test: Its ``train`` split is the other domain, for defenses that use one.

@@ -43,11 +43,11 @@ class AdversarialTraining(Defense):
     of a random half. The loss is triplet and cross-entropy over all of them (Eq. 12), the
     optimiser Adam. With a learner that uses a second domain, its batches are made likewise.
 
-    What the attack is decides against what the model hardens:
+    The attack determines what the model becomes robust to:
 
     - A learnt :class:`~reidguard.attacks.UniversalAttack` is frozen: M(Color), M(Delta),
       M(Col.+Del.).
-    - An instance attack such as ``SMA()`` works on the model *as it hardens*: M(SMA). Against a
+    - An instance attack such as ``SMA()`` attacks the model *as it hardens*: M(SMA). Against a
       frozen model the images would soon be harmless, and the defense would learn that one model's
       weakness. Where that is meant, pass ``SMA().bind(normal_model)``. An attack that needs guides
       and is not bound gets the clean images of the batch.
@@ -59,7 +59,7 @@ class AdversarialTraining(Defense):
             Algorithm 2's ``w' = w − α∇L``; "scaled", "sign".
         inner_lr: α; by default the outer learning rate of the moment, as in Algorithm 2. What it
             does depends on ``reduction``.
-        adversarial: Attacked share of the batch, N_adv / N_b; the paper attacks half.
+        adversarial: Attacked fraction of the batch, N_adv / N_b; the paper attacks half.
         clean: Whether the clean images stay in the batch.
         losses: Of "triplet" and "identity" (cross-entropy), Table 18.
         margin: Of the triplet loss.
@@ -111,8 +111,8 @@ class AdversarialTraining(Defense):
             )
         if not 0 <= self.adversarial <= 1:
             raise InputError(
-                f"adversarial is the attacked share of a batch, in [0, 1], not {self.adversarial}; "
-                "half of 64 images is adversarial=0.5"
+                f"adversarial is the attacked fraction of a batch, in [0, 1], not "
+                f"{self.adversarial}; half of 64 images is adversarial=0.5"
             )
         if not self.clean and (self.adversarial == 0 or self.batch_norm == "separate"):
             raise InputError(
@@ -131,7 +131,7 @@ class AdversarialTraining(Defense):
 
     @property
     def needs_meta_test(self) -> bool:
-        """Whether :meth:`fit` must be given a second dataset."""
+        """Whether :meth:`fit` needs a second dataset."""
         return self.make_learner().needs_meta_test
 
     def config(self) -> dict[str, Any]:
@@ -351,7 +351,7 @@ class MixedTraining(AdversarialTraining):
 @DEFENSES.register("meta_released")
 @dataclass(frozen=True, eq=False)
 class ReleasedMetaDefense(MetaDefense):
-    """MetaDefense with what can be had of the released code's choices.
+    """MetaDefense with those choices of the released code that can be reproduced.
 
     Triplet loss only, learning rate 2e-4, and an inner step by the gradient's sign, which is what
     a first step of Adam is; it has no derivative, so the learner is "first_order". Its mistakes

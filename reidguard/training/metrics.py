@@ -1,4 +1,4 @@
-"""What becomes of the figures of each step: a line in a file, a point in TensorBoard."""
+"""Progress callbacks that log the metrics of each step to JSONL and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
+
+from typing_extensions import Self
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.storage import atomic_write
@@ -16,11 +17,55 @@ from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["MetricsFile", "TensorBoard"]
 
-LEARNING = "learning"  # the phase whose steps are written down
+LEARNING = "learning"  # the phase whose steps are logged
 
 
-class MetricsFile:
-    """A line of JSON for each step, each step once, in order. A progress callback.
+class _StepLog:
+    """A progress callback that logs steps to an output, which it opens at the first one.
+
+    Args:
+        then: Called with every progress afterwards.
+    """
+
+    def __init__(self, then: ProgressCallback | None) -> None:
+        self.then = then
+        self._output: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Log a step.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        if progress.phase == LEARNING:
+            if self._output is None:
+                # A resumed run repeats the steps after this one.
+                last = progress.done - 1 if progress.metrics else progress.done
+                self._output = self._open(last)
+            if progress.metrics:
+                self._log(progress)
+        if self.then is not None:
+            self.then(progress)
+
+    def _open(self, last: int) -> Any:
+        """Return the output, without what it has of steps after ``last``."""
+        raise NotImplementedError
+
+    def _log(self, progress: Progress) -> None:
+        """Write the metrics of a step."""
+        raise NotImplementedError
+
+
+class MetricsFile(_StepLog):
+    """A progress callback that writes a line of JSON for each step, each step once, in order.
 
     A resumed run repeats the steps since its last checkpoint; their old lines are dropped. Use it
     in a ``with`` statement, which closes the file.
@@ -41,73 +86,45 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path | str, then: ProgressCallback | None = None) -> None:
+        super().__init__(then)
         self.path = Path(path)
-        self.then = then
         self.seconds_per_step: float | None = None
-        self._stream: TextIO | None = None
         self._began = (0.0, 0)
 
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def __call__(self, told: Progress) -> None:
-        """Take note of a step.
-
-        Raises:
-            CheckpointError: If it cannot be written.
-        """
-        if told.phase == LEARNING:
-            if self._stream is None:
-                self._stream = self._open(_kept(told))
-                self._began = (time.perf_counter(), _kept(told))
-            if told.metrics:
-                self._write(self._stream, told)
-        if self.then is not None:
-            self.then(told)
-
-    def _open(self, step: int) -> TextIO:
-        kept = []
+    def _open(self, last: int) -> Any:
+        lines = []
         with suppress(OSError, ValueError, KeyError, TypeError):  # no file, or a line cut short
             for line in self.path.read_text("utf-8").splitlines():
-                if json.loads(line)["step"] > step:
+                if json.loads(line)["step"] > last:
                     break
-                kept.append(line)
+                lines.append(line)
         with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        self._began = (time.perf_counter(), last)
         return self.path.open("a", encoding="utf-8")
 
-    def _write(self, stream: TextIO, told: Progress) -> None:
-        record = {"step": told.done, **told.metrics, "time": round(time.time(), 3)}
+    def _log(self, progress: Progress) -> None:
+        record = {"step": progress.done, **progress.metrics, "time": round(time.time(), 3)}
         try:
-            print(json.dumps(record), file=stream, flush=True)
+            print(json.dumps(record), file=self._output, flush=True)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path}: {error.strerror or os.strerror(error.errno or 0)}; "
                 "free some space and repeat the command"
             ) from error
         began, first = self._began
-        self.seconds_per_step = (time.perf_counter() - began) / (told.done - first)
+        self.seconds_per_step = (time.perf_counter() - began) / (progress.done - first)
 
 
-class TensorBoard:
-    """Writes the figures of each step for TensorBoard. A progress callback.
+class TensorBoard(_StepLog):
+    """A progress callback that writes the metrics of each step for TensorBoard.
 
     Needs ``pip install "reidguard[tensorboard]"``. A resumed run repeats the steps since its last
-    checkpoint; it tells TensorBoard to forget the old ones. Use it in a ``with`` statement, which
-    closes the file.
+    checkpoint; TensorBoard drops the old ones. Use it in a ``with`` statement, which closes the
+    file.
 
     Args:
-        folder: Where event files go; ``tensorboard --logdir FOLDER`` shows them.
+        folder: Folder of event files; ``tensorboard --logdir FOLDER`` shows them.
         then: Called with every progress afterwards.
 
     Raises:
@@ -115,6 +132,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path | str, then: ProgressCallback | None = None) -> None:
+        super().__init__(then)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -122,34 +140,11 @@ class TensorBoard:
                 'TensorBoard is not installed: pip install "reidguard[tensorboard]"'
             ) from error
         self.folder = Path(folder)
-        self.then = then
         self._make: Any = SummaryWriter
-        self._writer: Any = None
 
-    def __enter__(self) -> TensorBoard:
-        return self
+    def _open(self, last: int) -> Any:
+        return self._make(str(self.folder), purge_step=last + 1)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def __call__(self, told: Progress) -> None:
-        """Take note of a step."""
-        if told.phase == LEARNING:
-            if self._writer is None:
-                self._writer = self._make(str(self.folder), purge_step=_kept(told) + 1)
-            for name, value in told.metrics.items():
-                self._writer.add_scalar(name, value, told.done)
-        if self.then is not None:
-            self.then(told)
-
-
-def _kept(told: Progress) -> int:
-    """The last step that a run which begins with this does not repeat."""
-    return told.done - 1 if told.metrics else told.done
+    def _log(self, progress: Progress) -> None:
+        for name, value in progress.metrics.items():
+            self._output.add_scalar(name, value, progress.done)

@@ -1,4 +1,4 @@
-"""Less memory for more time: activations that are worked out again when they are needed."""
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ M = TypeVar("M", bound=nn.Module)
 
 @contextmanager
 def recomputing(model: M, blocks: type[nn.Module] | None = None) -> Iterator[M]:
-    """Keep, of the passes inside, only what goes into each block (activation checkpointing).
+    """Store only the inputs of each block in the passes inside (activation checkpointing).
 
     The rest is computed once more in the backward pass: one more forward pass, and memory of one
-    block instead of all. Gradients are the same. Dropout repeats its draws, batch norms remember a
-    batch once.
+    block instead of all. Gradients are the same. Dropout repeats its draws, and each batch
+    enters running statistics once.
 
-    A model under attack may be recomputed with every learner; ``maml`` saves little, as its second
-    derivative needs what was recomputed. A model that learns itself may be with all but ``maml``,
-    which goes back through the inner step when the weights are others already; it says so.
+    A model under attack can be recomputed with every learner; ``maml`` saves little, as its second
+    derivative needs what was recomputed. A model that is trained can be recomputed with all
+    learners but ``maml``, which differentiates the inner step when the weights have changed; it
+    raises an error.
 
     Args:
-        model: Its blocks compute otherwise until the end of the context.
+        model: Its blocks are recomputed until the end of the context.
         blocks: Their class. By default the outermost modules whose class the model has more than
             once and that hold several layers: residual blocks, transformer blocks.
 
@@ -48,10 +49,10 @@ def recomputing(model: M, blocks: type[nn.Module] | None = None) -> Iterator[M]:
     """
     chosen = _repeated(model) if blocks is None else _instances(model, blocks)
     if not chosen:
-        wanted = "repeated blocks" if blocks is None else blocks.__name__
+        what = "repeated blocks" if blocks is None else blocks.__name__
         raise InputError(
-            f"{type(model).__name__} has no {wanted}; "
-            "say of which class those are whose passes shall be recomputed: blocks=..."
+            f"{type(model).__name__} has no {what}; "
+            "give the class of the blocks to recompute: blocks=..."
         )
     kinds = [(block, type(block)) for block in chosen]
     try:

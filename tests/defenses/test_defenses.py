@@ -499,7 +499,7 @@ def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"adversarial": 32}, r"share of a batch.*adversarial=0\.5"),
+        ({"adversarial": 32}, r"fraction of a batch.*adversarial=0\.5"),
         ({"clean": False, "adversarial": 0.0}, "there must be adversarial"),
         ({"clean": False, "batch_norm": "separate"}, "batch_norm='shared'"),
         ({"attack_mode": "test"}, "'eval' or 'train'"),

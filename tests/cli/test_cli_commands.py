@@ -118,7 +118,7 @@ def test_saved_images_give_exactly_the_8bit_figures(attacked, victim, tmp_path, 
 def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *victim]) == 0
-    assert "| clean |" in capsys.readouterr().out
+    assert re.search(r"\| clean +\|", capsys.readouterr().out)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
@@ -217,7 +217,7 @@ def test_agw_by_its_own_recipe(data, tmp_path, refused):
     recipe = json.loads((tmp_path / "r" / "manifest.json").read_text())["settings"]["recipe"]
     assert (recipe["recipe"], recipe["images_per_identity"]) == ("agw", 2)
     facts = load_model(tmp_path / "r" / "model.safetensors").provenance
-    assert facts["recipe"].endswith("centre loss")
+    assert facts["recipe"] == "agw"
     assert (facts["lr"], facts["identities"], facts["images_per_identity"]) == (3.5e-4, 16, 2)
     line = refused(*call, "--recipe", "awg")
     assert 'Did you mean "agw"' in line

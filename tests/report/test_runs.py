@@ -55,7 +55,7 @@ def written(folder: Path, command: str, result: Any, steps: list[Any] | None = N
 def attack(folder: Path, eps: int, attacked: float, **options: Any) -> Path:
     result = {
         "evaluation": evaluation(eps, attacked=attacked),
-        "training": {"steps": 3, "learner": "maml"},
+        "training": {"steps": 3, "learner": "maml", "inner_lr": 0.5},
         "seconds_per_step": 0.5,
     }
     return written(folder, "attack", result, **options)
@@ -273,7 +273,12 @@ def test_the_paper_s_values_beside_ours(tmp_path):
 def test_provenance(tmp_path):
     folder = attack(tmp_path / "a", 8, 0.2)
     rows = cells_of(page_of(folder))
-    for row in (["versions", "torch 2"], ["learner", "maml"], ["seconds per step", "0.5"]):
+    for row in (
+        ["versions", "torch 2"],
+        ["learner", "maml"],
+        ["inner lr", "0.5"],
+        ["seconds per step", "0.5"],
+    ):
         assert row in rows
     assert "<details open>" in page_of(folder)
     assert "<details open>" not in page_of(folder, attack(tmp_path / "b", 8, 0.2))
@@ -320,6 +325,9 @@ def test_mistakes(tmp_path):
         read_run(tmp_path / "nothing")
     with pytest.raises(InputError, match="at least one run"):
         report_page([])
+    (tmp_path / "manifest.json").write_text('{"settings": 3}')
+    with pytest.raises(CheckpointError, match="another program"):
+        read_run(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         read_run(tmp_path)

@@ -89,7 +89,10 @@ def test_defaults_of_a_family_fill_what_none_leaves_open():
     assert resolve(FitOptions, {}, **family)["epochs"] == 85
     by_steps = resolve(FitOptions, {"steps": 3}, **family)
     assert (by_steps["steps"], by_steps["epochs"]) == (3, None)
-    assert resolve(ModelOptions, {"augment": None})["augment"] is None  # a value of its own
+    resolved = resolve(ModelOptions, {"augment": None}, augment="recipe")  # a value of its own
+    assert resolved["augment"] is None
+    assert settings(ModelOptions, resolved)["augment"] is None
+    assert "lr" not in settings(ModelOptions, resolved)
     assert resolve(ModelOptions, {})["augment"] == "recipe"
 
 

@@ -140,6 +140,26 @@ def test_a_rectangle_that_never_fits_leaves_the_image_whole():
     torch.testing.assert_close(result, images, atol=1e-5, rtol=0)
 
 
+def test_a_rectangle_wider_than_the_image_does_not_fit():
+    options = {"area": (0.9, 0.9), "aspect": (0.5, 0.5), "generator": generator()}
+    boxes, fits = _rectangles(50, 40, 20, **options)  # 19 x 38 pixels, 20 wide
+    assert not fits.any()
+    boxes, fits = _rectangles(50, 20, 40, **options)
+    assert fits.all()
+    assert bool((boxes[:, 1] + boxes[:, 3] <= 40).all())
+
+
+def test_erased_rectangles_are_as_often_tall_as_wide():
+    images = torch.zeros(300, 3, 64, 64)
+    off = {**OFF, "erase": 1.0, "erase_value": (1.0, 1.0, 1.0)}
+    holes = Augment(**{**off, "erase_aspect": 0.25})(images, generator())[:, 0] > 0.5
+    heights, widths = holes.any(2).sum(1).double(), holes.any(1).sum(1).double()
+    ratios = heights / widths
+    # Uniform in [1/4, 4], as the field's implementation draws it: four fifths are tall.
+    assert 0.7 < (ratios > 1).double().mean() < 0.9
+    assert ratios.max() > 3
+
+
 def test_masks_hold_exactly_the_box():
     mask = _inside(torch.tensor([[2, 1, 3, 4], [0, 0, 0, 0]]), 8, 6)
     expected = torch.zeros(2, 1, 8, 6, dtype=torch.bool)

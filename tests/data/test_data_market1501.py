@@ -48,6 +48,11 @@ def test_names_become_people_and_cameras(root):
     assert dataset.train_labels == {2: 0, 7: 1}
 
 
+def test_camera_numbers_may_have_several_digits(root):
+    (root / "query" / "0011_c12s1_000001_00.jpg").touch()
+    assert [(s.pid, s.camid) for s in read_market1501(root).query][1] == (11, 12)
+
+
 def test_a_subset_is_noted_and_no_error(root):
     assert read_market1501(root).summary()["notes"] == [
         "train holds 2 images of 2 identities; published are 12,936 images of 751 identities",
@@ -91,6 +96,7 @@ def test_a_wrong_place_says_what_was_expected(tmp_path):
         "-2_c1s1_000451_03.jpg",
         "0002_c1_000451_03.jpg",
         "0002_c1s1_000451_03.jpg.png.jpg",
+        "0002_c1s1_000451_03_jpg.jpg",
         "９_c1s1_000451_03.jpg",
     ],
 )

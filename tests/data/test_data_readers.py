@@ -54,7 +54,7 @@ def build_duke(root: Path) -> None:
         "bounding_box_train/0002_c1_f0046182.jpg",
         "query/0005_c2_f0046985.jpg",
         "bounding_box_test/0005_c8_f0046985.jpg",
-        "bounding_box_test/7139_c1_f0100000.jpg",
+        "bounding_box_test/7139_c12_f0100000.jpg",
     )
     (root / "query" / "Thumbs.db").touch()
 
@@ -67,7 +67,7 @@ DUKE: Facts = {
     "query": [("query/0005_c2_f0046985.jpg", 5, 2)],
     "gallery": [
         ("bounding_box_test/0005_c8_f0046985.jpg", 5, 8),
-        ("bounding_box_test/7139_c1_f0100000.jpg", 7139, 1),
+        ("bounding_box_test/7139_c12_f0100000.jpg", 7139, 12),
     ],
 }
 

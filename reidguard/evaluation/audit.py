@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from reidguard.attacks import SMA, Attack, DeltaAttack
 from reidguard.data import ReIDDataset
@@ -26,6 +27,8 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.metrics import RankingResult
 from reidguard.models import ReIDModel
+from reidguard.options import AuditOptions
+from reidguard.schema import documented, resolve
 from reidguard.storage import weights_fingerprint
 from reidguard.types import Budget
 
@@ -35,22 +38,16 @@ POINTS = 0.02  # mAP that may be lost to chance, whatever the spread
 DEVIATIONS = 3.0  # standard errors of a paired difference
 
 
+@documented(AuditOptions)
 def audit(
     model: ReIDModel,
     dataset: ReIDDataset,
     *,
     surrogate: ReIDModel | None = None,
-    eps: float = 8 / 255,
-    epsilons: Sequence[float] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
-    attack_steps: int = 15,
-    learning_steps: int = 50,
-    queries: int = 100,
-    probes: int = 8,
     protocol: Protocol | None = None,
     store: FeatureStore | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: CountCallback | None = None,
+    **options: Unpack[AuditOptions],
 ) -> AuditReport:
     """Look for signs that a model's gradients are masked, so that attacks on it fail.
 
@@ -66,17 +63,10 @@ def audit(
         dataset: Queries and gallery are for measuring, training images for the universal delta.
         surrogate: Another model, on the same device, such as the normal one that a defense started
             from; None leaves transfer unchecked.
-        eps: Budget of the gradient checks and of transfer, in [0, 1] units.
-        epsilons: Those of the curve, rising; 0 is always measured.
-        attack_steps: Iterations of SMA, each of 2.5 ε / steps.
-        learning_steps: Training steps of a universal delta; 0 leaves it out.
-        queries: Approximate number of queries to attack, evenly spaced.
-        probes: Number of queries whose gradients are checked.
         protocol: How to read and score; None is ``Protocol()``.
         store: Caches clean features for further calls.
-        batch_size: Images per forward pass.
-        seed: Fixes starts and batches.
         progress: Called with (parts done, parts in all).
+        **options: Any of :class:`~reidguard.options.AuditOptions`.
 
     Raises:
         InputError: If an option has a wrong value, the models are on different devices, or the
@@ -100,16 +90,14 @@ def audit(
         >>> report.findings[-1].name, report.findings[-1].level
         ('transfer', 'unchecked')
     """
-    budget, radii = Budget(eps), [Budget(e) for e in epsilons]
+    values = resolve(AuditOptions, options)
+    eps, queries, probes, seed = (values[n] for n in ("eps", "queries", "probes", "seed"))
+    attack_steps, learning_steps = values["attack_steps"], values["learning_steps"]
+    budget, radii = Budget(eps), [Budget(e) for e in values["epsilons"]]
     rising = all(a.eps < b.eps for a, b in zip([Budget(0), *radii], radii, strict=False))
-    if eps == 0 or not radii or not rising:
-        raise InputError("eps must be above 0, and epsilons must be some that rise from above 0")
-    if min(attack_steps, queries, probes, batch_size) < 1 or learning_steps < 0:
-        raise InputError(
-            "attack_steps, queries, probes and batch_size must be at least 1, and learning_steps "
-            "at least 0"
-        )
-    retrieval = Retrieval(model, dataset, protocol, store, batch_size)
+    if not radii or not rising:
+        raise InputError("epsilons must be some that rise from above 0")
+    retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
     retrieval.check_device("surrogate", surrogate)
     every = math.ceil(len(dataset.query) / queries)
     total = 1 + len(radii) + (0 if surrogate is None else 4)

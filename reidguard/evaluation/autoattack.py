@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.data import ReIDDataset
@@ -24,6 +26,8 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.options import AutoAttackOptions
+from reidguard.schema import documented, resolve
 from reidguard.storage import ResumableStore, fingerprint
 from reidguard.training import Progress, ProgressCallback
 from reidguard.types import Budget
@@ -135,20 +139,18 @@ class RetrievalAutoAttack:
             "seed": self.seed,
         }
 
+    @documented(AutoAttackOptions)
     def run(
         self,
         model: ReIDModel,
         dataset: ReIDDataset,
         protocol: Protocol | None = None,
         *,
-        early_stop: bool = False,
-        audit_queries: int = 100,
         state: Path | str | None = None,
         images: Path | str | None = None,
         store: FeatureStore | None = None,
-        batch_size: int = 64,
-        query_every: int = 1,
         progress: ProgressCallback | None = None,
+        **options: Unpack[AutoAttackOptions],
     ) -> AutoAttackResult:
         """Attack every query by every member, and return the worst case of each.
 
@@ -161,17 +163,13 @@ class RetrievalAutoAttack:
             model: The target model. It is not changed.
             dataset: Its queries are attacked, its gallery is ranked.
             protocol: How to read and score; None is ``Protocol()``.
-            early_stop: Do no further work on a query that is broken.
-            audit_queries: Approximate number of queries of the model's audit; 0 leaves the audit
-                out.
             state: Folder from which an interrupted run resumes, bit for bit. At most one attack
                 (one restart of a member) on one batch is repeated.
             images: Folder for the worst 8-bit image of each query, as PNG under the query's name.
             store: Caches clean features for further calls.
-            batch_size: Queries attacked at a time.
-            query_every: Use every n-th query, for a quick look.
             progress: Called with a :class:`~reidguard.training.Progress`: of clean features, of
                 the audit, of attacks on single queries.
+            **options: Any of :class:`~reidguard.options.AutoAttackOptions`.
 
         Raises:
             InputError: If something is on another device than the model, an option has a wrong
@@ -179,13 +177,13 @@ class RetrievalAutoAttack:
             DataError: If an image cannot be read.
             CheckpointError: If a file cannot be written, or a folder holds another run.
         """
-        if audit_queries < 0:
-            raise InputError(f"audit_queries must not be negative, not {audit_queries}")
+        values = resolve(AutoAttackOptions, options)
+        batch_size, query_every = values["batch_size"], values["query_every"]
+        audit_queries, early_stop = values["audit_queries"], values["early_stop"]
         retrieval = Retrieval(model, dataset, protocol, store, batch_size)
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)
         protocol = retrieval.protocol
-        options: dict[str, Any] = {"store": retrieval.store, "batch_size": batch_size}
 
         def phase(name: str) -> CountCallback:
             def count(done: int, total: int) -> None:
@@ -201,7 +199,8 @@ class RetrievalAutoAttack:
             protocol,
             query_every=query_every,
             progress=phase("clean features"),
-            **options,
+            store=retrieval.store,
+            batch_size=batch_size,
         )
         facts = {
             "suite": self.config(),
@@ -233,7 +232,8 @@ class RetrievalAutoAttack:
                     protocol=protocol,
                     seed=self.seed,
                     progress=phase("auditing"),
-                    **options,
+                    store=retrieval.store,
+                    batch_size=batch_size,
                 ).to_dict()
                 entries.put("audit", audited)
             run = SuiteRun(self, retrieval, clean.clean, early_stop)

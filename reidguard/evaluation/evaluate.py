@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset
@@ -20,15 +21,16 @@ from reidguard.metrics import RankingResult
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.options import EvaluateOptions
+from reidguard.schema import documented, resolve
 from reidguard.types import ReIDSample
 
 __all__ = ["evaluate"]
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
-SIDES = ("query", "gallery")
 
-
+@documented(EvaluateOptions)
 def evaluate(
     model: ReIDModel,
     dataset: ReIDDataset,
@@ -36,16 +38,14 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     store: FeatureStore | None = None,
-    batch_size: int = 64,
-    query_every: int = 1,
-    with_labels: bool = False,
-    side: str = "query",
     lpips: Measure | None = None,
     progress: CountCallback | None = None,
+    **options: Unpack[EvaluateOptions],
 ) -> EvaluationResult:
     """Rank the gallery for every query, clean and attacked.
 
-    Queries are perturbed, or else the whole gallery. Each image is decoded once, and its
+    Queries are perturbed, or else the whole gallery; an instance attack on the gallery is best
+    bound with the queries as guides. Each image is decoded once, and its
     adversarial image measured twice: as the attack returns it, and as :meth:`Budget.quantize`
     rounds it to the 8-bit image that a PNG file stores. Model and attack run in eval mode on the
     model's device and are not changed.
@@ -58,15 +58,10 @@ def evaluate(
         protocol: How to read and score; None is ``Protocol()``.
         store: Caches clean features for further calls, so that the gallery is extracted once for
             any number of attacks; None caches them for this call.
-        batch_size: Images per forward pass. Changes metrics by float noise at most.
-        query_every: Use every n-th query, for a quick look.
-        with_labels: Give an instance attack the ground-truth identities of the images, which the
-            strongest attacker knows. Otherwise it estimates them where it needs them.
-        side: What is perturbed: ``"query"``, as in all tables of the field, or ``"gallery"``, every
-            image of it, while the queries stay clean. Guides then are best the queries.
         lpips: A :class:`~reidguard.evaluation.LPIPS` on the model's device, a further measure of
             how visible the change is.
         progress: Called with (images done, images in all).
+        **options: Any of :class:`~reidguard.options.EvaluateOptions`.
 
     Raises:
         InputError: If model and attack are on different devices, an instance attack is not bound
@@ -89,8 +84,10 @@ def evaluate(
         >>> result.attacked.linf  # a fresh delta changes nothing
         0.0
     """
-    _check(attack, query_every, with_labels, side)
-    retrieval = Retrieval(model, dataset, protocol, store, batch_size)
+    values = resolve(EvaluateOptions, options)
+    query_every, with_labels, side = (values[n] for n in ("query_every", "with_labels", "side"))
+    _check(attack, with_labels, side)
+    retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
     retrieval.check_device("attack", attack)
     samples = {"gallery": dataset.gallery, "query": dataset.query[::query_every]}
     passes = {
@@ -163,11 +160,7 @@ def _run(passes: dict[str, SplitPass], progress: CountCallback | None) -> dict[s
     return seconds
 
 
-def _check(attack: Attack | None, query_every: int, with_labels: bool, side: str) -> None:
-    if query_every < 1:
-        raise InputError(f"query_every must be at least 1, not {query_every}")
-    if side not in SIDES:
-        raise InputError(f"side must be one of {', '.join(SIDES)}, not {side!r}")
+def _check(attack: Attack | None, with_labels: bool, side: str) -> None:
     if side != "query" and attack is None:
         raise InputError("side is what an attack perturbs: give an attack, or leave side out")
     if with_labels and not isinstance(attack, InstanceAttack):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
@@ -19,6 +20,8 @@ from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
+from reidguard.options import MeasureOptions
+from reidguard.schema import documented, resolve
 from reidguard.storage import fingerprint, read_json, weights_fingerprint, write_json
 
 __all__ = ["evaluate_grid"]
@@ -26,6 +29,7 @@ __all__ = ["evaluate_grid"]
 SCHEMA = 3  # of a cached cell's key
 
 
+@documented(MeasureOptions)
 def evaluate_grid(
     attacks: Mapping[str, Attack],
     models: Mapping[str, ReIDModel | Mapping[str, ReIDModel]],
@@ -35,9 +39,8 @@ def evaluate_grid(
     sources: Mapping[str, tuple[str, str]] | None = None,
     folder: Path | str | None = None,
     store: FeatureStore | None = None,
-    batch_size: int = 64,
-    query_every: int = 1,
     progress: CountCallback | None = None,
+    **options: Unpack[MeasureOptions],
 ) -> GridResult:
     """Measure each attack on each model and dataset, and name the setting of each cell.
 
@@ -71,9 +74,8 @@ def evaluate_grid(
             gets ``grid.json``, which ``reidguard report`` reads.
         store: Caches clean features for further calls; None caches those of one model and dataset
             at a time.
-        batch_size: Images per forward pass.
-        query_every: Use every n-th query, for a quick look.
         progress: Called with (cells done, cells in all).
+        **options: Any of :class:`~reidguard.options.MeasureOptions`.
 
     Raises:
         InputError: If a name is unknown, the source of an attack is unknown, or a model was trained
@@ -95,6 +97,8 @@ def evaluate_grid(
         >>> [(cell.attack, cell.model, cell.dataset, cell.setting) for cell in grid.cells]
         [('SMA', 'grey', 'plaza', 'source')]
     """
+    values = resolve(MeasureOptions, options)
+    batch_size, query_every = values["batch_size"], values["query_every"]
     sources = {} if sources is None else dict(sources)
     if not (attacks and models and datasets):
         raise InputError("a grid needs at least one attack, one model and one dataset")

@@ -322,10 +322,10 @@ def test_chance_is_no_warning():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": 0}, "eps must be above 0"),
-        ({"eps": 8}, "for 8 grey levels"),
+        ({"eps": 0}, "eps must be .*above 0"),
+        ({"eps": 8}, "eps must be .*8"),
         ({"epsilons": [2 / 255, 1 / 255]}, "rise"),
-        ({"epsilons": [0, 1 / 255]}, "rise"),
+        ({"epsilons": [0, 1 / 255]}, "epsilons must be .*above 0"),
         ({"epsilons": []}, "epsilons"),
         ({"attack_steps": 0}, "at least 1"),
         ({"queries": 0}, "at least 1"),

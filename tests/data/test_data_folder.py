@@ -76,6 +76,12 @@ def test_names_are_numbered_alphabetically_over_all_splits(tmp_path):
         assert set(one.split(split)) == set(two.split(split))
 
 
+def test_a_camera_named_zero_among_names_is_numbered_like_the_others(tmp_path):
+    text = "path,pid,camid,split\na.jpg,1,door,train\nb.jpg,1,0,train\nc.jpg,1,A,train\n"
+    dataset = read_csv(write_csv(tmp_path, text, "a.jpg", "b.jpg", "c.jpg"))
+    assert [s.camid for s in dataset.train] == [2, 0, 1]
+
+
 def test_numbers_too_large_for_a_tensor_become_names(tmp_path):
     path = write_csv(tmp_path, f"path,pid,camid,split\na.jpg,{10**30},1,train\n", "a.jpg")
     assert facts(read_csv(path).train) == [("a.jpg", 1, 1)]

@@ -493,6 +493,13 @@ def test_some_backgrounds_of_personx(tmp_path):
         load_dataset("personx-456", hard)
 
 
+def test_names_of_personx_may_lack_sequence_and_number(tmp_path):
+    root = plant(tmp_path, "PersonX", build_personx_hard)
+    images(root, "query/0002_c12.jpg")
+    query = load_dataset("personx", root).query
+    assert [(s.path.name, s.pid, s.camid) for s in query][1] == ("0002_c12.jpg", 2, 12)
+
+
 def test_randperson_as_its_archive_unpacks(tmp_path):
     build_randperson(tmp_path / "randperson_subset" / "randperson_subset")
     dataset = load_dataset("randperson", tmp_path)
@@ -506,6 +513,14 @@ def test_absent_folders_of_unrealperson_are_noted(tmp_path):
     assert "unreal_v4.3" in note
     assert "unreal_v3.1" not in note
     assert len(dataset.notes[0].split(",")) == 12 - 3
+
+
+def test_cameras_of_deepchange_may_have_three_digits(tmp_path):
+    root = plant(tmp_path, "DeepChangeDataset", build_deepchange)
+    name = "P7_C117_20200416_10_0_1.jpg"
+    images(root / "train-set", name)
+    listing(root, "train-set-bbox.txt", f"{name},9")
+    assert facts(load_dataset("deepchange", root))["train"] == [(f"train-set/{name}", 8, 117)]
 
 
 def test_the_validation_sets_of_deepchange(tmp_path):

@@ -88,7 +88,7 @@ def test_counts_terms_and_notes_are_joined(sources):
 def test_training_sets_alone(sources):
     joined = join_datasets(sources, splits=("train",))
     everything = join_datasets(sources)
-    assert (joined.query, joined.gallery) == ((), ())
+    assert (joined.query, joined.gallery, joined.junk) == ((), (), 0)
     assert joined.train == everything.train  # numbers do not depend on what is joined
     assert joined.fingerprint("train") == everything.fingerprint("train")
 

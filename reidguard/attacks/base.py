@@ -1,4 +1,4 @@
-"""The contract of every attack: perturb as you like, the base class keeps you inside the ε-ball."""
+"""Base class of all attacks: it projects every result onto the ε-ball, and saves and loads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Attack(ABC, nn.Module):
 
     Calling the attack is final: it checks the images, calls :meth:`perturb` and projects the
     result onto the ε-ball and [0, 1] with :meth:`Budget.project`. A subclass writes only
-    :meth:`perturb`, and keeps each constructor argument as an attribute of the same name, from
-    which :meth:`save` writes it down.
+    :meth:`perturb`, and keeps each constructor argument as an attribute of the same name, which
+    :meth:`save` writes.
 
     Args:
         budget: The L∞ ball around every image.
     """
 
     provenance: dict[str, Any] | None = None
-    """How the parameters were learnt, if they were; saved in the card."""
+    """How the parameters were learned, if they were; saved in the card."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Attack(ABC, nn.Module):
 
         Raises:
             InputError: For a wrong shape or dtype and, on the CPU, for values outside [0, 1]. On
-                a GPU that look would stall the device, so it is left to where data enters.
+                a GPU this check would wait for the device, so it is done where data enters.
         """
         check_images(x)
         if x.device.type == "cpu":
@@ -83,12 +83,12 @@ class Attack(ABC, nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Attack:
-        """Rebuild what :meth:`config` described."""
+        """Rebuild an attack from :meth:`config`."""
         arguments = dict(config)
         return cls(budget=Budget(arguments.pop("eps")), **arguments)
 
     def card(self) -> dict[str, Any]:
-        """Return what a saved file says about itself."""
+        """Return the metadata of a saved file."""
         return {
             "kind": "attack",
             "name": ATTACKS.name_of(type(self)),
@@ -111,7 +111,7 @@ A = TypeVar("A", bound=type[Attack])
 
 
 def register_attack(name: str) -> Any:
-    """Return a class decorator that files an :class:`Attack` under ``name``."""
+    """Return a class decorator that registers an :class:`Attack` under ``name``."""
     return ATTACKS.register(name)
 
 

@@ -1,4 +1,4 @@
-"""What attacks and models learn for."""
+"""Objectives: losses of attacks, of re-ID models and of defenses."""
 
 from reidguard.objectives.base import (
     ATTACK_LOSSES,

@@ -1,4 +1,4 @@
-"""What an attack learns for: a loss on what a model says of adversarial and clean images."""
+"""Losses of attacks on the features of adversarial and clean images, and their objective."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def normalize_for(features: Tensor, metric: Metric) -> Tensor:
 
 
 class AttackLoss(ABC):
-    """A scalar that an attack minimises: most compare features and know nothing else."""
+    """A scalar that an attack minimises, computed from features of adversarial and clean images."""
 
     needs_training_statistics: ClassVar[bool] = False
     """Whether :meth:`with_statistics` must see the features of all training images first."""
 
     flat_at_clean: ClassVar[bool] = False
-    """Whether the gradient is zero as long as nothing is changed, so that learning must start
-    elsewhere: ``fit`` then takes one step in a random direction first."""
+    """Whether the gradient is zero at the clean image; ``fit`` then starts with one step in a
+    random direction."""
 
     @abstractmethod
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
@@ -68,14 +68,14 @@ class AttackLoss(ABC):
         """
 
     def representation(self, model: Embedder, images: Tensor) -> Tensor:
-        """Return the (N, D) vectors that the loss compares: features, unless a loss says else."""
+        """Return the (N, D) vectors that the loss compares; by default normalized features."""
         return normalized_features(model, images)
 
     def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss for a surrogate whose clean training images have these vectors.
 
         Args:
-            training: (images, D), what :meth:`representation` gives of all images to learn from.
+            training: (images, D), :meth:`representation` of all training images.
         """
         return self
 
@@ -84,16 +84,15 @@ ATTACK_LOSSES: Registry[AttackLoss] = Registry("objective", group="reidguard.obj
 
 
 class FeatureObjective:
-    """Binds a frozen model and a loss into the objective that learners know.
+    """The objective that learners minimise: a loss on the features of a frozen model.
 
-    Clean features (or what else the loss compares) are taken from the batch where they were
-    computed before.
+    Clean representations are taken from the batch if it has them.
 
     Args:
         model: The surrogate under attack.
         loss: What to minimise.
-        diversity: Probability with which the model sees an adversarial image smaller and elsewhere
-            (input diversity); drawn anew in each call, by the global generator.
+        diversity: Probability with which an adversarial image is shrunk and shifted (input
+            diversity); drawn in each call, by the global generator.
     """
 
     def __init__(self, model: Embedder, loss: AttackLoss, diversity: float = 0.0) -> None:
@@ -102,21 +101,21 @@ class FeatureObjective:
         self.diversity = diversity
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
-        """Return the loss of ``attack`` on one batch; on the joint one where this is a share."""
-        share = batch.shard
-        with sync_layers(share):
+        """Return the loss of ``attack`` on one batch; on the joint one if this is a shard of it."""
+        shard = batch.shard
+        with sync_layers(shard):
             clean = batch.features
             if clean is None:
                 with torch.no_grad():
                     clean = self.loss.representation(self.model, batch.images)
-            seen = attack(batch.images)
+            inputs = attack(batch.images)
             if self.diversity > 0:
                 # Every process makes the draws of the joint batch, and uses those of its rows.
-                total = len(seen) if share is None else share.total
-                draws = torch.rand(total, 4, device=seen.device)
-                draws = draws if share is None else draws[share.rows.to(seen.device)]
-                seen = diverse(seen, draws, self.diversity)
-            adversarial = self.loss.representation(self.model, seen)
+                total = len(inputs) if shard is None else shard.total
+                draws = torch.rand(total, 4, device=inputs.device)
+                draws = draws if shard is None else draws[shard.rows.to(inputs.device)]
+                inputs = diverse(inputs, draws, self.diversity)
+            adversarial = self.loss.representation(self.model, inputs)
         return self.loss(
-            gather(adversarial, share), gather(clean, share), gather(batch.pids, share)
+            gather(adversarial, shard), gather(clean, shard), gather(batch.pids, shard)
         )

@@ -1,4 +1,4 @@
-"""k-means: what a set of features looks like, in a few centroids."""
+"""k-means clustering of features."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def k_means(points: Tensor, clusters: int, *, iterations: int = 20, seed: int = 
     centroid.
 
     Args:
-        points: (N, D), any float dtype; worked on in float32 at least, on their device.
-        clusters: How many centroids are wanted.
+        points: (N, D), any float dtype; computed in float32 at least, on their device.
+        clusters: Number of centroids.
         iterations: Steps at most; it ends before when no point changes its cluster.
         seed: Fixes the start.
 
@@ -27,7 +27,7 @@ def k_means(points: Tensor, clusters: int, *, iterations: int = 20, seed: int = 
         (K, D), with K the smaller of ``clusters`` and the number of different points.
 
     Raises:
-        InputError: If there are no points, or no clusters are wanted.
+        InputError: If there are no points, or fewer than one cluster.
 
     Example:
         >>> points = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
@@ -65,7 +65,7 @@ def _plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Ten
         if float(reach[-1]) == 0:  # every point is a centroid already
             break
         draw = torch.rand((), generator=generator, dtype=torch.float64).to(reach.device) * reach[-1]
-        # right: a point at distance zero has no share, and is never drawn
+        # right: a point at distance zero has probability zero, and is never drawn
         index = min(int(torch.searchsorted(reach, draw, right=True)), len(points) - 1)
         chosen.append(index)
         distance = torch.minimum(distance, (points - points[index]).square().sum(1))

@@ -1,4 +1,4 @@
-"""What a defense learns for: Eqs. 12 and 13, on clean and adversarial images in one batch."""
+"""The objective of defenses: Eqs. 12 and 13, on clean and adversarial images in one batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BatchNormPolicy = Literal["shared", "separate"]
 
 @dataclass(frozen=True)
 class DefenseBatch(ReIDBatch):
-    """Clean images and, after them, the adversarial ones that were made of some of them.
+    """Clean images followed by the adversarial images of some of them.
 
     Args:
         domain: Whose classifier the labels belong to; None where a model has only one, or none.
@@ -73,7 +73,7 @@ class DefenseObjective:
     def __post_init__(self) -> None:
         if self.batch_norm not in get_args(BatchNormPolicy):
             raise InputError(f"batch_norm must be 'shared' or 'separate', not {self.batch_norm!r}")
-        self._of(None)  # complains of the others
+        self._of(None)  # checks the other arguments
 
     def __call__(self, model: Any, batch: DefenseBatch) -> Tensor:
         """Return the loss of a model on a batch.

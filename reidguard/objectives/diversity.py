@@ -1,5 +1,4 @@
-"""Input diversity (Xie et al., CVPR 2019): what misleads a network only at one place and size is
-not learnt."""
+"""Input diversity (Xie et al., CVPR 2019): random shrinking and shifting of adversarial images."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ __all__ = ["diverse"]
 
 
 def diverse(images: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """Shrink some images to 0.9 to 1 of their size and put them somewhere on black.
+    """Shrink some images to 0.9 to 1 of their size and shift them at random on a black background.
 
     Args:
         images: (N, 3, H, W).
         draws: (N, 4) in [0, 1): whether an image is chosen, how far it is shrunk, and where it is
-            put, across and down.
+            shifted, across and down.
         probability: With which an image is chosen.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a re-ID model is trained for.
+"""Losses and objectives of re-ID models.
 
 Triplet and cross-entropy (Eqs. 10 and 11 of the paper), and the losses of AGW (Ye et al., TPAMI
 2021): a weighted triplet, smoothed cross-entropy and a centre loss.
@@ -54,7 +54,7 @@ def triplet_loss(
 
     Raises:
         InputError: If shapes do not fit, or no anchor has both a positive and a negative. On a
-            GPU the latter is not looked at, as that would wait for the device: the mean is NaN.
+            GPU the latter is not checked, as that would wait for the device: the mean is NaN.
 
     Example:
         >>> points = torch.tensor([[0.0], [1.0], [3.0], [3.5]])
@@ -157,9 +157,9 @@ def _length(vectors: Tensor) -> Tensor:
 class CentreLoss(nn.Module):
     """Squared distance to a centre of each identity, ``1/N Σ_i ‖φ(x_i) − c_{y_i}‖²``.
 
-    The centres learn along, by plain gradient descent on this loss itself, whatever weight it has
+    The centres are learned by plain gradient descent on this loss itself, whatever weight it has
     in a sum: in train mode every call moves ``c_y`` by ``2·rate/N Σ_{i: y_i = y} (φ(x_i) − c_y)``
-    after the loss is worked out. They start from a normal distribution.
+    after the loss is computed. They start from a normal distribution.
 
     Args:
         identities: How many centres.
@@ -220,7 +220,7 @@ def identity_loss(
         A scalar, computed in float32 at least.
 
     Raises:
-        InputError: If shapes do not fit, or (looked at on the CPU only) a label has no logit.
+        InputError: If shapes do not fit, or (checked on the CPU only) a label has no logit.
 
     Example:
         >>> float(identity_loss(torch.zeros(2, 4), torch.tensor([0, 3])).exp())
@@ -268,7 +268,7 @@ class _Model(Protocol):
 
 @dataclass(frozen=True)
 class ReIDObjective:
-    """Triplet loss plus cross-entropy: what models and defenses are trained for.
+    """Triplet loss plus cross-entropy, the objective of models and defenses.
 
     Models with parts give lists; the losses of the parts are added.
 
@@ -306,13 +306,13 @@ class ReIDObjective:
         pids: Tensor,
         share: BatchShard | None = None,
     ) -> Tensor:
-        """Return the loss of what a model gave.
+        """Return the loss of a model's outputs.
 
         Args:
             embeddings: (N, E), or one per part.
             logits: (N, identities), or one per part.
             pids: (N,) training labels.
-            share: Which rows of a joint batch these are, whose loss is then meant.
+            share: Which rows of a joint batch these are; the loss is that of the joint batch.
 
         Raises:
             InputError: As for a call.
@@ -338,10 +338,10 @@ class ReIDObjective:
 
 
 class AGWObjective(nn.Module):
-    """What AGW is trained for: weighted triplet + smoothed cross-entropy + a little centre loss.
+    """The objective of AGW: weighted triplet + smoothed cross-entropy + weighted centre loss.
 
     The triplet and the centres see the embeddings (in AGW those before the neck). It is a module
-    for its centres, which learn along and belong into a checkpoint.
+    because of its centres, which are learned and saved in a checkpoint.
 
     Args:
         centres: The centre loss, for the identities and the width of the embeddings at hand.

@@ -19,7 +19,7 @@ __all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "class_scores"]
 
 
 class _CentroidLoss(AttackLoss):
-    """What the losses have in common that look at the centroids of the training features."""
+    """Base of the losses that compare with the centroids of the training features."""
 
     needs_training_statistics = True
 
@@ -33,12 +33,12 @@ class _CentroidLoss(AttackLoss):
         self.seed = seed
 
     def with_statistics(self, training: Tensor) -> AttackLoss:
-        """Return the loss with the centroids of these features, unless some were given."""
+        """Return the loss with the centroids of these features, unless it has some already."""
         if self.centroids is not None:
             return self
-        made = copy.copy(self)
-        made.centroids = k_means(training, self.clusters, seed=self.seed)
-        return made
+        loss = copy.copy(self)
+        loss.centroids = k_means(training, self.clusters, seed=self.seed)
+        return loss
 
     def similarity(self, features: Tensor) -> Tensor:
         """Return (N, K): minus half the squared distances to the centroids.
@@ -54,7 +54,7 @@ class _CentroidLoss(AttackLoss):
         if self.centroids is None or len(self.centroids) < 2:
             raise InputError(
                 f"{type(self).__name__} compares with centroids of training features, two at least:"
-                " let fit find them, call prepared(features), or give centroids="
+                " use fit, with_statistics(features) or centroids="
             )
         return self.centroids.to(features)
 
@@ -94,7 +94,7 @@ class PairWiseLoss(_CentroidLoss):
         self.scale = scale
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
-        """Return the mean loss; labels are not looked at. See :class:`AttackLoss`."""
+        """Return the mean loss; labels are not used. See :class:`AttackLoss`."""
         centroids = self._centroids(adversarial)
         similarity = self.similarity(clean.detach().to(adversarial))
         far = row_distance(adversarial, centroids[similarity.argmin(1)])
@@ -106,7 +106,7 @@ class PairWiseLoss(_CentroidLoss):
 class ListWiseLoss(_CentroidLoss):
     """UAP-Retrieval, list-wise: LambdaRank towards the reversed ranking of the centroids.
 
-    With s the similarities of φ(x̃) to the centroids, and i wanted before j where i was *less*
+    With s the similarities of φ(x̃) to the centroids, and i to be ranked before j where i was *less*
     similar to the clean feature than j,
     ``L = mean over images of Σ w_ij · log(1 + exp(s_j − s_i))``. The weight
     ``w_ij = |1/log2(1 + r_i) − 1/log2(1 + r_j)| / Σ_k 1/log2(1 + k)`` is what exchanging the two
@@ -126,10 +126,10 @@ class ListWiseLoss(_CentroidLoss):
     """
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
-        """Return the mean loss; labels are not looked at. See :class:`AttackLoss`."""
-        # Columns in the order that is wanted: each pair then lies above the diagonal.
-        wanted = self.similarity(clean.detach().to(adversarial)).argsort(dim=1, stable=True)
-        scores = self.similarity(adversarial).gather(1, wanted)
+        """Return the mean loss; labels are not used. See :class:`AttackLoss`."""
+        # Columns in the target order: each pair then lies above the diagonal.
+        order = self.similarity(clean.detach().to(adversarial)).argsort(dim=1, stable=True)
+        scores = self.similarity(adversarial).gather(1, order)
         first, second = torch.triu_indices(
             scores.shape[1], scores.shape[1], offset=1, device=scores.device
         )
@@ -137,18 +137,18 @@ class ListWiseLoss(_CentroidLoss):
             ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
             places = torch.arange(scores.shape[1], device=scores.device, dtype=scores.dtype)
             discount = 1 / torch.log2(2 + places)
-            found = discount[ranks] / discount.sum()
-            weights = (found[:, first] - found[:, second]).abs()
+            gains = discount[ranks] / discount.sum()
+            weights = (gains[:, first] - gains[:, second]).abs()
         return (weights * F.softplus(scores[:, second] - scores[:, first])).sum(1).mean()
 
 
 @ATTACK_LOSSES.register("labelwise")
 class LabelWiseLoss(AttackLoss):
-    """UAP-Retrieval, label-wise: the surrogate's classifier shall give up what it said before.
+    """UAP-Retrieval, label-wise: untargeted margin loss on the surrogate's predicted class.
 
     With z the logits of the adversarial image and y the class that the clean image gets,
     ``L = mean(max(0, z_y − max_{j≠y} z_j))``. The surrogate needs a classifier; of several, the
-    first is taken.
+    first is used.
 
     Example:
         >>> loss = LabelWiseLoss()
@@ -158,16 +158,16 @@ class LabelWiseLoss(AttackLoss):
     """
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
-        """Return the mean loss of logits; labels are not looked at. See :class:`AttackLoss`.
+        """Return the mean loss of logits; labels are not used. See :class:`AttackLoss`.
 
         Raises:
             InputError: If there is one class only.
         """
         if adversarial.shape[1] < 2:
             raise InputError("the label-wise loss needs a classifier of at least two classes")
-        said = F.one_hot(clean.argmax(1), clean.shape[1]).bool()
-        other = adversarial.masked_fill(said, -torch.inf).amax(1)
-        return F.relu(adversarial[said] - other).mean()
+        predicted = F.one_hot(clean.argmax(1), clean.shape[1]).bool()
+        other = adversarial.masked_fill(predicted, -torch.inf).amax(1)
+        return F.relu(adversarial[predicted] - other).mean()
 
     def representation(self, model: Embedder, images: Tensor) -> Tensor:
         """Return the logits of the surrogate's classifier, (N, classes).
@@ -182,7 +182,7 @@ class LabelWiseLoss(AttackLoss):
 def class_scores(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return features, (N, D), and logits, (N, classes) for each part of the model, in one pass.
 
-    Features are :func:`normalized_features`. A model with several classifiers is asked the first.
+    Features are :func:`normalized_features`. Of several classifiers, the first is used.
 
     Args:
         model: A model with a classifier.
@@ -194,7 +194,7 @@ def class_scores(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     domains = list(getattr(model, "num_classes", ()))
     if not domains:
         raise InputError(
-            f"{type(model).__name__} has no classifier, and this objective asks it for identities: "
+            f"{type(model).__name__} has no classifier, which this objective needs: "
             "create the surrogate with num_classes=<identities of its training split> and load "
             "weights that have a classifier, or take an objective on features, such as 'pairwise'"
         )

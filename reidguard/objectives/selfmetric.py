@@ -1,4 +1,4 @@
-"""The self-metric loss: away from the own clean feature, without any label."""
+"""The self-metric loss: away from the own clean feature, without labels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["SelfMetricLoss"]
 class SelfMetricLoss(AttackLoss):
     """Mean cosine similarity of adversarial and clean features: "UAP w/ SMA" of Table 5.
 
-    ``L = mean(cos(φ(x̃), φ(x)))``. Needs no labels. Its gradient is zero where nothing is changed,
-    so ``fit`` takes one random step first.
+    ``L = mean(cos(φ(x̃), φ(x)))``. Needs no labels. Its gradient is zero at the clean image, so
+    ``fit`` takes one random step first.
 
     Example:
         >>> import torch
@@ -27,5 +27,5 @@ class SelfMetricLoss(AttackLoss):
     flat_at_clean = True
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
-        """Return the mean similarity; labels are not looked at. See :class:`AttackLoss`."""
+        """Return the mean similarity; labels are not used. See :class:`AttackLoss`."""
         return F.cosine_similarity(adversarial, clean.detach()).mean()

@@ -166,7 +166,7 @@ def test_centroids_are_found_once_and_given_ones_stay():
 
 
 def test_a_loss_without_centroids_says_what_to_do():
-    with pytest.raises(InputError, match="let fit find them"):
+    with pytest.raises(InputError, match="with_statistics"):
         ListWiseLoss()(torch.zeros(2, 3), torch.zeros(2, 3), LABELS[:2])
 
 

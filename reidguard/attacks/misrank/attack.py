@@ -1,4 +1,4 @@
-"""MisRank: a generator that makes a perturbation for each image (Wang et al., CVPR 2020)."""
+"""MisRank: a generator of one perturbation per image (Wang et al., CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class MisRank(LearnedAttack):
         self.eval()
 
     def perturb(self, x: Tensor) -> Tensor:
-        """Return ``x + ε · m(x) · G(x)``, worked out in the dtype of the weights."""
+        """Return ``x + ε · m(x) · G(x)``, computed in the dtype of the weights."""
         small = x.to(next(self.generator.parameters()).dtype)
         shape = (x.shape[2], x.shape[3])
         if shape != self.size:
@@ -208,7 +208,7 @@ class MisRank(LearnedAttack):
 
 
 class MisRankObjective:
-    """What both networks of a :class:`MisRank` minimise, as one scalar.
+    """The objective of both networks of a :class:`MisRank`, as one scalar.
 
     It is the generator's loss plus the discriminator's. In the first the discriminator is constant,
     in the second the generator: so the gradient of the sum gives each network that of its own loss.
@@ -236,7 +236,7 @@ class MisRankObjective:
             attack.eval()
 
     def generator_loss(self, attack: MisRank, batch: ReIDBatch, adversarial: Tensor) -> Tensor:
-        """Return L_G: deceive the discriminator, mislead the surrogate, look alike."""
+        """Return L_G: the adversarial, the misranking and the perception loss."""
         constant = shared_copy(attack.discriminator)  # its parameters get no gradient here
         judged = constant(_pair(batch.images, adversarial))
         features, logits = class_scores(self.model, adversarial)
@@ -249,7 +249,7 @@ class MisRankObjective:
         return _least_squares(judged, 1.0) + RE_ID * mislead + PERCEPTION * (1 - alike)
 
     def discriminator_loss(self, attack: MisRank, batch: ReIDBatch, adversarial: Tensor) -> Tensor:
-        """Return L_D: tell an attacked image beside its original from two real images."""
+        """Return L_D: distinguish an original with its adversarial image from two real images."""
         x, half = batch.images, len(batch) // 2
         if half == 0:
             raise InputError("MisRank needs batches of at least two images")
@@ -274,7 +274,7 @@ def nearest_positive_triplet(
         margin: Of the triplet.
 
     Raises:
-        InputError: If no image has both (looked at on the CPU only; elsewhere the mean is NaN).
+        InputError: If no image has both (checked on the CPU only; elsewhere the mean is NaN).
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [3.0]])

@@ -1,4 +1,4 @@
-"""The functional colour attack: one learnt colour look-up table for all images (Eqs. 2-3)."""
+"""The functional colour attack: one learned colour look-up table for all images (Eqs. 2-3)."""
 
 from __future__ import annotations
 

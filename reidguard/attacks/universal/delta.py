@@ -1,4 +1,4 @@
-"""The additive attack: one learnt perturbation for all images (Eq. 1)."""
+"""The additive attack: one learned perturbation for all images (Eq. 1)."""
 
 from __future__ import annotations
 

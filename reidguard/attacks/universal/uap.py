@@ -1,4 +1,4 @@
-"""UAP-Retrieval: one perturbation, learnt by the losses of image retrieval."""
+"""UAP-Retrieval: one perturbation, learned by the losses of image retrieval."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from reidguard.types import Budget
 
 __all__ = ["UAPRetrieval"]
 
-SATURATED = 0.5  # share of values at ±ε from which on a δ that stands still is halved
-STILL = 1e-5  # change of that share in an epoch
+SATURATED = 0.5  # fraction of values at ±ε above which a δ that stands still is halved
+STILL = 1e-5  # largest change of that fraction in an epoch of a δ that stands still
 
 
 @register_attack("uap")
 class UAPRetrieval(DeltaAttack):
-    """UAP-Retrieval (Li et al., ICCV 2019): δ learnt from centroids, never forgetting a step.
+    """UAP-Retrieval (Li et al., ICCV 2019): δ learned from centroids, with momentum 1.
 
-    The perturbation is :class:`DeltaAttack`'s. What differs is how it is learnt: by default with
+    The perturbation is :class:`DeltaAttack`'s. Only :meth:`fit` differs: by default it minimises
     the loss "pairwise" ("labelwise" and "listwise" are the other two of the paper, "self_metric"
     makes it the row "UAP w/ SMA"), and with momentum 1. Once an epoch a saturated δ is halved, so
-    that signs can change again: when more than half of its values are at ±ε and that share has
+    that signs can change again: when more than half of its values are at ±ε and that fraction has
     moved by less than 1e-5 since the epoch before.
 
     Args:
@@ -49,13 +49,13 @@ class UAPRetrieval(DeltaAttack):
 
     def __init__(self, budget: Budget | None = None, size: tuple[int, int] = (256, 128)) -> None:
         super().__init__(budget, size)
-        # A buffer, so that a run that is resumed knows it.
+        # A buffer, so that it is saved in checkpoints.
         self.register_buffer("saturation", torch.zeros(()))
 
     @torch.no_grad()
     def start_epoch(self) -> None:
         """Halve δ if it is saturated and stands still."""
-        share = (self.delta.abs() >= self.budget.eps).to(self.saturation.dtype).mean()
-        still = (share - self.saturation).abs() < STILL
-        self.delta.mul_(torch.where((share > SATURATED) & still, 0.5, 1.0))
-        self.saturation.copy_(share)
+        fraction = (self.delta.abs() >= self.budget.eps).to(self.saturation.dtype).mean()
+        still = (fraction - self.saturation).abs() < STILL
+        self.delta.mul_(torch.where((fraction > SATURATED) & still, 0.5, 1.0))
+        self.saturation.copy_(fraction)

@@ -1,4 +1,4 @@
-"""The few values that travel between all parts: budget, input spec, samples, batches.
+"""Values that all packages share: budget, input spec, samples, batches.
 
 Everywhere in this library an *image tensor* is RGB of shape ``(N, 3, H, W)`` with values in
 [0, 1], and ε is an L∞ radius in those units: 8 grey levels are ``8/255``.

@@ -53,13 +53,13 @@ def with_classifiers(
     reused = {domain for domain, dataset in domains.items() if _serves(model, domain, dataset)}
     if not sizes or reused == set(sizes) == set(model.num_classes):
         return _unshared(model)
-    if model.recipe is None:
+    if model.build_spec is None:
         raise InputError(
             f"this {type(model).__name__} has no classifier for {', '.join(set(sizes) - reused)} "
             "and gets none, since it was not made by create_model: create it with "
             f"num_classes={sizes}, or take losses=('triplet',), which needs none"
         )
-    name, kwargs = model.recipe
+    name, kwargs = model.build_spec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = create_model(name, num_classes=sizes, **kwargs)

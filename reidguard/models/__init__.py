@@ -1,4 +1,4 @@
-"""Re-ID models: the contract, the zoo, and everyone else's networks and weights."""
+"""Re-ID models: the contract, the model zoo, and wrappers and loaders for other networks."""
 
 from importlib import import_module
 from pkgutil import iter_modules

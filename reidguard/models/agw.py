@@ -30,7 +30,7 @@ class NonLocal(nn.Module):
     """Adds to each place what it attends to in all others: x + BN(W(θ(x) φ(x)ᵀ g(x) / places)).
 
     θ, φ and g have a single channel: that is what the published code of AGW and of fast-reid
-    computes, and so what AGW's published figures stand for. A fresh block changes nothing.
+    computes, and so what AGW's published results are of. A fresh block changes nothing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -65,7 +65,7 @@ class NonLocalStage(nn.Module):
         self.non_local = nn.ModuleDict({name: NonLocal(channels) for name in last})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the maps after the last block."""
+        """Return the feature maps after the last block."""
         for name, block in self.named_children():
             if name != "non_local":
                 x = block(x)
@@ -91,8 +91,8 @@ class AGW(ReIDModel):
     """AGW on any timm CNN. The feature is the pooled one after the BN neck, compared by cosine.
 
     In training the triplet loss sees the pooled feature, the classifiers (without bias) the one
-    after the neck. Its published recipe adds label smoothing, a weighted triplet and a centre
-    loss, which are not here.
+    after the neck. Its published losses (label smoothing, weighted triplet and centre loss) are
+    :class:`~reidguard.objectives.reid.AGWObjective`, which ``train_model`` takes by its recipe.
 
     With ``non_local=(0, 0, 0, 0)`` it works on CNNs without ResNet's stages; with ``p=1`` on top it
     is the "bag of tricks" baseline.

@@ -1,4 +1,4 @@
-"""The contract that every re-identification model keeps."""
+"""The contract of re-identification models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Metric", "ReIDModel", "ReIDOutput"]
 
 @dataclass(frozen=True)
 class ReIDOutput:
-    """What a model gives in training.
+    """Training outputs of a model.
 
     Args:
         features: (N, D), the same as :meth:`ReIDModel.features` gives.
@@ -74,11 +74,11 @@ class ReIDModel(ABC, nn.Module):
         self.input_spec = input_spec
         self.metric: Metric = metric
         self.num_classes = _domains(num_classes)
-        #: What `load_weights` found last; None for a fresh model.
+        #: The report of the last `load_weights`; None for a fresh model.
         self.load_report: LoadReport | None = None
-        #: Registry name and arguments, set by `create_model`: what a checkpoint is rebuilt from.
-        self.recipe: tuple[str, dict[str, Any]] | None = None
-        #: How the weights were learnt, if this library did; `save` writes it into the card.
+        #: Registry name and arguments, set by `create_model`: how a checkpoint is rebuilt.
+        self.build_spec: tuple[str, dict[str, Any]] | None = None
+        #: How the weights were learnt, if by this library; `save` writes it into the card.
         self.provenance: dict[str, Any] | None = None
 
     def build_classifiers(self, width: int) -> None:
@@ -98,7 +98,7 @@ class ReIDModel(ABC, nn.Module):
             x: (N, 3, H, W) images in [0, 1], any size.
 
         Raises:
-            InputError: If ``x`` is not such a tensor. Its values are not looked at.
+            InputError: If ``x`` is not such a tensor. Its values are not checked.
         """
         check_images(x)
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
@@ -115,7 +115,7 @@ class ReIDModel(ABC, nn.Module):
             (N, D).
 
         Raises:
-            InputError: If ``x`` is not such a tensor. Its values are not looked at.
+            InputError: If ``x`` is not such a tensor. Its values are not checked.
         """
         return self.embed(self.prepare(x))
 
@@ -141,7 +141,7 @@ class ReIDModel(ABC, nn.Module):
         )
 
     def resolve_domain(self, domain: str | None) -> str | None:
-        """Return the domain that is meant; None if the model has no classifier and none is asked.
+        """Return the domain to use; None if the model has no classifier and none is requested.
 
         Raises:
             InputError: If the domain is unknown, or left out where there are several.
@@ -174,7 +174,7 @@ class ReIDModel(ABC, nn.Module):
 
         Args:
             path: Target file, which :func:`load_model` reads.
-            training: Facts about the training to keep in the card (JSON values); by default
+            training: Provenance for the card (JSON values); by default
                 :attr:`provenance`.
 
         Raises:
@@ -182,14 +182,14 @@ class ReIDModel(ABC, nn.Module):
                 say how to build it again, or if the card has values that JSON lacks.
             CheckpointError: If the file cannot be written.
         """
-        if self.recipe is None:
+        if self.build_spec is None:
             raise InputError(
                 f"this {type(self).__name__} cannot be rebuilt from a file, since it was not made "
                 "by create_model; register a function that builds it with @register_model(name) "
                 "and use create_model(name), or keep its state_dict() yourself"
             )
-        name, kwargs = self.recipe
-        facts = self.provenance if training is None else training
+        name, kwargs = self.build_spec
+        provenance = self.provenance if training is None else training
         card = {
             "kind": "model",
             "name": name,
@@ -199,14 +199,14 @@ class ReIDModel(ABC, nn.Module):
             # pairs: a card sorts its keys, and the order of domains is the model's
             "num_classes": [list(pair) for pair in self.num_classes.items()],
             "versions": library_versions(),
-            "training": None if facts is None else dict(facts),
+            "training": None if provenance is None else dict(provenance),
         }
         try:
             json.dumps(card, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"the card of {path} must consist of JSON values ({error}); "
-                "give training facts and model arguments as numbers, strings, lists and dicts"
+                "give provenance and model arguments as numbers, strings, lists and dicts"
             ) from None
         save_tensors(path, self.state_dict(), card)
 
@@ -235,8 +235,8 @@ def image_size(size: object) -> tuple[int, int]:
 def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
     if num_classes is None:
         return {}
-    given = dict(num_classes) if isinstance(num_classes, Mapping) else {"default": num_classes}
-    for domain, identities in given.items():
+    domains = dict(num_classes) if isinstance(num_classes, Mapping) else {"default": num_classes}
+    for domain, identities in domains.items():
         if not isinstance(identities, int) or isinstance(identities, bool) or identities < 1:
             raise InputError(
                 "num_classes must be a positive integer, or one per domain as in "
@@ -253,4 +253,4 @@ def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
                 f"{domain!r} cannot name a domain: use a word without dots that is no method of "
                 "torch.nn.ModuleDict, such as 'market1501'"
             )
-    return given
+    return domains

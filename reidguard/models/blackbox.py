@@ -1,4 +1,4 @@
-"""Networks that are not torch: features come out, and no gradient."""
+"""Networks outside torch: features without gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Function = Callable[[npt.NDArray[np.float32]], Any]
 
 
 class BlackBoxModel(ReIDModel):
-    """A model of any function of arrays, for evaluation and for attacks that only ask features.
+    """A model of any function of arrays, for evaluation and for attacks that only query features.
 
     A gradient cannot pass: learning an attack on it, or a gradient attack, is an error that names
     what works. It has no parameters, works on the CPU, and is not saved.
@@ -30,8 +30,8 @@ class BlackBoxModel(ReIDModel):
     Args:
         function: Takes normalised float32 images (N, 3, H, W) and gives features (N, D), or maps
             (N, C, H, W) that are then averaged over all places.
-        identity: What tells this network from every other, such as a hash of its file: features
-            that are kept are found again by it.
+        identity: Identifies this network, such as a hash of its file: cached features are keyed
+            by it.
         input_spec: Size and normalisation that the network expects.
         metric: How its features are compared, "euclidean" or "cosine".
 
@@ -66,22 +66,22 @@ class BlackBoxModel(ReIDModel):
         if inputs.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 "no gradient passes through a network that is not torch: attack it with 'square', "
-                "which asks features only, or learn the attack on a torch model and evaluate it "
+                "which only queries features, or learn the attack on a torch model and evaluate it "
                 "here"
             )
-        given = inputs.detach().cpu().contiguous().float().numpy()
-        found = np.asarray(self.function(given), dtype=np.float32)
-        if found.ndim == 4:
-            found = found.mean((2, 3))
-        if found.ndim != 2 or len(found) != len(given):
+        images = inputs.detach().cpu().contiguous().float().numpy()
+        features = np.asarray(self.function(images), dtype=np.float32)
+        if features.ndim == 4:
+            features = features.mean((2, 3))
+        if features.ndim != 2 or len(features) != len(images):
             raise InputError(
-                f"the network gives shape {found.shape} for {len(given)} images, where features "
-                "(N, D) or maps (N, C, H, W) are needed"
+                f"the network gives shape {features.shape} for {len(images)} images, where "
+                "features (N, D) or maps (N, C, H, W) are needed"
             )
-        return torch.from_numpy(np.ascontiguousarray(found)).to(inputs.device, inputs.dtype)
+        return torch.from_numpy(np.ascontiguousarray(features)).to(inputs.device, inputs.dtype)
 
     def extra_repr(self) -> str:
-        """Tell which network it is."""
+        """Return the identity."""
         return f"identity={self.identity!r}"
 
 

@@ -1,4 +1,4 @@
-"""Several models as one: a surrogate whose attacks have to move all of them."""
+"""Ensembles: several models as one surrogate, whose attacks have to move all of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class EnsembleModel(ReIDModel):
 
     So squared distances and cosines are the means of those of the members: an attack sees each
     of them to the same degree, whatever the width and the scale of its features. Members resize
-    and normalise for themselves. The length of 1 also holds for members that are compared by
-    Euclid in their own retrieval.
+    and normalise for themselves. The length of 1 also holds for members whose own retrieval uses
+    the Euclidean distance.
 
     It is compared by cosine, has no classifier, and is not saved itself: save its members.
 

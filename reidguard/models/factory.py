@@ -24,7 +24,7 @@ MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models")
 
 
 def register_model(name: str) -> Callable[[F], F]:
-    """File a class or function that builds a :class:`ReIDModel` under ``name``.
+    """Register a class or function that builds a :class:`ReIDModel` under ``name``.
 
     It should take ``num_classes`` and only keyword arguments that JSON can hold, for that is how
     a checkpoint remembers them.
@@ -47,8 +47,8 @@ def create_model(
     Args:
         name: One of ``MODELS.list()``.
         num_classes: Training identities, one number or one per domain; None builds no classifier.
-        weights: A file for :func:`load_weights`. What it found is in ``model.load_report``; a
-            warning tells if a part of the model stays as initialised.
+        weights: A file for :func:`load_weights`. Its report is in ``model.load_report``; a
+            warning says if a part of the model stays as initialised.
         **kwargs: Options of that model.
 
     Returns:
@@ -67,16 +67,15 @@ def create_model(
     factory = MODELS.get(name)
     parameters = inspect.signature(factory).parameters.values()
     accepted = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    given = kwargs if num_classes is None else {"num_classes": num_classes, **kwargs}
-    unknown = [key for key in given if key not in accepted]
+    options = kwargs if num_classes is None else {"num_classes": num_classes, **kwargs}
+    unknown = [key for key in options if key not in accepted]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise InputError(
             f"model {name!r} does not take {', '.join(unknown)}; it takes {', '.join(accepted)}"
         )
-    model = factory(**given)
-    # Initial weights of elsewhere are no part of what the model is: loading must not fetch them.
-    kept = {key: value for key, value in kwargs.items() if key != "pretrained"}
-    model.recipe = (name, kept)
+    model = factory(**options)
+    # Pretrained initial weights are no part of the model: loading must not download them.
+    model.build_spec = (name, {k: v for k, v in kwargs.items() if k != "pretrained"})
     if weights is not None:
         report = load_weights(model, weights)
         model.eval()

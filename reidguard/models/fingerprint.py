@@ -29,7 +29,7 @@ def model_key(model: nn.Module) -> dict[str, Any]:
         {
             "input_spec": part.input_spec.to_dict(),
             "metric": part.metric,
-            "build_spec": json.loads(json.dumps(part.recipe, default=repr)),
+            "build_spec": json.loads(json.dumps(part.build_spec, default=repr)),
         }
         for part in model.modules()
         if isinstance(part, ReIDModel)

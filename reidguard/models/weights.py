@@ -1,8 +1,8 @@
-"""Weights from files of any origin: read without executing anything, matched, and reported."""
+"""Loading weights of any origin: read without executing code, matched by name, and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +16,22 @@ from reidguard.tensor_files import read_tensors
 
 __all__ = ["LoadReport", "load_weights"]
 
-# Below this share of matching numbers a file belongs to another network.
-ENOUGH = 0.5
+# With a smaller fraction of matching numbers, a file belongs to another network.
+MIN_MATCHING_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor, by name. ``str(report)`` reads well.
+    """Which tensors of a file were loaded, by name; ``str(report)`` is a summary.
 
     Args:
         path: The file.
-        loaded: Taken over.
-        missing: Wanted by the model but not taken from the file; left as they were.
+        loaded: Copied into the model.
+        missing: In the model but not copied from the file; left as they were.
         unexpected: In the file but unknown to the model.
         mismatched: In both, with shapes or types that differ, as readable lines.
         dropped_heads: Classifier tensors of the file that this model has no place for.
-        layout: Whose names the file has and what to mind, where that is known.
+        layout: Which code base's names the file has, and what to mind, where known.
     """
 
     path: Path
@@ -43,15 +43,15 @@ class LoadReport:
     layout: str | None = None
 
     def __str__(self) -> str:
-        wanted = len(self.loaded) + len(self.missing)
-        lines = [f"{self.path.name}: {len(self.loaded)} of {wanted} tensors loaded"]
+        total = len(self.loaded) + len(self.missing)
+        lines = [f"{self.path.name}: {len(self.loaded)} of {total} tensors loaded"]
         if self.layout is not None:
             lines.append(f"  layout: {self.layout}")
         notes = {
             "missing": "not in the file or not fitting, left as initialised",
             "unexpected": "in the file, unknown to the model",
             "mismatched": "differ in shape or type",
-            "dropped_heads": "classifier of the file, not asked for or of another size",
+            "dropped_heads": "classifier of the file, of another domain or size",
         }
         for field, note in notes.items():
             names: tuple[str, ...] = getattr(self, field)
@@ -76,72 +76,74 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
     and reported. The model stays untouched if this raises.
 
     Args:
-        model: What to fill.
+        model: Receives the weights.
         path: The file.
 
     Returns:
-        What was loaded and what was not, also kept as ``model.load_report``.
+        What was loaded and what was not; also ``model.load_report``.
 
     Raises:
         CheckpointError: If the file is missing, damaged, not made of tensors, has numbers that
             are not finite, or belongs to another network.
     """
     path = Path(path)
-    read = without_wrappers(read_tensors(path))
-    wanted = model.state_dict()
-    body = {n: t for n, t in wanted.items() if not n.startswith(model.head_prefixes)}
+    tensors = without_wrappers(read_tensors(path))
+    target = model.state_dict()
+    body = {n: t for n, t in target.items() if not n.startswith(model.head_prefixes)}
 
-    def numbers(state: Mapping[str, Tensor]) -> int:
-        """How many of the body's numbers a file has."""
-        fits = (n for n, t in state.items() if n in body and _kind(t) == _kind(body[n]))
-        return sum(body[n].numel() for n in fits)
+    def matching(state: Mapping[str, Tensor]) -> int:
+        """Count the body's numbers that a file has."""
+        names = (n for n, t in state.items() if n in body and _kind(t) == _kind(body[n]))
+        return sum(body[n].numel() for n in names)
 
-    # Where a prefix stands before some of the names only, what fits best tells if it belongs.
-    ways = [read, *(_stripped(read, prefix) for prefix in (*WRAPPERS, "backbone.", "network."))]
-    state = max((model.adapt_state(dict(way)) for way in ways if way), key=numbers)
-    known = known_layout(read)
-
-    loaded: list[str] = []
-    unexpected: list[str] = []
-    mismatched: list[str] = []
-    dropped: list[str] = []
-    for name, tensor in state.items():
-        head = name.startswith(model.head_prefixes)
-        target = wanted.get(name)
-        if target is None:
-            (dropped if head else unexpected).append(name)
-        elif _kind(tensor) == _kind(target):
-            loaded.append(name)
-        elif head:
-            dropped.append(name)
-        else:
-            mismatched.append(f"{name} (file {_show(tensor)}, model {_show(target)})")
-    # Files from before torch 0.4.1 have no batch counters; nothing here depends on them.
-    missing = [n for n in wanted if n not in loaded and not n.endswith("num_batches_tracked")]
-    report = LoadReport(
-        path,
-        tuple(loaded),
-        tuple(missing),
-        tuple(unexpected),
-        tuple(mismatched),
-        tuple(dropped),
-        None if known is None else "; ".join(filter(None, known)),
-    )
-
-    found, total = numbers(state), sum(t.numel() for t in body.values())
-    if found < ENOUGH * total or not found:
+    # Of prefixes that only some names have, the one to strip is the one whose names match best.
+    prefixes = (*WRAPPERS, "backbone.", "network.")
+    candidates = [tensors, *(_stripped(tensors, prefix) for prefix in prefixes)]
+    state = max((model.adapt_state(dict(names)) for names in candidates if names), key=matching)
+    report = _compare(model, path, state, known_layout(tensors))
+    count, total = matching(state), sum(t.numel() for t in body.values())
+    if count < MIN_MATCHING_FRACTION * total or not count:
         raise CheckpointError(
             f"{path} holds the weights of another network than this {type(model).__name__}: "
-            f"{found:,} of {total:,} numbers match. The file has, for instance, "
-            f"{_examples(tuple(state))}; the model wants {_examples(tuple(wanted))}"
-            + (f"; shapes differ: {_examples(tuple(mismatched), 2)}" if mismatched else "")
+            f"{count:,} of {total:,} numbers match. The file has, for instance, "
+            f"{_examples(tuple(state))}; the model needs {_examples(tuple(target))}"
+            + (f"; shapes differ: {_examples(report.mismatched, 2)}" if report.mismatched else "")
             + ". Create the model that the file was saved from"
         )
-    chosen = {name: state[name] for name in loaded}
-    check_finite(path, chosen)
-    model.load_state_dict(chosen, strict=False)
+    matched = {name: state[name] for name in report.loaded}
+    check_finite(path, matched)
+    model.load_state_dict(matched, strict=False)
     model.load_report = report
     return report
+
+
+def _compare(
+    model: ReIDModel, path: Path, state: Mapping[str, Tensor], layout: Sequence[str | None] | None
+) -> LoadReport:
+    """Sort the tensors of a file, under the model's names, by whether they fit the model."""
+    target = model.state_dict()
+    names: dict[str, list[str]] = {
+        field: [] for field in ("loaded", "unexpected", "mismatched", "dropped_heads")
+    }
+    for name, tensor in state.items():
+        if name in target and _kind(tensor) == _kind(target[name]):
+            names["loaded"].append(name)
+        elif name.startswith(model.head_prefixes):
+            names["dropped_heads"].append(name)
+        elif name in target:
+            line = f"{name} (file {_show(tensor)}, model {_show(target[name])})"
+            names["mismatched"].append(line)
+        else:
+            names["unexpected"].append(name)
+    loaded = set(names["loaded"])
+    # Files from before torch 0.4.1 have no batch counters; nothing here depends on them.
+    missing = (n for n in target if n not in loaded and not n.endswith("num_batches_tracked"))
+    return LoadReport(
+        path,
+        missing=tuple(missing),
+        layout=None if layout is None else "; ".join(filter(None, layout)),
+        **{field: tuple(values) for field, values in names.items()},
+    )
 
 
 def _stripped(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Other people's networks as re-ID models."""
+"""Wrappers that make a re-ID model of any network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Features = str | Callable[[nn.Module, Tensor], Tensor]
 
 
 class WrappedModel(ReIDModel):
-    """What :func:`wrap_model` gives; ``network`` is the module inside."""
+    """The result of :func:`wrap_model`; ``network`` is the wrapped module."""
 
-    memory_format = torch.contiguous_format  # a stranger's network may call view()
+    memory_format = torch.contiguous_format  # a wrapped network may call view()
 
     def __init__(
         self, network: nn.Module, input_spec: InputSpec, metric: Metric, features: Features | None
@@ -58,7 +58,7 @@ class WrappedModel(ReIDModel):
         return {f"network.{name}": tensor for name, tensor in state.items()}
 
     def extra_repr(self) -> str:
-        """Tell where the features come from."""
+        """Return where the features come from."""
         return f"features={self._source!r}"
 
 
@@ -104,7 +104,7 @@ def wrap_model(
 
 
 def _default_spec(module: nn.Module) -> InputSpec:
-    cfg = getattr(module, "pretrained_cfg", None)  # what timm keeps
+    cfg = getattr(module, "pretrained_cfg", None)  # timm's record
     if isinstance(cfg, dict) and "mean" in cfg and "std" in cfg:
         return InputSpec(mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
     return InputSpec()

@@ -1,4 +1,4 @@
-"""Passes at other parameters than a module's own, with the same random draws."""
+"""Functional calls: a module's loss at other parameters, with the same random draws."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Objective = Callable[[Any, Any], Tensor]
 
 
 class RNGState:
-    """Remembers where the random generators stand, so that each pass can draw the same numbers.
+    """State of the random generators, so that each pass can draw the same numbers.
 
     Args:
-        module: Its first parameter tells which device draws besides the CPU.
+        module: Its first parameter names the device whose generator counts besides the CPU's.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -31,7 +31,7 @@ class RNGState:
         self.cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def rewind(self) -> None:
-        """Go back to where the generators stood."""
+        """Restore the state of the generators."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
@@ -95,7 +95,7 @@ class FunctionalModule:
         trace: TracebackType | None,
     ) -> None:
         # The copy is full of reference cycles; without this its graphs would live until the
-        # garbage collector comes by.
+        # garbage collector runs.
         copy, self._copy = self._copy, None
         for part in list(copy.modules()):
             part.__dict__["_fast_params"] = None

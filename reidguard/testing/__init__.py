@@ -1,4 +1,4 @@
-"""Contract suites: what a plugin must hold, for its author's own tests."""
+"""Contract suites: checks for the tests of plugins, which the library's own classes pass too."""
 
 from reidguard.testing.attacks import ATTACK_CHECKS, AttackFactory, check_identity
 from reidguard.testing.datasets import (

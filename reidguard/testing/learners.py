@@ -1,6 +1,7 @@
-"""What every learner must hold, as checks that the author of a plugin runs too.
+"""The contract suite of learners.
 
-Each check takes a factory ``make() -> MetaLearner`` and raises AssertionError with what breaks it::
+Each check takes a factory ``make() -> MetaLearner`` and raises an AssertionError that says what is
+wrong::
 
     @pytest.mark.parametrize("check", LEARNER_CHECKS)
     def test_my_learner(check):
@@ -70,14 +71,14 @@ def _step(
 
 
 def check_gradient(make: LearnerFactory) -> None:
-    """A gradient is left in ``.grad``, the parameters stay, and the losses are told."""
+    """A gradient is left in ``.grad``, the parameters stay, and the losses are returned."""
     module, learner = _Network(), make()
     before = [p.detach().clone() for p in module.parameters()]
     stale = torch.full_like(module.last.bias, 1e9)
     module.last.bias.grad = stale
     result = _step(learner, module)
     for (name, p), old in zip(module.named_parameters(), before, strict=True):
-        assert torch.equal(p, old), f"{name} was moved: that is the caller's optimiser's to do"
+        assert torch.equal(p, old), f"{name} was moved: only the caller's optimiser may do that"
         if name != "spare":
             assert p.grad is not None, f"{name} has no gradient"
             assert bool(torch.isfinite(p.grad).all()), f"the gradient of {name} is not finite"
@@ -110,9 +111,9 @@ def check_batch_norm(make: LearnerFactory) -> None:
     module, plain = _Network(), _Network()
     _objective(plain, _batch(1))
     _step(make(), module)
-    for (name, found), wanted in zip(module.named_buffers(), plain.buffers(), strict=True):
-        same = torch.allclose(found, wanted) if found.is_floating_point() else found == wanted
-        assert same, f"{name} is {found} and should be {wanted}"
+    for (name, buffer), expected in zip(module.named_buffers(), plain.buffers(), strict=True):
+        same = torch.allclose(buffer.double(), expected.double())
+        assert same, f"{name} is {buffer} and should be {expected}"
 
 
 def check_random_layers(make: LearnerFactory) -> None:
@@ -128,30 +129,30 @@ def check_random_layers(make: LearnerFactory) -> None:
         torch.manual_seed(5)
         _step(learner, module, objective)
         torch.manual_seed(5)
-        wanted = F.dropout(torch.ones(64, dtype=torch.float64))
-    assert all(torch.equal(mask, wanted) for mask in seen), "passes of one step draw differently"
+        expected = F.dropout(torch.ones(64, dtype=torch.float64))
+    assert all(torch.equal(mask, expected) for mask in seen), "passes of one step draw differently"
 
 
 def check_frozen_parameters(make: LearnerFactory) -> None:
-    """A parameter that asks for no gradient gets none, and is not called unused."""
+    """A parameter that requires no gradient gets none, and is not listed as unused."""
     module = _Network()
     module.first.weight.requires_grad_(False)
     result = _step(make(), module)
     assert module.first.weight.grad is None, "a frozen parameter has a gradient"
-    assert not module.first.weight.requires_grad, "a frozen parameter was thawed"
+    assert not module.first.weight.requires_grad, "requires_grad of a frozen parameter was changed"
     assert "first.weight" not in result.unused
 
 
-def check_meta_test_is_asked_for(make: LearnerFactory) -> None:
-    """A learner that needs a second batch says so; one that does not works without."""
+def check_meta_test_batch(make: LearnerFactory) -> None:
+    """A learner that needs a second batch says so; any other works without."""
     module, learner = _Network(), make()
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
     try:
         learner.step(module, _objective, _batch(1), None, optimizer=optimizer)
     except InputError:
-        assert learner.needs_meta_test, "needs_meta_test is False, but a batch is demanded"
+        assert learner.needs_meta_test, "needs_meta_test is False, but a batch is required"
     else:
-        assert not learner.needs_meta_test, "needs_meta_test is True, but no batch was missed"
+        assert not learner.needs_meta_test, "needs_meta_test is True, but none was accepted"
 
 
 LEARNER_CHECKS: tuple[Callable[[LearnerFactory], None], ...] = (
@@ -160,6 +161,6 @@ LEARNER_CHECKS: tuple[Callable[[LearnerFactory], None], ...] = (
     check_batch_norm,
     check_random_layers,
     check_frozen_parameters,
-    check_meta_test_is_asked_for,
+    check_meta_test_batch,
 )
 """The checks that hold for every learner."""

@@ -1,7 +1,7 @@
-"""What every re-ID model must hold, as checks that the author of a plugin runs too.
+"""The contract suite of re-ID models.
 
 Each check takes a factory ``make(num_classes) -> ReIDModel``, where ``num_classes`` is a mapping of
-domains or None, and raises AssertionError with what breaks it::
+domains or None, and raises an AssertionError that says what is wrong::
 
     @pytest.mark.parametrize("check", MODEL_CHECKS)
     def test_my_model(check):
@@ -45,7 +45,7 @@ def _batch(seed: int = 0) -> ReIDBatch:
     return ReIDBatch(images(seed=seed), pids, torch.zeros_like(pids), torch.arange(4))
 
 
-def _made(make: ModelFactory, people: Mapping[str, int] | None) -> ReIDModel:
+def _build(make: ModelFactory, people: Mapping[str, int] | None) -> ReIDModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make(people)
@@ -56,7 +56,7 @@ def _close(one: Tensor, two: Tensor, what: str) -> None:
 
 
 def state_of(module: nn.Module) -> dict[str, object]:
-    """Everything that borrowing a module must leave as it is."""
+    """Return everything about a module that attacks and evaluation must not change."""
     return {
         **{f"tensor {name}": tensor.clone() for name, tensor in module.state_dict().items()},
         **{f"mode of {name}": part.training for name, part in module.named_modules()},
@@ -81,7 +81,7 @@ def assert_same_state(before: Mapping[str, object], after: Mapping[str, object])
 @torch.no_grad()
 def check_features(make: ModelFactory) -> None:
     """(N, D) finite features of images of any size and dtype, each image on its own."""
-    model = _made(make, None).eval()
+    model = _build(make, None).eval()
     x = images()
     features = model.features(x)
     assert features.dim() == 2, f"features have shape {tuple(features.shape)}, not (N, D)"
@@ -90,8 +90,8 @@ def check_features(make: ModelFactory) -> None:
     assert features.std(0).max() > 0, "all images have the same features"
     _close(model.features(x[:1]), features[:1], "an image's features depend on its batch")
     for size in ((7, 5), (90, 31)):
-        found = model.features(images(2, size))
-        assert found.shape == (2, features.shape[1]), f"images of {size} give {found.shape}"
+        shape = model.features(images(2, size)).shape
+        assert shape == (2, features.shape[1]), f"images of {size} give {shape}"
     assert model.features(x.double()).shape == features.shape
     for wrong in (x[0], (x * 255).to(torch.uint8)):
         try:
@@ -104,18 +104,18 @@ def check_features(make: ModelFactory) -> None:
 @torch.no_grad()
 def check_eval_is_pure(make: ModelFactory) -> None:
     """In eval mode: the same bits twice, images and model left alone."""
-    model = _made(make, None).eval()
+    model = _build(make, None).eval()
     x, before = images(), state_of(model)
-    kept = x.clone()
+    original = x.clone()
     assert torch.equal(model.features(x), model.features(x)), "features differ from call to call"
-    assert torch.equal(x, kept), "the images were written to"
+    assert torch.equal(x, original), "the images were written to"
     assert_same_state(before, state_of(model))
 
 
 @torch.no_grad()
 def check_output(make: ModelFactory) -> None:
-    """Calling gives features, embeddings and logits of the domain that was asked for."""
-    model = _made(make, _PEOPLE).eval()
+    """Calling gives features, embeddings and logits of the requested domain."""
+    model = _build(make, _PEOPLE).eval()
     assert dict(model.num_classes) == _PEOPLE, f"num_classes is {model.num_classes}"
     x = images()
     for domain, people in _PEOPLE.items():
@@ -128,12 +128,12 @@ def check_output(make: ModelFactory) -> None:
         assert all(len(part) == len(x) and part.dim() == 2 for part in parts), "embeddings: (N, E)"
         shapes = [tuple(part.shape) for part in scores]
         assert shapes == [(len(x), people)] * len(scores), f"logits of {domain}: {shapes}"
-    assert _made(make, None).eval()(x).logits is None, "logits without num_classes"
+    assert _build(make, None).eval()(x).logits is None, "logits without num_classes"
 
 
 def check_domains(make: ModelFactory) -> None:
     """With several domains one must be named, and be known."""
-    model = _made(make, _PEOPLE).eval()
+    model = _build(make, _PEOPLE).eval()
     for wrong in (None, "three"):
         try:
             model(images(), domain=wrong)
@@ -144,7 +144,7 @@ def check_domains(make: ModelFactory) -> None:
 
 def check_gradients(make: ModelFactory) -> None:
     """The images get a gradient from the features, the parameters one from the training loss."""
-    model = _made(make, _PEOPLE).eval()
+    model = _build(make, _PEOPLE).eval()
     x = images().requires_grad_()
     (slope,) = torch.autograd.grad(model.features(x).square().sum(), x, allow_unused=True)
     assert slope is not None, "no gradient reaches the images"
@@ -169,7 +169,7 @@ def check_gradients(make: ModelFactory) -> None:
 @torch.no_grad()
 def check_inference_view(make: ModelFactory) -> None:
     """An inference view computes what the model in eval mode does, and leaves it as it is."""
-    model = _made(make, _PEOPLE).eval()
+    model = _build(make, _PEOPLE).eval()
     expected = model.features(images())
     model.train()
     before = state_of(model)
@@ -181,10 +181,10 @@ def check_inference_view(make: ModelFactory) -> None:
 
 def check_copies(make: ModelFactory) -> None:
     """Defenses copy a model, learners call it with other weights, files rebuild it."""
-    model = _made(make, _PEOPLE).eval()
+    model = _build(make, _PEOPLE).eval()
     with torch.no_grad():
-        wanted = model.features(images())
-        assert torch.equal(copy.deepcopy(model).features(images()), wanted), "a copy differs"
+        expected = model.features(images())
+        assert torch.equal(copy.deepcopy(model).features(images()), expected), "a copy differs"
     model.train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     FirstOrderLearner(inner="sgd", inner_lr=1e-3).step(
@@ -192,7 +192,7 @@ def check_copies(make: ModelFactory) -> None:
     )
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), f"a learner's step changed {name}"
-    if model.recipe is None:  # not made by create_model, so never saved
+    if model.build_spec is None:  # not made by create_model, so never saved
         return
     model.eval()
     with tempfile.TemporaryDirectory() as folder:

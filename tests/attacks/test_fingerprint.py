@@ -25,7 +25,7 @@ def model(size: tuple[int, int] = (8, 4), metric: Any = "euclidean", seed: int =
 
 def built(**arguments: Any) -> ReIDModel:
     result = model()
-    result.recipe = ("mine", arguments)
+    result.build_spec = ("mine", arguments)
     return result
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from reidguard.errors import CheckpointError
-from reidguard.models import create_model, load_weights
+from reidguard.models import create_model, load_weights, wrap_model
 from reidguard.storage import save_tensors
 
 
@@ -154,6 +154,19 @@ def test_a_small_part_is_not_enough(tmp_path, model):
     state = {k: v for k, v in published_layout().items() if k.startswith(("conv1.", "classifier"))}
     torch.save(state, tmp_path / "w.pth")
     refuse(model, tmp_path / "w.pth", "another network")
+
+
+@pytest.mark.parametrize(("matching", "enough"), [(9, False), (10, True), (11, True)])
+def test_half_of_the_numbers_must_match(tmp_path, matching, enough):
+    """A file with `matching` of the 20 numbers of a network's body."""
+    body = torch.nn.ParameterDict({"a": torch.zeros(matching), "b": torch.zeros(20 - matching)})
+    model = wrap_model(body)
+    torch.save({"a": torch.ones(matching), "b": torch.ones(99)}, tmp_path / "w.pth")
+    if enough:
+        assert load_weights(model, tmp_path / "w.pth").loaded == ("network.a",)
+        assert bool((body["a"] == 1).all())
+    else:
+        refuse(model, tmp_path / "w.pth", "another network")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -226,7 +226,7 @@ class Learner(MetaLearner):
         ("passes", "check_batch_norm"),
         ("passes", "check_random_layers"),
         ("thaws", "check_frozen_parameters"),
-        ("", "check_meta_test_is_asked_for"),
+        ("", "check_meta_test_batch"),
         ("", "check_frozen_parameters"),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_learner_that_demands_more_than_it_says_is_found():
     class Shy(PlainLearner):
         needs_meta_test = True
 
-    assert "check_meta_test_is_asked_for" in broken(LEARNER_CHECKS, Shy)
+    assert "check_meta_test_batch" in broken(LEARNER_CHECKS, Shy)
 
 
 # --- defenses ---------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class Runner:
                 train_model(
                     model.to(self.device),
                     dataset,
-                    epochs=85,
+                    epochs=85 if spec.steps is None else None,
                     steps=spec.steps,
                     lr=spec.lr,
                     augment=self.setup.augment,

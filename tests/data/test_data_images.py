@@ -72,7 +72,7 @@ def sixteen_bit(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    Image.new("1", (8000, 8000)).save(path, format="PNG")
+    Image.new("1", (6000, 6000)).save(path, format="PNG")
 
 
 DAMAGES = {

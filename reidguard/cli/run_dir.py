@@ -23,7 +23,7 @@ from reidguard.cli.progress import Display, note
 from reidguard.distributed import world
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel
-from reidguard.storage import atomic_write, library_versions, write_json
+from reidguard.storage import atomic_write, changed_settings, library_versions, write_json
 from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
 __all__ = ["RunFolder", "default_folder", "open_run"]
@@ -222,31 +222,11 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
-    changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    if changed:
-        details = "; ".join(
-            f"{k}: {_brief(old.get(k))} there, {_brief(new.get(k))} now" for k in changed
-        )
+    if changed := changed_settings(before, now):
         raise InputError(
-            f"{path} holds a run with other settings ({details}); repeat the settings to resume "
+            f"{path} holds a run with other settings ({changed}); repeat the settings to resume "
             "it, or choose another folder with --out"
         )
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key} {inner}": v for inner, v in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 24 else f"{text[:20]}..."
 
 
 def _new_manifest(

@@ -26,7 +26,13 @@ from reidguard.errors import CheckpointError, InputError, TrainingError
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.options import LoopOptions
 from reidguard.schema import documented, resolve
-from reidguard.storage import load_tensors, remove_temporaries, save_tensors, weights_fingerprint
+from reidguard.storage import (
+    changed_settings,
+    load_tensors,
+    remove_temporaries,
+    save_tensors,
+    weights_fingerprint,
+)
 from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["Batches", "LoopHooks", "batch_loaders", "learn"]
@@ -273,12 +279,9 @@ class _Checkpoint:
         tensors, card = load_tensors(self.path)
         if card.get("kind") != "training":
             raise CheckpointError(f"{self.path} is not the checkpoint of a run; give another path")
-        before, now = card["settings"], self.settings
-        changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        if changed:
-            details = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in changed)
+        if changed := changed_settings(card["settings"], self.settings):
             raise CheckpointError(
-                f"{self.path} belongs to a run with other settings ({details}); "
+                f"{self.path} belongs to a run with other settings ({changed}); "
                 "use the same settings to resume it, or another folder to start anew"
             )
         try:

@@ -201,7 +201,7 @@ def test_resuming_in_process_gives_the_same_bits(model, studio, tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(model, studio, tmp_path):
     path = tmp_path / "checkpoint"
     DeltaAttack(size=SIZE).fit(model, studio, steps=1, checkpoint=path, **SMALL)
-    with pytest.raises(CheckpointError, match="seed: 0 then, 1 now"):
+    with pytest.raises(CheckpointError, match="seed: 0 stored, 1 now"):
         DeltaAttack(size=SIZE).fit(model, studio, steps=1, seed=1, checkpoint=path, **SMALL)
 
 

@@ -76,9 +76,9 @@ def test_the_same_command_again_reuses(trained, train_call, capsys):
 
 def test_other_settings_are_refused(trained, train_call, refused):
     line = refused(*train_call, "--seed", "1", "--out", trained)
-    assert "recipe seed: 0 there, 1 now" in line
+    assert "recipe seed: 0 stored, 1 now" in line
     assert "another folder with --out" in line
-    assert "query_every: 1 there, 2 now" in refused(
+    assert "query_every: 1 stored, 2 now" in refused(
         *train_call, "--query-every", "2", "--out", trained
     )
 

@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on(finished, patched, tmp_path, monkeypatch, capsys):
 
 def test_other_settings_are_refused(finished, patched, capsys):
     assert call(finished, "--seed", "1") == 2
-    assert "other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert "other settings (seed: 0 stored, 1 now)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

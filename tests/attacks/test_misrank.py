@@ -206,6 +206,18 @@ def test_generator_loss_by_its_parts(model):
     assert float(found.detach()) == pytest.approx(expected, abs=1e-8)
 
 
+def test_discriminator_loss_by_its_parts():
+    attack, x = tiny().double(), batch().images.double()
+    moved = x.flip(0)
+    data = ReIDBatch(x, torch.arange(6) // 2, torch.arange(6), torch.arange(6))
+    found = MisRankObjective(None).discriminator_loss(attack, data, moved)
+    fake = attack.discriminator(2 * torch.cat((x, moved), 1) - 1)
+    real = attack.discriminator(2 * torch.cat((x[:3], x[3:]), 1) - 1)
+    expected = sum(float((score.detach() ** 2).mean()) for score in fake) / 2
+    expected += sum(float(((score.detach() - 1) ** 2).mean()) for score in real) / 2
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-9)
+
+
 def test_one_step_gives_each_network_the_gradient_of_its_own_loss(model):
     model.eval().requires_grad_(False)
     attack, data = tiny(pixels=100), batch()

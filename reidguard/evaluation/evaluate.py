@@ -125,13 +125,7 @@ def evaluate(
             "query_every": query_every,
             "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
         },
-        counts={
-            "query": len(samples["query"]),
-            "gallery": len(dataset.gallery),
-            "distractors": sum(s.pid == 0 for s in dataset.gallery),
-            "junk": dataset.junk,
-            "skipped": len(skipped),
-        },
+        counts=_counts(dataset, len(samples["query"]), len(skipped)),
         skipped=tuple(str(samples["query"][i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
         weights=passes["query"].key["weights"],
@@ -165,6 +159,16 @@ def _check(attack: Attack | None, with_labels: bool, side: str) -> None:
         raise InputError("side is what an attack perturbs: give an attack, or leave side out")
     if with_labels and not isinstance(attack, InstanceAttack):
         raise InputError("with_labels is for instance attacks, which may use the identities")
+
+
+def _counts(dataset: ReIDDataset, queries: int, skipped: int) -> dict[str, int]:
+    return {
+        "query": queries,
+        "gallery": len(dataset.gallery),
+        "distractors": sum(s.pid == 0 for s in dataset.gallery),
+        "junk": dataset.junk,
+        "skipped": skipped,
+    }
 
 
 def _attack_dict(attack: Attack, with_labels: bool, side: str) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class NonMatchCounter:
             largest = float(torch.stack([n.max() for n in norms]).max())
             if largest > 0:  # a power of two is exact, and squares stay in range
                 self.scale = 2.0 ** -math.ceil(math.log2(largest))
-        self.bias = torch.empty(len(gallery), device=self.device)
+        self.bias = torch.empty(len(gallery), dtype=torch.float32, device=self.device)
         largest_square = torch.zeros((), dtype=torch.float64, device=self.device)
         for start, stop in self._tiles():
             squares = squared_norms(self.prepare(gallery, start, stop, 1))

@@ -202,7 +202,7 @@ def top_k(
         query, gallery, query_pids, query_camids, gallery_pids, gallery_camids, same_camera
     )
     device = query.device
-    near = torch.full((len(query), k), math.inf, device=device)
+    near = torch.full((len(query), k), math.inf, dtype=torch.float32, device=device)
     indices = torch.full((len(query), k), -1, device=device)
     everyone = torch.arange(len(gallery), device=device)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,3 +118,46 @@ def test_mistakes_name_the_cure(alex, tmp_path, monkeypatch):
         LPIPS(*alex)(y, x)
     with pytest.raises(InputError, match="must be equal"):
         LPIPS(*alex)(y[:1], x)
+
+
+def test_its_network_is_frozen_and_double_precision_is_taken(alex):
+    measure = LPIPS(*alex)
+    assert not measure.training
+    assert not any(p.requires_grad for p in measure.parameters())
+    y, x = pair((64, 64))
+    wide = measure(y.double().requires_grad_(), x.double())
+    assert wide.dtype == torch.float64
+    assert not wide.requires_grad
+    torch.testing.assert_close(wide.float(), measure(y, x))
+
+
+def test_the_installed_package_gives_the_weights_of_channels(alex, tmp_path, monkeypatch):
+    backbone, linear = alex
+    weights = tmp_path / "lpips" / "weights" / "v0.1"
+    weights.mkdir(parents=True)
+    (weights / "alex.pth").write_bytes(linear.read_bytes())
+    spec = SimpleNamespace(origin=str(tmp_path / "lpips" / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec if name == "lpips" else None)
+    before = torch.get_rng_state()
+    for name, value in LPIPS(backbone).named_buffers():
+        number = name.removeprefix("linear")
+        assert torch.equal(value, torch.load(linear)[f"lin{number}.model.1.weight"])
+    assert torch.equal(torch.get_rng_state(), before)  # no random number is drawn
+    spec.origin = None  # a folder of that name is no package
+    with pytest.raises(InputError, match=r"reidguard\[lpips\]"):
+        LPIPS(backbone)
+
+
+@pytest.mark.filterwarnings("ignore:for 0.weight")
+def test_the_first_kernel_says_which_network_it_is(alex, tmp_path):
+    """3 is VGG-16's, whose last convolution is number 28; 11 AlexNet's, whose last is 10."""
+    state, path = torch.load(alex[0]), tmp_path / "part.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with torch.device("meta"), pytest.raises(CheckpointError, match=r"28\.weight"):
+        LPIPS(path, alex[1])
+    torch.save({"features.0.weight": state["features.0.weight"]}, path)
+    with torch.device("meta"), pytest.raises(CheckpointError, match=r"10\.weight"):
+        LPIPS(path, alex[1])
+    torch.save({"features.0.weight": torch.zeros(64, 3, 5, 5)}, path)
+    with pytest.raises(CheckpointError, match="neither AlexNet nor VGG-16"):
+        LPIPS(path, alex[1])

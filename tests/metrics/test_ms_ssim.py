@@ -47,8 +47,10 @@ def mean_over_channels(a, b, which):
     return torch.stack(parts).mean()
 
 
-def test_two_scales_by_windows():
-    a, b = pair(1, 3, 24, 22)
+@pytest.mark.parametrize("size", [(24, 22), (22, 48), (60, 23)])
+def test_two_scales_by_windows(size):
+    """As many as fit the shorter side; a window may fill it."""
+    a, b = pair(1, 3, *size)
     fine = mean_over_channels(a, b, 0)
     coarse = mean_over_channels(F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), 1)
     first, second = WEIGHTS
@@ -67,3 +69,6 @@ def test_equal_images_are_alike_and_its_gradient_is_true():
 def test_small_images_are_refused():
     with pytest.raises(InputError, match="11x11"):
         ms_ssim(torch.rand(1, 3, 10, 40), torch.rand(1, 3, 10, 40))
+    with pytest.raises(InputError, match="11x11 pixels, the images have 40x10"):
+        ms_ssim(torch.rand(1, 3, 40, 10), torch.rand(1, 3, 40, 10))
+    assert ms_ssim(torch.ones(1, 3, 11, 11), torch.ones(1, 3, 11, 11)).tolist() == [1.0]

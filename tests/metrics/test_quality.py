@@ -8,6 +8,7 @@ import torch
 
 from reidguard.errors import InputError
 from reidguard.evaluation import achieved_linf, ms_ssim, psnr, ssim
+from reidguard.metrics.quality import ssim_and_ms_ssim
 
 
 def loop_ssim(a, b):
@@ -114,3 +115,29 @@ def test_mistakes():
         psnr(y[:2], x)
     with pytest.raises(InputError, match="11x11"):
         ssim(y[..., :10], x[..., :10])
+
+
+def test_both_similarities_at_once_are_those_one_by_one():
+    y, x = pair(n=5, size=(30, 26))
+    fine, multi_scale = ssim_and_ms_ssim(y.requires_grad_(), x)
+    assert torch.equal(fine, ssim(y, x))
+    torch.testing.assert_close(multi_scale, ms_ssim(y, x).detach())
+    assert not fine.requires_grad
+    assert not multi_scale.requires_grad
+    assert ms_ssim(y, x).requires_grad
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim, achieved_linf])
+def test_measures_keep_no_graph(measure):
+    y, x = pair()
+    assert not measure(y.requires_grad_(), x).requires_grad
+
+
+@pytest.mark.parametrize("wide", ["first", "second"])
+def test_one_image_in_double_precision_is_enough(wide):
+    y, x = pair(torch.float64)
+    given = (y, x.float()) if wide == "first" else (y.float(), x)
+    found = ssim(*given)
+    assert found.dtype == torch.float64
+    expected = ssim(given[0].double(), given[1].double())
+    assert torch.equal(found, expected)

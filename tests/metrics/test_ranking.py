@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from reidguard.errors import InputError
 from reidguard.metrics import counting, distances, rank, ranking, top_k
+from reidguard.metrics.distances import pair_distances
 
 
 def loop_distance(a, b, metric):
@@ -280,15 +281,26 @@ def test_skipped_queries_are_reported_and_count_nowhere():
         ({"gallery": torch.full((3, 3), math.inf)}, "gallery features are NaN or infinite"),
         ({"gallery": torch.ones(3, 4)}, "dimensions"),
         ({"gallery": torch.ones(3, 3, dtype=torch.int64)}, "floating point"),
-        ({"query": torch.ones(3)}, r"shape \(N, D\)"),
+        ({"query": torch.ones(3)}, r"shape \(N, D\), not \(3,\)"),
+        ({"query": torch.ones(2, 0), "gallery": torch.ones(3, 0)}, r"not \(2, 0\)"),
+        ({"gallery": [[1.0, 2.0, 3.0]]}, r"shape \(N, D\), not list"),
+        ({"gallery": torch.ones(0, 3)}, "no gallery features"),
+        ({"query": torch.full((2, 3), 1e-32), "gallery": torch.zeros(3, 3)}, "scale the features"),
         ({"query": torch.ones(0, 3)}, "no query features"),
         ({"query": torch.full((2, 3), 3e38)}, "scale the features"),
-        ({"query_pids": [1]}, "2 in all"),
+        ({"query_pids": [1]}, "query_pids .* 2 in all"),
+        ({"query_camids": [1, 1, 1]}, "query_camids .* 2 in all"),
+        ({"gallery_pids": [1, 2]}, "gallery_pids .* 3 in all"),
+        ({"gallery_camids": [[1, 1, 1]]}, r"gallery_camids .* 3 in all, not shape \(1, 3\)"),
+        ({"gallery_camids": [True, False, True]}, "gallery_camids must be integers"),
         ({"query_pids": [0, 1]}, "1 or more"),
         ({"query_pids": [1.0, 2.0]}, "integers"),
         ({"gallery_pids": [-2, 1, 2]}, "-1 or more"),
-        ({"gallery_pids": [8, 8, 9]}, "no identity is in both"),
-        ({"gallery_camids": [1, 1, 1]}, "same_camera='keep'"),
+        (
+            {"gallery_pids": [8, 0, 9]},
+            r"no identity is in both \(queries: \[1, 2\].*gallery: \[8, 9\]",
+        ),
+        ({"gallery_camids": [1, 1, 1]}, "the 2 shared identities .*same_camera='keep'"),
         ({"metric": "manhattan"}, "euclidean, cosine"),
         ({"same_camera": "drop"}, "'exclude' or 'keep'"),
         ({"max_rank": 0}, "at least 1"),
@@ -340,3 +352,108 @@ def test_top_k_lists_the_ranking_that_the_figures_describe(metric, same_camera):
         assert near[i, : len(order)].tolist() == [d for d, _, _ in order]
         assert (indices[i, len(order) :] == -1).all()
         assert near[i, len(order) :].isinf().all()
+
+
+def test_features_of_every_size_that_float32_distances_can_hold():
+    far = torch.tensor([[1e37]], dtype=torch.float64)
+    near = torch.tensor([[1e-30]], dtype=torch.float64)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    assert distances(far, zero).item() == pytest.approx(1e37)
+    assert distances(near, zero).item() == pytest.approx(1e-30)
+    assert distances(zero, zero).item() == 0
+    for metric in ("euclidean", "cosine"):
+        with pytest.raises(InputError, match="scale the features"):
+            distances(1.001 * far, zero, metric)
+        with pytest.raises(InputError, match="scale the features"):
+            distances(zero, 1.001 * far, metric)
+    with pytest.raises(InputError, match="scale the features"):
+        distances(0.999 * near, zero)
+    assert distances(1e-3 * near, near, "cosine").item() == 0  # lengths do not matter to it
+
+
+def test_tiny_features_are_ranked_by_the_cosine_only():
+    options = labels(([1], [1], [1, 2], [2, 2]))
+    query, gallery = torch.tensor([[1e-32, 0.0]]), torch.tensor([[1e-32, 1e-32], [1e-32, 0.0]])
+    assert rank(query, gallery, **options, metric="cosine").mAP == 0.5
+    assert top_k(query, gallery, 1, **options, metric="cosine")[1].tolist() == [[1]]
+    for call in (
+        lambda: rank(query, gallery, **options),
+        lambda: top_k(query, gallery, 1, **options),
+    ):
+        with pytest.raises(InputError, match="scale the features"):
+            call()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_the_default_dtype_changes_nothing(metric):
+    query, gallery, data = nearly_tied(3)
+    expected = figures(rank(query, gallery, **labels(data), metric=metric))
+    near, _ = top_k(query, gallery, 4, **labels(data), metric=metric)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert figures(rank(query, gallery, **labels(data), metric=metric)) == expected
+        wide, _ = top_k(query, gallery, 4, **labels(data), metric=metric)
+        assert distances(query, gallery, metric).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert wide.dtype == torch.float32
+    assert torch.equal(near, wide)
+
+
+def test_thousands_of_queries_are_ranked_as_each_by_itself():
+    """More of them than are compared at a time."""
+    rng = np.random.default_rng(8)
+    query, gallery = torch.randn(2100, 3).round(), torch.randn(30, 3).round()
+    data = people(rng, 2100, 30, 5, 3)
+    result = rank(query, gallery, **labels(data))
+    for start in (0, 1020, 1030, 2040, 2060):
+        stop = start + 30
+        part = (data[0][start:stop], data[1][start:stop], *data[2:])
+        alone = rank(query[start:stop], gallery, **labels(part))
+        assert torch.equal(result.ap[start:stop].nan_to_num(-1), alone.ap.nan_to_num(-1))
+        assert torch.equal(result.first_match[start:stop], alone.first_match)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scale", "offset"),
+    [
+        ("euclidean", 1, 0),
+        ("euclidean", 1, 100),  # features are centred
+        ("euclidean", 1e4, 0),
+        ("euclidean", 1e-25, 3),  # and scaled: squares would underflow
+        ("cosine", 1, 0),
+        ("cosine", 1e-25, 0),
+    ],
+)
+def test_few_images_are_compared_again(metric, scale, offset, monkeypatch):
+    """The product's error bound is narrow: of 80,000 pairs few are within it of a match."""
+    rng = np.random.default_rng(9)
+    generator = torch.Generator().manual_seed(9)
+    query = scale * (torch.randn(40, 64, generator=generator) + offset)
+    gallery = scale * (torch.randn(2000, 64, generator=generator) + offset)
+    data = people(rng, 40, 2000, 60, 4)
+    compared = []
+
+    def count(query, gallery, rows, *others):
+        compared.append(len(rows))
+        return pair_distances(query, gallery, rows, *others)
+
+    monkeypatch.setattr(counting, "pair_distances", count)
+    rank(query, gallery, **labels(data), metric=metric)
+    own = counting.Matches(query, gallery, *data, "exclude").per_query.sum()
+    assert own <= sum(compared) <= own + 100
+
+
+def test_the_length_of_the_cmc_curve():
+    options = labels(([1], [1], [1, 2, 2], [2, 2, 2]))
+    query, gallery = torch.zeros(1, 1), torch.tensor([[2.0], [1.0], [1.5]])
+    assert rank(query, gallery, **options).cmc.tolist() == [0.0, 0.0] + [1.0] * 48
+    assert rank(query, gallery, **options, max_rank=1).cmc.tolist() == [0.0]
+    three = rank(query, gallery, **options, max_rank=3)
+    assert [three.rank_k(k) for k in (1, 2, 3)] == [0.0, 0.0, 1.0]
+    for k in (0, 4):
+        with pytest.raises(InputError, match="max_rank = 3"):
+            three.rank_k(k)
+    assert top_k(query, gallery, 1, **options)[1].tolist() == [[1]]
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        top_k(query, gallery, 0, **options)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from helpers import SmoothEmbedder, random_batch, rng
+from helpers import SmoothEmbedder, imagine_silent_peer, random_batch, rng
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
 from reidguard.errors import InputError, TrainingError
 from reidguard.learners import (
@@ -22,7 +22,7 @@ from reidguard.learners import (
 )
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.training import MISGD
-from reidguard.types import Budget
+from reidguard.types import BatchShard, Budget
 
 DOUBLE = torch.float64
 TEMPORARY = [FirstOrderLearner, HessianFreeLearner, MAMLLearner]
@@ -316,6 +316,75 @@ def test_the_inner_step_begins_with_the_outer_momentum():
     close((module.delta.detach() - before).abs().mean(), torch.tensor(0.004, dtype=DOUBLE))
 
 
+def test_the_inner_sign_step_is_that_of_mi_sgd():
+    """Three steps, against the optimiser itself from the same buffer."""
+    (a, at), other = bowl(1), bowl(5)
+    module, reference = Point(), Point()
+    optimizers = []
+    for point in (module, reference):
+        optimizers.append(MISGD(point.parameters(), lr=0.05, momentum=0.9))
+        buffer = torch.tensor([0.4, -0.3, -0.2, 0.1], dtype=DOUBLE)
+        optimizers[-1].state[point.w]["momentum_buffer"] = buffer.clone()
+    for _ in range(3):
+        optimizers[1].zero_grad()
+        quadratic(reference, (a, at)).backward()
+        optimizers[1].step()
+    learner = FirstOrderLearner(inner="sign", inner_steps=3, keep_temporary=True)
+    learner.step(module, quadratic, (a, at), other, optimizer=optimizers[0])
+    close(module.w.detach(), reference.w.detach())
+    assert torch.equal(optimizers[0].state[module.w]["momentum_buffer"], buffer)
+
+
+@pytest.mark.parametrize(("inner", "from_buffer"), [("sgd", True), ("scaled", False)])
+def test_an_inner_step_without_the_outer_buffer(inner, from_buffer):
+    """That of the raw gradient never has it: it counts another kind of gradient."""
+    (a, at), other = bowl(1), bowl(5)
+    module = Point()
+    w = module.w.detach().clone()
+    optimizer = MISGD(module.parameters(), lr=0.03, momentum=0.9)
+    optimizer.state[module.w]["momentum_buffer"] = torch.ones(4, dtype=DOUBLE)
+    learner = FirstOrderLearner(inner=inner, keep_temporary=True, from_buffer=from_buffer)
+    learner.step(module, quadratic, (a, at), other, optimizer=optimizer)
+    gradient = a @ (w - at)
+    step = gradient if inner == "sgd" else gradient / gradient.abs().mean()
+    close(module.w.detach(), w - 0.03 * step)
+
+
+@pytest.mark.parametrize("learner", TEMPORARY)
+def test_inner_adam_where_the_gradient_is_zero(learner):
+    """A second moment of zero has no root to differentiate."""
+    module = Point()
+    w = module.w.detach().clone()
+    learner(inner="adam", inner_lr=0.01).step(
+        module, lambda m, b: (b * m.w[:2]).square().sum(), 1.0, 2.0
+    )
+    assert torch.equal(module.w.grad[2:], torch.zeros(2, dtype=DOUBLE))
+    assert torch.isfinite(module.w.grad).all()
+    close(module.w.grad[:2], 2 * w[:2] + 8 * (w[:2] - 0.01 * w[:2].sign()), 1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("difference", [None, 0.02])
+@pytest.mark.parametrize("start", [3.0, 0.0])
+def test_the_difference_of_hessian_free(size, difference, start):
+    """On w³ + bw, where it does not vanish; h·r has that fraction of w or of the inner step."""
+    module, lr = Point(1), 0.05
+    nn.init.constant_(module.w, start)
+    options = {} if difference is None else {"difference": difference}
+    learner = HessianFreeLearner(inner="sgd", inner_lr=lr, **options)
+
+    def objective(m, of_train):
+        w = m.w.sum()
+        return w**3 + 2 * w if of_train else -size * w
+
+    learner.step(module, objective, True, False)
+    gradient = 3 * start**2 + 2
+    r = lr * size  # (∂d/∂g)ᵀ v with d = -lr·g and v = -size
+    moved = (difference or 0.1) * max(start, lr * gradient)
+    product = (3 * (start + moved) ** 2 - 3 * start**2) / moved * r
+    close(module.w.grad, torch.tensor([gradient - size + product], dtype=DOUBLE))
+
+
 # --- rules that every learner keeps -----------------------------------------------------------
 
 ALL = [PlainLearner, JointLearner, *TEMPORARY]
@@ -440,6 +509,111 @@ def test_what_a_learner_lacks_is_said():
         MAMLLearner(inner="steepest")
     with pytest.raises(InputError, match="inner_steps"):
         LEARNERS.create("first_order", inner_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"difference": 0.0}, "difference must be above 0"),
+        ({"inner_lr": 0.0}, "inner_lr must be above 0"),
+        ({"inner_momentum": -0.1}, "inner_momentum must not be negative"),
+        ({"inner_steps": 0}, "inner_steps must be at least 1"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        HessianFreeLearner(**options)
+
+
+def test_options_are_reported():
+    for learner in (PlainLearner, JointLearner):
+        assert learner().config() == {}
+    defaults = {
+        "inner": "scaled",
+        "inner_steps": 1,
+        "inner_lr": None,
+        "inner_momentum": None,
+        "from_buffer": True,
+        "keep_temporary": False,
+    }
+    for learner in (FirstOrderLearner, MAMLLearner):
+        assert learner().config() == defaults
+    assert HessianFreeLearner().config() == defaults | {"difference": 0.1}
+    chosen = {"inner": "sgd", "inner_steps": 2, "inner_lr": 0.1, "inner_momentum": 0.0}
+    assert HessianFreeLearner(**chosen).config() == defaults | chosen | {"difference": 0.1}
+
+
+@pytest.mark.parametrize("learner", ALL)
+def test_losses_and_unused_parameters_are_reported(learner):
+    """A gradient of an earlier step does not survive where there is none in this one."""
+    (a, at), (b, bt) = bowl(1), bowl(5)
+    module = Nested()
+    module.frozen = nn.Parameter(torch.zeros(1, dtype=DOUBLE), requires_grad=False)
+    module.spare.grad = torch.ones(2, dtype=DOUBLE)
+    w = module.inner.w.detach().clone()
+    options = {"inner": "sgd"} if learner in TEMPORARY else {}
+    result = make(learner, **options).step(
+        module, lambda m, bowl: quadratic(m.inner, bowl), (a, at), (b, bt)
+    )
+    assert result.unused == ("spare",)
+    assert module.spare.grad is None
+    close(result.train_loss, 0.5 * (w - at) @ a @ (w - at))
+    after = w - 0.01 * a @ (w - at) if learner in TEMPORARY else w
+    if learner is PlainLearner:
+        assert result.test_loss is None
+    else:
+        close(result.test_loss, 0.5 * (after - bt) @ b @ (after - bt))
+        assert not result.test_loss.requires_grad
+    assert not result.train_loss.requires_grad
+
+
+@pytest.mark.parametrize("learner", TEMPORARY)
+def test_a_meta_test_loss_without_a_gradient_is_an_error(learner):
+    def objective(module, of_train):
+        return module.w.square().sum() if of_train else torch.tensor(1.0)
+
+    with pytest.raises(TrainingError, match="reaches no parameter"):
+        make(learner).step(Point(), objective, True, False)
+    with pytest.raises(TrainingError, match="moved none"):
+        make(learner).step(Point(), lambda m, b: torch.tensor(1.0), True, False)
+
+
+def test_maml_refuses_a_module_that_recomputes():
+    module = Nested()
+    module.inner.recomputes = True
+    with pytest.raises(InputError, match="recompute"):
+        MAMLLearner(inner_lr=0.1).step(module, lambda m, b: m.inner.w.sum(), 1.0, 1.0)
+    module.inner.recomputes = False
+    MAMLLearner(inner_lr=0.1).step(module, lambda m, b: m.inner.w.square().sum(), 1.0, 1.0)
+
+
+class ShardedBowl(tuple):
+    """A bowl that is the part of a joint batch."""
+
+    shard = BatchShard(torch.arange(2), 4)
+
+
+@pytest.mark.parametrize("learner", ALL)
+def test_gradients_are_means_over_the_processes(learner, monkeypatch):
+    """With another process whose gradients are zero, each mean is half of what is found here."""
+    imagine_silent_peer(monkeypatch)
+    (a, at), (b, bt) = bowl(1), bowl(5)
+    module, lr = Point(), 0.03
+    w = module.w.detach().clone()
+    options = {"inner": "sgd", "inner_lr": lr} if learner in TEMPORARY else {}
+    batches = ShardedBowl((a, at)), ShardedBowl((b, bt))
+    learner(**options).step(module, quadratic, *batches)
+    train = a @ (w - at) / 2
+    test = b @ (w - lr * train - bt) / 2
+    wanted = {
+        PlainLearner: train,
+        JointLearner: train + b @ (w - bt) / 2,
+        FirstOrderLearner: train + test,
+        HessianFreeLearner: train + test - lr * a @ test / 2,
+        # Here the derivative of w' is averaged as well.
+        MAMLLearner: train + (test - lr * a @ test / 2) / 2,
+    }[learner]
+    close(module.w.grad, wanted, 1e-7)
 
 
 # --- networks without a second derivative -----------------------------------------------------

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import tiny_model
+from helpers import imagine_silent_peer, tiny_model
 from reidguard.attacks import DeltaAttack, MisRank
 from reidguard.errors import InputError
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.diversity import diverse
-from reidguard.types import Budget, ReIDBatch
+from reidguard.types import BatchShard, Budget, ReIDBatch
 
 
 def test_diversity_shrinks_and_moves_but_keeps_the_picture():
@@ -24,6 +24,46 @@ def test_diversity_shrinks_and_moves_but_keeps_the_picture():
     expected[:36, :18] = 1
     torch.testing.assert_close(y[1, 0], expected)
     torch.testing.assert_close(y[2, 0], expected.flip(0, 1))
+
+
+def test_the_draws_choose_and_shrink():
+    """Chosen below the probability; halfway between 0.9 and 1 of the size."""
+    x = torch.ones(3, 3, 40, 20, dtype=torch.float64)
+    draws = torch.tensor([[0.5, 0, 0, 0], [0.49, 0.5, 1.0, 1.0], [0.0, 0.5, 0.0, 1.0]]).double()
+    y = diverse(x, draws, 0.5)
+    torch.testing.assert_close(y[0], x[0])
+    expected = torch.zeros(40, 20, dtype=torch.float64)
+    expected[:38, :19] = 1
+    torch.testing.assert_close(y[1, 2], expected)
+    torch.testing.assert_close(y[2, 2], expected.flip(1))
+
+
+def test_without_diversity_nothing_is_drawn():
+    index = torch.arange(4)
+    batch = ReIDBatch(torch.rand(4, 3, 12, 8), torch.tensor([0, 0, 1, 1]), index, index)
+    before = torch.get_rng_state()
+    FeatureObjective(Means(), MisrankingTriplet())(lambda x: x / 2, batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_loss_of_a_shard_is_that_of_the_joint_batch(monkeypatch):
+    """Of six rows, 0 and 4 are another process's and zero there; the draws are those of all."""
+    imagine_silent_peer(monkeypatch)
+    rows, pids = torch.tensor([1, 2, 3, 5]), torch.tensor([1, 2, 1, 2])
+    images = torch.rand(4, 3, 12, 8, generator=torch.Generator().manual_seed(3))
+    shard = ReIDBatch(images, pids, pids, pids, shard=BatchShard(rows, 6))
+    model, loss = Dropping(), MisrankingTriplet(margin=9.0)
+    torch.manual_seed(1)
+    found = FeatureObjective(model, loss, diversity=0.7)(lambda x: x / 2, shard)
+
+    def everywhere(values):
+        return values.new_zeros(6, *values.shape[1:]).index_copy(0, rows, values)
+
+    torch.manual_seed(1)
+    clean = model.features(everywhere(images))
+    seen = diverse(images / 2, torch.rand(6, 4)[rows], 0.7)
+    adversarial = model.features(everywhere(seen))
+    torch.testing.assert_close(found, loss(adversarial, clean, everywhere(pids)))
 
 
 def test_the_gradient_is_that_of_the_place_where_a_pixel_went():
@@ -44,6 +84,13 @@ class Means:
 
     def features(self, x):
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+class Dropping(Means):
+    """With dropout, which draws for the rows of all processes."""
+
+    def features(self, x):
+        return F.dropout(super().features(x))
 
 
 def test_only_adversarial_images_are_seen_so():

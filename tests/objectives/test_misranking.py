@@ -3,6 +3,8 @@ import torch
 
 from reidguard.errors import InputError
 from reidguard.objectives import FeatureObjective, MisrankingTriplet, normalized_features
+from reidguard.objectives.base import normalize_for
+from reidguard.objectives.misranking import row_distance
 from reidguard.types import ReIDBatch
 
 
@@ -56,6 +58,14 @@ def test_one_identity_alone_is_refused():
         MisrankingTriplet()(torch.rand(2, 3), torch.rand(2, 3), torch.tensor([4, 4]))
 
 
+def test_the_margin_of_the_paper_and_distance_zero():
+    """Each image is its own furthest positive: |x_n - x| - 0 + 0.5."""
+    clean = torch.tensor([[0.0], [2.0], [3.0]])
+    loss = MisrankingTriplet()(clean, clean, torch.arange(3))
+    assert float(loss) == pytest.approx((3 + 2 + 3) / 3 + 0.5)
+    assert row_distance(clean, clean).tolist() == [0.0, 0.0, 0.0]
+
+
 class Doubler:
     """A model whose features are twice the mean colour, and which counts its passes."""
 
@@ -79,6 +89,16 @@ def test_features_are_compared_as_the_model_compares_them(metric):
     features = normalized_features(model, batch().images)
     norms = features.norm(dim=1)
     assert torch.allclose(norms, torch.ones(4)) is (metric == "cosine")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_features_are_compared_in_float32_at_least(dtype, metric):
+    features = torch.tensor([[3.0, 4.0], [0.0, -2.0]], dtype=dtype)
+    found = normalize_for(features, metric)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = [[3.0, 4.0], [0.0, -2.0]] if metric == "euclidean" else [[0.6, 0.8], [0.0, -1.0]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype))
 
 
 def test_known_clean_features_save_the_clean_pass():

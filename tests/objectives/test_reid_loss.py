@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from helpers import imagine_silent_peer
 from reidguard.errors import InputError
 from reidguard.objectives.reid import (
     AGWObjective,
@@ -15,7 +18,7 @@ from reidguard.objectives.reid import (
     triplet_loss,
     weighted_triplet_loss,
 )
-from reidguard.types import ReIDBatch
+from reidguard.types import BatchShard, ReIDBatch
 
 
 def loops(points, pids, margin):
@@ -97,14 +100,19 @@ def test_gradients_at_distance_zero_are_finite():
 
 def test_close_points_far_from_the_origin_keep_their_distance():
     """|x|² + |y|² − 2xy would lose these distances to rounding."""
-    points = torch.full((4, 64), 100.0)
-    points[1, 0] += 0.01
-    points[2:] += 0.5
-    pids = torch.tensor([0, 0, 1, 1])
-    expected = sum(loops(points, pids, 0.5)) / 4
-    points[3, 0] += 0.01
-    expected = sum(loops(points, pids, 5.0)) / 4
+    points = torch.full((40, 64), 100.0)  # so many that a shortcut by products would pay
+    points[:, 0] += 0.01 * torch.arange(40)
+    points[20:] += 0.5
+    pids = torch.arange(40) % 4
+    expected = sum(loops(points, pids, 5.0)) / 40
     assert float(triplet_loss(points, pids, 5.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_coinciding_points_have_distance_zero():
+    points = torch.tensor([[0.0], [0.0], [3.0], [3.0]])
+    assert float(triplet_loss(points, PIDS, margin=5.0)) == 2.0
+    expected = math.log1p(math.exp(0 - 3))
+    assert float(weighted_triplet_loss(points, PIDS)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -135,11 +143,18 @@ def test_identity_loss_equals_its_formula(smoothing, reduction):
     expected = total / 6 if reduction == "mean" else total
     loss = identity_loss(logits, pids, smoothing, reduction=reduction)
     assert float(loss) == pytest.approx(expected)
+    if not smoothing:
+        assert torch.equal(identity_loss(logits, pids, reduction=reduction), loss)
 
 
 def test_identity_loss_mistakes():
     with pytest.raises(InputError, match=r"0 to 7.*knows 5"):
         identity_loss(torch.zeros(2, 5), torch.tensor([0, 7]))
+    with pytest.raises(InputError, match=r"from 0 to 5, .* knows 5 identities, 0 to 4"):
+        identity_loss(torch.zeros(2, 5), torch.tensor([0, 5]))
+    assert float(identity_loss(torch.zeros(0, 5), torch.zeros(0).long(), reduction="sum")) == 0
+    with pytest.raises(InputError, match="identity_loss needs logits"):
+        identity_loss(torch.zeros(5), torch.tensor([0]))
     with pytest.raises(InputError, match="-1"):
         identity_loss(torch.zeros(2, 5), torch.tensor([0, -1]))
     with pytest.raises(InputError, match="smoothing"):
@@ -148,7 +163,11 @@ def test_identity_loss_mistakes():
         identity_loss(torch.zeros(2, 5), torch.tensor([0]))
     with pytest.raises(InputError, match="reduction"):
         triplet_loss(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), reduction="none")
-    with pytest.raises(InputError, match="pids"):
+    with pytest.raises(InputError, match="reduction"):
+        weighted_triplet_loss(torch.zeros(4, 2), PIDS, reduction="none")
+    with pytest.raises(InputError, match="reduction"):
+        identity_loss(torch.zeros(4, 2), PIDS, reduction="none")
+    with pytest.raises(InputError, match=r"triplet_loss needs .* pids"):
         triplet_loss(torch.zeros(4, 2), torch.tensor([0, 0, 1]))
 
 
@@ -197,6 +216,58 @@ def test_objective_needs_a_classifier():
         ReIDObjective()(model_with(torch.randn(4, 3), None), BATCH)
     with pytest.raises(InputError, match="reduction"):
         ReIDObjective(reduction="max")
+    for losses in ((), ("centre",), ("triplet", "centre")):
+        with pytest.raises(InputError, match="'triplet', 'identity' or both"):
+            ReIDObjective(losses=losses)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_each_loss_by_itself(reduction):
+    torch.manual_seed(0)
+    points, logits = torch.randn(4, 3), torch.randn(4, 2)
+    triplet = ReIDObjective(losses=("triplet",), reduction=reduction)
+    found = triplet(model_with(points, None), BATCH)
+    torch.testing.assert_close(found, triplet_loss(points, PIDS, reduction=reduction))
+    identity = ReIDObjective(losses=("identity",), reduction=reduction)
+    found = identity(model_with(points, logits), BATCH)
+    torch.testing.assert_close(found, identity_loss(logits, PIDS, reduction=reduction))
+
+
+class Dropping(nn.Module):
+    """With dropout, which draws for the rows of all processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(12, 3, bias=False)
+
+    def forward(self, x, domain=None):
+        embeddings = F.dropout(x.flatten(1))
+        return SimpleNamespace(embeddings=embeddings, logits=self.head(embeddings))
+
+
+@pytest.mark.parametrize("kind", ["reid", "agw"])
+def test_the_loss_of_a_shard_is_that_of_the_joint_batch(kind, monkeypatch):
+    """Of six rows, 0 and 4 are another process's and zero there."""
+    imagine_silent_peer(monkeypatch)
+    torch.manual_seed(0)
+    rows, pids = torch.tensor([1, 2, 3, 5]), torch.tensor([1, 2, 1, 2])
+    images, joint_pids = torch.zeros(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64)
+    images[rows], joint_pids[rows] = torch.randn(4, 3, 2, 2), pids
+    shard = ReIDBatch(images[rows], pids, pids, pids, shard=BatchShard(rows, 6))
+    model, centres = Dropping(), CentreLoss(3, 12).eval()
+    objective = ReIDObjective(margin=9.0) if kind == "reid" else AGWObjective(centres)
+    torch.manual_seed(1)
+    found = objective(model, shard)
+    torch.manual_seed(1)
+    joint = model(images)
+    if kind == "reid":
+        wanted = triplet_loss(joint.embeddings, joint_pids, 9.0)
+        wanted = wanted + identity_loss(joint.logits, joint_pids)
+    else:
+        wanted = weighted_triplet_loss(joint.embeddings, joint_pids)
+        wanted = wanted + identity_loss(joint.logits, joint_pids, 0.1)
+        wanted = wanted + 5e-4 * centres(joint.embeddings, joint_pids)
+    torch.testing.assert_close(found, wanted)
 
 
 # --- AGW's losses -----------------------------------------------------------------------------
@@ -273,6 +344,9 @@ def test_centre_loss_and_its_gradient_in_closed_form():
     generator = torch.Generator().manual_seed(0)
     loss = CentreLoss(4, 3, seed=5).eval()
     assert not torch.equal(loss.centres, CentreLoss(4, 3, seed=6).centres)
+    assert torch.equal(loss.centres, CentreLoss(4, 3, seed=5).centres)
+    assert torch.equal(CentreLoss(4, 3).centres, CentreLoss(4, 3, seed=0).centres)
+    assert CentreLoss(4, 3).rate == 0.5
     pids = torch.tensor([1, 1, 3, 0, 1])
     points = torch.randn(5, 3, generator=generator, requires_grad=True)
     before = loss.centres.clone()
@@ -302,6 +376,19 @@ def test_centres_learn_as_by_sgd_on_the_loss():
         torch.testing.assert_close(loss.centres, parameter.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_centres_learn_from_embeddings_of_every_dtype(dtype):
+    loss = CentreLoss(2, 1)
+    loss.centres.zero_()
+    found = loss(torch.tensor([[2.0], [4.0]], dtype=dtype), torch.tensor([1, 1]))
+    assert float(found) == 10.0
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.centres.dtype == torch.float32
+    assert loss.centres.flatten().tolist() == [0.0, 3.0]
+    with pytest.raises(InputError, match="CentreLoss needs embeddings"):
+        loss(torch.zeros(2), torch.tensor([1, 1]))
+
+
 def test_centres_settle_on_the_means():
     pids = torch.tensor([0, 0, 1, 1])
     points = torch.tensor([[0.0, 2.0], [2.0, 2.0], [5.0, 5.0], [5.0, 7.0]])
@@ -320,7 +407,9 @@ def test_agw_objective_is_the_sum_of_its_three_losses():
     centres = CentreLoss(2, 3)
     before = centres.centres.clone()
     pids = BATCH.pids
-    found = AGWObjective(centres, smoothing=0.1)(model_with(points, logits), BATCH)
+    seen: list[str | None] = []
+    found = AGWObjective(centres, domain="b")(model_with(points, logits, seen), BATCH)
+    assert seen == ["b"]
     wanted = (
         weighted_triplet_loss(points, pids)
         + identity_loss(logits, pids, 0.1)

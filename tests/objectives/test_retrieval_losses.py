@@ -1,6 +1,7 @@
 """UAP-Retrieval's losses and k-means against explicit loops in float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from reidguard.objectives import (
     SelfMetricLoss,
 )
 from reidguard.objectives.clusters import k_means
+from reidguard.objectives.retrieval import class_scores
 from reidguard.types import InputSpec, ReIDBatch
 
 LABELS = torch.zeros(5, dtype=torch.int64)  # none of these losses looks at labels
@@ -186,7 +188,110 @@ def test_labelwise_without_a_classifier_names_the_cure():
         LabelWiseLoss().representation(model, torch.rand(1, 3, 4, 4))
 
 
+def test_labelwise_averages_the_logits_of_parts():
+    """And of several classifiers it takes the first."""
+
+    class Parts:
+        metric, num_classes = "cosine", {"a": 3, "b": 2}
+
+        def __call__(self, x, domain):
+            assert domain == "a"
+            logits = x.flatten(1)[:, :3].half()
+            return SimpleNamespace(features=x.flatten(1), logits=[logits, 3 * logits])
+
+    images = torch.rand(2, 3, 2, 2)
+    found = LabelWiseLoss().representation(Parts(), images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found, 2 * images.flatten(1)[:, :3].half().float(), rtol=1e-3, atol=0
+    )
+    features, parts = class_scores(Parts(), images)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    assert [part.dtype for part in parts] == [torch.float32] * 2
+
+
+def test_no_classifier_and_too_few_classes():
+    with pytest.raises(InputError, match="Flatten has no classifier"):
+        class_scores(nn.Flatten(), torch.rand(1, 3, 4, 4))
+    one = torch.zeros(5, 1)
+    with pytest.raises(InputError, match="at least two classes"):
+        LabelWiseLoss()(one, one, LABELS)
+    two = torch.tensor([[2.0, -1.0]])
+    assert float(LabelWiseLoss()(two, two, LABELS[:1])) == 3.0
+
+
+def test_defaults_are_those_of_the_paper():
+    loss = PairWiseLoss()
+    assert (loss.clusters, loss.margin, loss.scale, loss.seed) == (512, 0.8, 10.0, 0)
+    assert (ListWiseLoss().clusters, ListWiseLoss().seed) == (512, 0)
+    features = representation(40, 4, seed=1)
+    found = ListWiseLoss(clusters=2).with_statistics(features).centroids
+    assert torch.equal(found, k_means(features, 2, seed=0))
+    with pytest.raises(InputError, match="at least 2, not 1"):
+        ListWiseLoss(clusters=1)
+    for few in (None, features[:1]):
+        with pytest.raises(InputError, match=r"PairWiseLoss compares .* two at least"):
+            PairWiseLoss(centroids=few).similarity(features)
+
+
+@pytest.mark.parametrize("loss", [PairWiseLoss, ListWiseLoss])
+def test_the_attack_s_precision_is_used(loss):
+    adversarial, clean, centroids = drawn(4)
+    mixed = loss(centroids=centroids.float())(adversarial, clean.float(), LABELS)
+    assert mixed.dtype == torch.float64
+    torch.testing.assert_close(mixed, loss(centroids=centroids)(adversarial, clean, LABELS),
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+
+
+def test_similarity_is_minus_half_the_squared_distance():
+    features, _, centroids = drawn(5)
+    expected = [[-float((f - c).square().sum()) / 2 for c in centroids] for f in features]
+    found = ListWiseLoss(centroids=centroids).similarity(features)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
 # k-means
+
+
+def plus_plus_by_loops(points, clusters, seed):
+    """Each start drawn with the probability of its squared distance to the nearest before it."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(points), (), generator=generator))]
+    while len(chosen) < clusters:
+        weights = [
+            min(sum((a - b) ** 2 for a, b in zip(p, points[c], strict=True)) for c in chosen)
+            for p in points
+        ]
+        draw = float(torch.rand((), generator=generator, dtype=torch.float64)) * sum(weights)
+        index = 0
+        while draw >= weights[index]:
+            draw -= weights[index]
+            index += 1
+        chosen.append(index)
+    return [points[c] for c in chosen]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_start_is_that_of_k_means_plus_plus(dtype):
+    for seed in range(20):
+        points = representation(7, 2, seed=seed).to(dtype)
+        points[3] = points[5]  # two that coincide are never both drawn
+        expected = plus_plus_by_loops(points.tolist(), 6, seed)
+        found = k_means(points, 6, iterations=0, seed=seed)
+        assert found.dtype == dtype
+        assert found.tolist() == expected
+
+
+def test_k_means_stops_where_nothing_changes():
+    points = torch.tensor([[0.0], [1.0], [10.0], [12.0], [50.0]])
+    assert torch.equal(k_means(points, 3, iterations=1000), k_means(points, 3))
+    assert k_means(points.half(), 1).tolist() == [[pytest.approx(14.6)]]
+    assert k_means(points.half(), 1).dtype == torch.float32
+    for wrong in (points[0], points[:0]):
+        with pytest.raises(InputError, match="k_means needs points"):
+            k_means(wrong, 1)
+    with pytest.raises(InputError, match="at least one cluster"):
+        k_means(points, 0)
 
 
 def lloyd_by_loops(points, centroids, iterations):

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -256,31 +256,33 @@ def _brief(value: Any) -> str:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; it ends with the process at the latest.
 
+    The hidden lock file stays in the folder: deleting it would let two processes lock two files of
+    the same name.
+
     Raises:
         CheckpointError: If the folder cannot be written, or another process holds the lock.
     """
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock)
-            stack.callback(_remove, folder / LOCK)  # while it is held
-        except filelock.Timeout:
-            raise CheckpointError(
-                f"another process is working in {folder}; wait for it, or choose another folder"
-            ) from None
-        except NotImplementedError:
-            pass  # some network disks have no locks
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write into {folder}: {error.strerror}; choose another folder"
-            ) from error
+    path = folder / LOCK
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():  # opening it would empty the file that it points to
+            raise CheckpointError(f"{path} is a symbolic link; delete it, or choose another folder")
+        lock.acquire()
+    except filelock.Timeout:
+        raise CheckpointError(
+            f"another process is working in {folder}; wait for it, or choose another folder"
+        ) from None
+    except NotImplementedError:
+        pass  # some network disks have no locks
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write into {folder}: {error.strerror}; choose another folder"
+        ) from error
+    try:
         yield
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # Windows removes no open files
-        path.unlink()
+    finally:
+        lock.release()
 
 
 class ResumableStore:
@@ -342,28 +344,25 @@ class ResumableStore:
         self._stack.close()
 
     def _claim(self, folder: Path) -> None:
-        present = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-        present.pop(LOCK, None)
+        files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK)
+        present = {p.relative_to(folder).as_posix(): p for p in files}
         for name in [n for n, p in present.items() if p.match(".*.tmp")]:  # of killed writers
             present.pop(name).unlink(missing_ok=True)
         stored = read_json(present.pop(self._card, None))
-        if not isinstance(stored, dict):
-            if present:
-                raise CheckpointError(
-                    f"{folder} holds other files, such as {min(present)}; choose a new or empty "
-                    "folder"
-                )
-            write_json(folder / self._card, self.settings)
-        elif changed := changed_settings(stored, self.settings):
+        is_new = not isinstance(stored, dict)
+        if not is_new and (changed := changed_settings(stored, self.settings)):
             raise CheckpointError(
                 f"{folder} belongs to other settings ({changed}); repeat those to resume, or "
                 "choose a new or empty folder"
             )
-        if self._files is not None and (foreign := present.keys() - set(self._files)):
+        allowed = () if is_new else present if self._files is None else self._files
+        if foreign := present.keys() - set(allowed):
             raise CheckpointError(
-                f"{folder} holds other files, such as {min(foreign)}; move them away or choose "
-                "another folder"
+                f"{folder} holds other files, such as {min(foreign)}; move them away, or choose a "
+                "new or empty folder"
             )
+        if is_new:
+            write_json(folder / self._card, self.settings)
 
     def get(self, name: str) -> Any:
         """Return a JSON entry; None if it is missing or damaged."""

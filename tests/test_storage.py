@@ -218,6 +218,26 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
         pass
 
 
+def test_the_lock_outlives_its_holders(tmp_path):
+    """Deleted, the file of the next holder would not be the one that others have open."""
+    with ResumableStore(tmp_path, {}):
+        first = (tmp_path / ".lock").stat().st_ino
+    with ResumableStore(tmp_path, {}):
+        assert (tmp_path / ".lock").stat().st_ino == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "settings.json"]
+
+
+def test_a_symbolic_link_in_place_of_the_lock_is_refused(tmp_path):
+    target = tmp_path / "notes.txt"
+    target.write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(target)
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        ResumableStore(folder, {}).__enter__()
+    assert target.read_text() == "mine"
+
+
 def test_a_store_without_a_folder_stores_nothing():
     with ResumableStore(None, SETTINGS) as store:
         store.put("cell", 1)

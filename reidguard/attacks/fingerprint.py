@@ -9,23 +9,26 @@ from torch import nn
 
 from reidguard.attacks.base import Attack
 from reidguard.attacks.instance.base import InstanceAttack
-from reidguard.errors import CheckpointError, InputError
+from reidguard.errors import CheckpointError
 from reidguard.models.fingerprint import model_key
 from reidguard.storage import fingerprint, tensor_fingerprint, weights_fingerprint
+from reidguard.types import Embedder
 
 __all__ = ["attack_fingerprint"]
 
 
-def attack_fingerprint(attack: Attack) -> str:
+def attack_fingerprint(attack: Attack, image_size: tuple[int, int] = (256, 128)) -> str:
     """Return a sha256 over all that the adversarial images of an attack depend on.
 
     That is the class, the constructor arguments, the budget and the tensors and, of a bound
     instance attack, the target model (weights, InputSpec, metric, how it is built), the features
-    and identities of the guides, and the labels.
+    and identities of the guides, and the labels. A target that is no ``torch.nn.Module`` is
+    identified by its class, its metric and its features of two fixed images on
+    the CPU.
 
-    Raises:
-        InputError: If the attack is bound to something that is not a ``torch.nn.Module``, whose
-            features nothing identifies.
+    Args:
+        attack: It is not changed.
+        image_size: (height, width) of these two images.
 
     Example:
         >>> from reidguard.attacks import SMA
@@ -35,26 +38,39 @@ def attack_fingerprint(attack: Attack) -> str:
         False
     """
     parts: dict[str, Any] = {
-        "class": f"{type(attack).__module__}.{type(attack).__qualname__}",
+        "class": _class_name(attack),
         "budget": attack.budget.eps,
         "arguments": _arguments(attack),
         "tensors": weights_fingerprint(attack),
     }
     target = attack._target if isinstance(attack, InstanceAttack) else None
     if target is not None:
-        if not isinstance(target.model, nn.Module):
-            raise InputError(
-                f"{type(attack).__name__} is bound to a {type(target.model).__name__}, which is no "
-                "torch.nn.Module, so its results cannot be recognised in a folder: leave folder "
-                "out, or bind the attack to a ReIDModel (BlackBoxModel wraps any function)"
-            )
-        parts["model"] = model_key(target.model)
+        if isinstance(target.model, nn.Module):
+            parts["model"] = model_key(target.model)
+        else:
+            parts["model"] = _embedder_key(target.model, image_size)
         guides, pids = target.prototypes, target.pids
         if guides is not None:
             tensors = (guides.features, guides.known, guides.index)
             parts["guides"] = [tensor_fingerprint(tensor) for tensor in tensors]
         parts["labels"] = None if pids is None else pids.tolist()
     return fingerprint(parts)
+
+
+def _embedder_key(model: Embedder, image_size: tuple[int, int]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 3, *image_size), generator=generator) / 255
+    with torch.no_grad():
+        features = model.features(images)
+    return {
+        "class": _class_name(model),
+        "metric": model.metric,
+        "features": tensor_fingerprint(features),
+    }
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _arguments(attack: Attack) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.options import LearnedAttackOptions
-from reidguard.storage import weights_fingerprint
+from reidguard.storage import fingerprint
 
 __all__ = ["FitDefaults", "LearnedAttack"]
 
@@ -95,7 +96,7 @@ def fit_provenance(
     return {
         "learner": LEARNERS.name_of(type(learner)),
         **({"learner_options": options} if options else {}),
-        "model": weights_fingerprint(model),
+        "model": fingerprint(model_key(model)),
         **{
             role: {"name": dataset.name, "train": dataset.fingerprint("train")}
             for role, dataset in zip(("meta_train", "meta_test"), datasets, strict=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.options import MeasureOptions
 from reidguard.schema import documented, resolve
-from reidguard.storage import fingerprint, read_json, weights_fingerprint, write_json
+from reidguard.storage import fingerprint, read_json, write_json
 
 __all__ = ["evaluate_grid"]
 
@@ -55,9 +55,10 @@ def evaluate_grid(
         )
 
     What an attack was learnt on is read from its ``provenance``: the network of the model with
-    those weights, the dataset with those training images. An instance attack's source is the model
-    that it is bound to; one that is not bound is bound to the model of each cell, with the gallery
-    as guides where it needs them, and all its cells are "source". Otherwise pass ``sources``.
+    those weights and that InputSpec, the dataset with those training images. An instance attack's
+    source is the model that it is bound to; one that is not bound is bound to the model of each
+    cell, with the gallery as guides where it needs them, and all its cells are "source". Otherwise
+    pass ``sources``.
 
     Gallery and clean queries are extracted once for each model and dataset.
 
@@ -110,15 +111,22 @@ def evaluate_grid(
         for name, attack in attacks.items()
     }
     order = [(a, m, d) for a in attacks for m in networks for d in datasets if d in networks[m]]
-    cache = CellCache(folder, attacks, query_every)
+    cells = None if folder is None else Path(folder) / "cells"
+    fingerprints = {}
+    if cells is not None:
+        size = (protocol or Protocol()).image_size
+        fingerprints = {name: attack_fingerprint(a, size) for name, a in attacks.items()}
     results: dict[tuple[str, str, str], dict[str, Any]] = {}
     for network, by_dataset in networks.items():
         for place, model in by_dataset.items():
             retrieval = Retrieval(model, datasets[place], protocol, store, batch_size)
             for name, attack in attacks.items():
-                results[name, network, place] = cache.fetch(
-                    name, retrieval, partial(_measure, attack, retrieval, query_every)
-                )
+                key, file = {}, None
+                if cells is not None:
+                    key = {"attack": fingerprints[name], **_key(retrieval, query_every)}
+                    file = cells / f"{fingerprint(key)[:32]}.json"
+                evaluation = _evaluation(attack, retrieval, query_every, file, key)
+                results[name, network, place] = evaluation
                 if progress is not None:
                     progress(len(results), len(order))
     result = GridResult(
@@ -179,15 +187,16 @@ def _source(
         if attack._target is None:
             return None
         target = attack._target.model
+        key = model_key(target) if isinstance(target, torch.nn.Module) else None
         for network, by_dataset in networks.items():
             for place, model in by_dataset.items():
-                if target is model or _same_weights(target, model):
+                if target is model or key == model_key(model):
                     is_shared = len({id(m) for m in by_dataset.values()}) == 1
                     return network, None if is_shared else place
         raise InputError(f"attack {name!r} is bound to a model that is none of the grid's; {cure}")
     provenance = attack.provenance or {}
-    weights, trained = provenance.get("model"), (provenance.get("meta_train") or {})
-    if weights is None or "train" not in trained:
+    learnt_on, trained = provenance.get("model"), (provenance.get("meta_train") or {})
+    if learnt_on is None or "train" not in trained:
         raise InputError(
             f"the provenance of attack {name!r} does not say what it was learnt on; {cure}"
         )
@@ -197,7 +206,7 @@ def _source(
     sources = [
         network
         for network, by_dataset in networks.items()
-        if any(weights_fingerprint(model) == weights for model in {*by_dataset.values()})
+        if any(fingerprint(model_key(model)) == learnt_on for model in {*by_dataset.values()})
     ]
     if not (sources and places):
         what = f"training images ({trained.get('name')})" if sources else "a model"
@@ -205,12 +214,6 @@ def _source(
             f"attack {name!r} was learnt on {what}, which the grid does not have; {cure}"
         )
     return sources[0], places[0]
-
-
-def _same_weights(target: object, model: ReIDModel) -> bool:
-    return isinstance(target, torch.nn.Module) and (
-        weights_fingerprint(target) == weights_fingerprint(model)
-    )
 
 
 def _setting(source: tuple[str, str | None] | None, network: str, place: str) -> str:
@@ -224,8 +227,25 @@ def _was_meta_test(attack: Attack, dataset: ReIDDataset) -> bool:
     return learnt is not None and bool(dataset.train) and dataset.fingerprint("train") == learnt
 
 
-def _measure(attack: Attack, retrieval: Retrieval, query_every: int) -> dict[str, Any]:
-    return evaluate(
+def _key(retrieval: Retrieval, query_every: int) -> dict[str, Any]:
+    """Return what a cell depends on, apart from the attack."""
+    return {
+        "schema": SCHEMA,
+        "queries": retrieval.key("query", query_every),
+        "gallery": retrieval.dataset.fingerprint("gallery"),
+        "metric": retrieval.metric,
+        "protocol": retrieval.protocol.to_dict(),
+    }
+
+
+def _evaluation(
+    attack: Attack, retrieval: Retrieval, query_every: int, file: Path | None, key: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the evaluation in ``file`` if it has this key; else measure and write it."""
+    cell = read_json(file)
+    if isinstance(cell, dict) and cell.get("key") == key and "evaluation" in cell:
+        return dict(cell["evaluation"])
+    evaluation = evaluate(
         retrieval.model,
         retrieval.dataset,
         retrieval.bind(attack),
@@ -234,42 +254,6 @@ def _measure(attack: Attack, retrieval: Retrieval, query_every: int) -> dict[str
         batch_size=retrieval.batch_size,
         query_every=query_every,
     ).to_dict()
-
-
-class CellCache:
-    """Measured cells in a folder, one JSON file for each, named by all that it depends on.
-
-    Args:
-        folder: Made where it is missing; None caches nothing.
-        attacks: By name.
-        query_every: Every n-th query is used.
-    """
-
-    def __init__(
-        self, folder: Path | str | None, attacks: Mapping[str, Attack], query_every: int
-    ) -> None:
-        self.folder = None if folder is None else Path(folder) / "cells"
-        self.query_every = query_every
-        if folder is not None:
-            self.fingerprints = {name: attack_fingerprint(a) for name, a in attacks.items()}
-
-    def fetch(
-        self, attack: str, retrieval: Retrieval, measure: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return a cell's evaluation; measure and write it if it is missing or damaged."""
-        if self.folder is None:
-            return measure()
-        key = {
-            "schema": SCHEMA,
-            "attack": self.fingerprints[attack],
-            "queries": retrieval.key("query", self.query_every),
-            "gallery": retrieval.dataset.fingerprint("gallery"),
-            "metric": retrieval.metric,
-            "protocol": retrieval.protocol.to_dict(),
-        }
-        path = self.folder / f"{fingerprint(key)[:32]}.json"
-        cell = read_json(path)
-        if not isinstance(cell, dict) or cell.get("key") != key or "evaluation" not in cell:
-            cell = {"key": key, "evaluation": measure()}
-            write_json(path, cell)
-        return dict(cell["evaluation"])
+    if file is not None:
+        write_json(file, {"key": key, "evaluation": evaluation})
+    return evaluation

@@ -72,7 +72,7 @@ def save_adversarial(
     settings = {
         "kind": "adversarial queries",
         "attack": type(attack).__name__,
-        "attack_fingerprint": attack_fingerprint(attack),
+        "attack_fingerprint": attack_fingerprint(attack, image_size),
         "eps": attack.budget.eps,
         "dataset": dataset.name,
         "query_fingerprint": dataset.fingerprint("query"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from reidguard.data.readers.market1501 import EXAMPLE, NAME
 from reidguard.errors import DataError, InputError
 from reidguard.options import VirtualOptions
 from reidguard.schema import documented, resolve
+from reidguard.storage import fingerprint, read_json
 from reidguard.virtual.domains import DOMAINS, find_domain
 from reidguard.virtual.render import render_person
 from reidguard.virtual.worker import RenderJob, render_files
@@ -122,9 +122,8 @@ def read_virtual(
     """
     config = VirtualConfig.of(domain, options)
     if root is None:
-        key = hashlib.sha256(json.dumps(config.parameters, sort_keys=True).encode()).hexdigest()
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = Path(cache) / "reidguard" / f"virtual-{domain}-{key[:12]}"
+        root = Path(cache) / "reidguard" / f"virtual-{domain}-{fingerprint(config.parameters)[:12]}"
     _write(Path(root), config, progress)
     return _read(Path(root))
 
@@ -218,10 +217,8 @@ def _read(root: Path) -> ReIDDataset:
 
 
 def _read_marker(root: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((root / MARKER).read_text("utf-8")))
-    except (OSError, ValueError):
-        return None
+    marker = read_json(root / MARKER)
+    return marker if isinstance(marker, dict) else None
 
 
 def _exists(root: Path, config: VirtualConfig) -> bool:

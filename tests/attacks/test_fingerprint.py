@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from reidguard.attacks import FNA, SMA, Attack, DeltaAttack, Guides
 from reidguard.attacks.fingerprint import attack_fingerprint
-from reidguard.errors import InputError
 from reidguard.models import EnsembleModel, ReIDModel, wrap_model
 from reidguard.types import Budget, InputSpec
 
@@ -97,12 +96,27 @@ def test_equal_attacks_have_equal_fingerprints() -> None:
     assert attack_fingerprint(learnt) == attack_fingerprint(delta())
 
 
-def test_a_target_that_nothing_identifies_is_refused() -> None:
-    class Embedder:
-        metric: Any = "cosine"
+class MeanColour:
+    """A target that is no ``torch.nn.Module``: mean colours, times a factor."""
 
+    def __init__(self, factor: float = 1, metric: Any = "cosine") -> None:
+        self.factor, self.metric = factor, metric
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.factor * x.mean((2, 3))
+
+
+def test_a_target_that_is_no_module_is_identified_by_its_features() -> None:
+    first = attack_fingerprint(SMA().bind(MeanColour()))
+    assert first == attack_fingerprint(SMA().bind(MeanColour()))
+    others = (MeanColour(factor=2), MeanColour(metric="euclidean"))
+    assert first not in [attack_fingerprint(SMA().bind(other)) for other in others]
+
+
+def test_a_target_that_is_no_module_gets_images_of_the_size_it_works_at() -> None:
+    class Fixed(MeanColour):
         def features(self, x: Tensor) -> Tensor:
-            return x.flatten(1)
+            return x.flatten(1)[:, : 3 * 64 * 32].view(-1, 3, 64 * 32).mean(2)
 
-    with pytest.raises(InputError, match=r"Embedder.*leave folder out"):
-        attack_fingerprint(SMA().bind(Embedder()))
+    attack = SMA().bind(Fixed())
+    assert attack_fingerprint(attack, (64, 32)) == attack_fingerprint(attack, (64, 32))

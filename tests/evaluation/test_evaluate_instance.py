@@ -92,7 +92,7 @@ def test_an_instance_attack_works_where_its_victim_is(model, people, tmp_path, m
     with pytest.raises(InputError, match=r"model is on cpu, the attack on meta; bind it"):
         evaluate(model, people, attack, PROTOCOL)
 
-    monkeypatch.setattr("reidguard.evaluation.save.attack_fingerprint", lambda attack: "none")
+    monkeypatch.setattr("reidguard.evaluation.save.attack_fingerprint", lambda *arguments: "none")
     seen = []
 
     class Recording(InstanceAttack):
@@ -125,6 +125,35 @@ def test_saved_images_are_those_of_the_8bit_figures_and_belong_to_a_victim(model
     for stranger in (Brightness().bind(other), attack.bind(model, guides(model, people))):
         with pytest.raises(CheckpointError, match="attack_fingerprint: "):
             save_adversarial(stranger, few, folder, **options, with_labels=True)
+
+
+class Rows:
+    """A target that is no module, and works at one image size only."""
+
+    metric = "cosine"
+
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def features(self, x):
+        assert tuple(x.shape[2:]) == SIZE
+        return self.factor * x.mean(3).flatten(1)
+
+
+def test_targets_that_are_no_module_are_saved_and_resumed(people, tmp_path):
+    few = ReIDDataset("few", [], people.query[:4], people.gallery, root=people.root)
+    folder = save_adversarial(SMA(steps=2).bind(Rows()), few, tmp_path / "a", image_size=SIZE)
+    files = sorted(folder.glob("*.png"))
+    assert len(files) == 4
+    before = [file.read_bytes() for file in files]
+    files[0].unlink()
+    times = [file.stat().st_mtime_ns for file in files[1:]]
+    save_adversarial(SMA(steps=2).bind(Rows()), few, folder, image_size=SIZE)
+    assert [file.read_bytes() for file in files] == before
+    assert [file.stat().st_mtime_ns for file in files[1:]] == times
+    with pytest.raises(CheckpointError, match="attack_fingerprint: "):
+        save_adversarial(SMA(steps=2).bind(Rows(2)), few, folder, image_size=SIZE)
+    assert len(few.with_query(folder).query) == 4  # what else lies in the folder is no query
 
 
 def test_the_victim_comes_back_untouched_and_stays_inside_the_budget(model, people):

@@ -349,3 +349,18 @@ def test_another_input_spec_or_other_guides_are_measured_again(networks, crowds,
             with pytest.raises(CheckpointError, match="attack_fingerprint: "):
                 save_adversarial(attack, people, tmp_path / "1", image_size=(64, 32))
     assert cells[0] != cells[1]
+
+
+def test_equal_weights_behind_another_input_spec_are_no_source(networks, crowds):
+    """Neither for the target of an instance attack nor for the surrogate of a learnt one."""
+    people, model = crowds["here"], networks["A"]["here"]
+    resized = wrap_model(model.network, input_spec=InputSpec(size=(16, 8)))
+    options = {"steps": 1, "identities": 2, "images_per_identity": 2, "image_size": (64, 32)}
+    for attack, message in (
+        (SMA(steps=1).bind(resized), "bound to a model that is none"),
+        (DeltaAttack(size=(64, 32)).fit(resized, people, **options), "learnt on a model, which"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_grid({"x": attack}, {"A": model}, {"here": people}, SMALL)
+        grid = evaluate_grid({"x": attack}, {"A": model, "B": resized}, {"here": people}, SMALL)
+        assert [cell.setting for cell in grid.cells] == ["cross-model", "source"]

@@ -73,7 +73,7 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
     clean = extract_features(model, gallery, image_size=(64, 32))
     by_hand = score(torch.cat(parts))
     assert by_hand < score(clean)
-    told = []
+    seen = []
     result = evaluate(
         model,
         studio,
@@ -81,7 +81,7 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
         SMALL,
         with_labels=True,
         side="gallery",
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert result.clean.mAP == pytest.approx(score(clean))
     assert result.attacked.ranking.mAP == pytest.approx(by_hand)
@@ -89,9 +89,9 @@ def test_the_gallery_can_be_attacked_with_queries_as_guides(model, studio):
     assert result.attacked_8bit.linf <= 8 / 255 + 1e-6
     assert result.attack["side"] == "gallery"
     assert ", on the gallery" in result.to_markdown()
-    assert told == sorted(told)
-    assert told[-1] == (2 * len(gallery) + len(queries),) * 2
-    with pytest.raises(InputError, match="query, gallery"):
+    assert seen == sorted(seen)
+    assert seen[-1] == (len(gallery) + len(queries),) * 2
+    with pytest.raises(InputError, match="side"):
         evaluate(model, studio, attack, SMALL, side="both")
     with pytest.raises(InputError, match="give an attack"):
         evaluate(model, studio, None, SMALL, side="gallery")

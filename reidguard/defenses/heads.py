@@ -52,7 +52,7 @@ def with_classifiers(
     sizes = {domain: dataset.num_train_pids for domain, dataset in domains.items()}
     reused = {domain for domain, dataset in domains.items() if _serves(model, domain, dataset)}
     if not sizes or reused == set(sizes) == set(model.num_classes):
-        return _unshared(model)
+        return copy.deepcopy(model)  # deepcopy drops the gradients of parameters
     if model.build_spec is None:
         raise InputError(
             f"this {type(model).__name__} has no classifier for {', '.join(set(sizes) - reused)} "
@@ -84,13 +84,6 @@ def with_classifiers(
     for key, parameter in built.named_parameters():
         parameter.requires_grad_(flags.get(key, True))
     return built
-
-
-def _unshared(model: ReIDModel) -> ReIDModel:
-    """Return a deep copy, without the gradients that may lie in ``.grad``."""
-    result = copy.deepcopy(model)
-    result.zero_grad(set_to_none=True)
-    return result
 
 
 def _serves(model: ReIDModel, domain: str, dataset: ReIDDataset) -> bool:

@@ -107,7 +107,7 @@ class MetricIFGSM(_MetricAttack):
         levels = 255 * (budget if budget is not None else Budget()).eps
         super().__init__(
             budget,
-            # Rounded up, so that the ball's surface can be reached; 8.000001 is 8 all the same.
+            # Rounded up, so that the ball's surface can be reached; 8.0000005 is 8 all the same.
             steps=max(1, math.ceil(min(levels + 4, 1.25 * levels) - 1e-6))
             if steps is None
             else steps,

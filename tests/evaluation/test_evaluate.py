@@ -27,6 +27,7 @@ from reidguard.evaluation import (
     ssim,
     verify,
 )
+from reidguard.evaluation.features import module_device, to_float
 from reidguard.metrics import rank
 from reidguard.models import create_model
 from reidguard.types import Budget, ReIDSample
@@ -383,6 +384,57 @@ def test_store_folder_that_cannot_be_made(tmp_path):
         FeatureStore(tmp_path / "file" / "store")
 
 
+def test_a_store_has_one_entry_for_each_key(model, people, tmp_path):
+    store = FeatureStore(tmp_path / "new" / "folder")
+    assert len(store) == 0
+    calls = []
+    first = store.features(
+        model, people, "query", image_size=SIZE, batch_size=10, progress=lambda *c: calls.append(c)
+    )
+    total = len(people.query)
+    assert calls == [(min(n, total), total) for n in range(10, total + 10, 10)]
+    assert len(store) == 1
+    key = store.key(model, people, "query", image_size=SIZE)
+    assert torch.equal(store.get(key, torch.device("cpu")), first)
+    assert not first.requires_grad
+    assert store.get({**key, "every": 2}, torch.device("cpu")) is None
+    elsewhere = FeatureStore(str(tmp_path / "new" / "folder"))
+    assert torch.equal(elsewhere.get(key, torch.device("cpu")), first)
+    assert elsewhere.get(key, torch.device("meta")).device.type == "meta"
+    assert FeatureStore().get(key, torch.device("cpu")) is None
+    defaults = store.key(model, people, "query")
+    assert (defaults["image_size"], defaults["dtype"], defaults["every"]) == (
+        [256, 128],
+        "float32",
+        1,
+    )
+    double = store.features(model.double(), people, "gallery", image_size=SIZE, dtype=torch.float64)
+    assert double.dtype == torch.float64
+    assert len(double) == len(people.gallery)
+
+
+def test_a_module_without_or_with_several_devices(model):
+    assert module_device(torch.nn.ReLU()) == torch.device("cpu")
+    assert module_device(torch.nn.ReLU(), torch.device("meta")) == torch.device("meta")
+    assert module_device(model, torch.device("meta")) == torch.device("cpu")
+    assert module_device(torch.nn.BatchNorm1d(2, affine=False).to("meta")).type == "meta"
+    torn = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1).to("meta"))
+    with pytest.raises(InputError, match="Sequential is spread over cpu, meta"):
+        module_device(torn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_eight_bits_are_divided_and_rounded_once(dtype):
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    exact = torch.arange(256, dtype=torch.float64).view(1, 1, 16, 16) / 255
+    # Half precision rounds the float32 quotient; of no grey level does that round twice.
+    found = to_float(pixels, dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, exact.to(dtype))
+    assert to_float(pixels).dtype == torch.float32
+    assert found.is_contiguous()
+
+
 # --- verify -------------------------------------------------------------------------------------
 
 
@@ -423,6 +475,51 @@ def test_verify_finds_what_leaves_the_budget(shift):
     assert verify(Shift(Cheating(8 / 255), 8 / 255), pixels).passed
 
 
+def test_verify_counts_pixels_that_move_by_one_level():
+    """And reports how far it has come, in batches of any size."""
+    pixels = torch.randint(30, 220, (5, 3, 8, 6), dtype=torch.uint8)
+    calls = []
+
+    def progress(done, total):
+        calls.append((done, total))
+
+    report = verify(Shift(Budget(8 / 255), 1 / 255), pixels, batch_size=2, progress=progress)
+    assert calls == [(2, 5), (4, 5), (5, 5)]
+    assert (report.images, report.levels, report.moved) == (5, 1, 0.5)
+    assert (report.eps, report.in_range, report.passed) == (8 / 255, True, True)
+    assert verify(Shift(Budget(8 / 255), 1 / 255), pixels, batch_size=1) == report
+    with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
+        verify(Shift(), pixels, batch_size=0)
+
+
+def test_verify_reads_the_chosen_split_of_a_dataset(people):
+    calls = []
+    report = verify(
+        Shift(Budget(2 / 255), 1.0),
+        people,
+        split="gallery",
+        image_size=(16, 8),
+        batch_size=50,
+        progress=lambda *call: calls.append(call),
+    )
+    total = len(people.gallery)
+    assert report.images == total != len(people.query)
+    assert calls == [(min(n, total), total) for n in range(50, total + 50, 50)]
+    assert report.levels == 2
+    assert verify(Shift(), people, image_size=(16, 8)).images == len(people.query)
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(-1e-6, True), (1 + 1e-6, True), (-2e-6, False), (1 + 2e-6, False)]
+)
+def test_verify_allows_for_rounding_at_the_ends_of_the_range(value, passed):
+    pixels = torch.full((1, 3, 8, 6), 255 if value > 0 else 0, dtype=torch.uint8)
+    attack = Shift(Cheating(8 / 255))
+    attack.perturb = lambda x: torch.full_like(x, value)
+    report = verify(attack, pixels.double() / 255)
+    assert (report.in_range, report.passed) == (passed, passed)
+
+
 def test_verify_finds_values_outside_the_range():
     pixels = torch.full((1, 3, 8, 6), 255, dtype=torch.uint8)
     report = verify(Shift(Cheating(8 / 255), 4 / 255), pixels)
@@ -437,6 +534,92 @@ def test_verify_mistakes():
         verify(noise_attack(), torch.full((1, 3, *SIZE), 0.1234))
     with pytest.raises(InputError, match="shape"):
         verify(noise_attack(), torch.zeros(3, *SIZE))
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_the_usual_protocol_is_the_default():
+    assert Protocol().to_dict() == {
+        "image_size": [256, 128],
+        "metric": None,
+        "same_camera": "exclude",
+        "max_rank": 50,
+        "dtype": "float32",
+    }
+    given = Protocol([64, 32], "cosine", "keep", 1, torch.float16)
+    assert given.image_size == (64, 32)
+    assert given.to_dict() == {
+        "image_size": [64, 32],
+        "metric": "cosine",
+        "same_camera": "keep",
+        "max_rank": 1,
+        "dtype": "float16",
+    }
+    assert Protocol((1, 1)).image_size == (1, 1)
+    for wrong in ((64,), (64, 32, 3), (64, 0), (0, 64), (64, -1), (64.0, 32), "ab"):
+        with pytest.raises(InputError, match="image_size must be"):
+            Protocol(wrong)
+    for wrong in (0, -1, 2.0, None):
+        with pytest.raises(InputError, match="max_rank must be"):
+            Protocol(max_rank=wrong)
+
+
+def test_an_attack_on_the_gallery_by_hand(model, people):
+    """The queries stay as they are, and every gallery image is perturbed."""
+    attack = noise_attack(7.5 / 255)
+    people = ReIDDataset("known", [], people.query, [s for s in people.gallery if s.pid > 0])
+    result = evaluate(model, people, attack, PROTOCOL, side="gallery", query_every=2)
+    turned = ReIDDataset("turned", [], people.gallery, people.query[::2])
+    x, x_adv, x_8bit, _ = step_by_step(model, turned, attack)
+    with torch.no_grad():
+        query = torch.cat([model.features(decode_image(s.path, SIZE)[None] / 255)
+                           for s in people.query[::2]])  # fmt: skip
+        asked = ReIDDataset("asked", [], people.query[::2], people.gallery)
+        rankings = [rank(query, model.features(images), **labels(asked), metric=model.metric)
+                    for images in (x, x_adv, x_8bit)]  # fmt: skip
+    measured = (result.clean, result.attacked.ranking, result.attacked_8bit.ranking)
+    for got, expected in zip(measured, rankings, strict=True):
+        assert got.mAP == pytest.approx(expected.mAP, abs=1e-3)
+    assert len({m.mAP for m in measured}) == 3
+    assert result.attacked.psnr == pytest.approx(float(psnr(x_adv, x).mean()), abs=1e-3)
+    assert result.attack == {"name": "DeltaAttack", "eps": 7.5 / 255, "side": "gallery"}
+    assert result.counts["query"] == len(asked.query)
+    assert result.dataset == {
+        "name": people.name,
+        "query_every": 2,
+        "fingerprints": {split: people.fingerprint(split) for split in ("query", "gallery")},
+    }
+
+
+def test_progress_and_times_of_clean_and_cached_images(model, people):
+    store, calls = FeatureStore(), []
+
+    def progress(done, total):
+        calls.append((done, total))
+
+    queries, gallery = len(people.query), len(people.gallery)
+    first = evaluate(model, people, None, PROTOCOL, store=store, batch_size=40, progress=progress)
+    assert calls[0] == (40, queries + gallery)
+    assert calls == sorted(set(calls))
+    assert (gallery, queries + gallery) in calls
+    assert calls[-1] == (queries + gallery, queries + gallery)
+    calls.clear()
+    again = evaluate(model, people, None, PROTOCOL, store=store, progress=progress)
+    assert calls == [(queries, queries)]
+    assert figures(again.clean) == figures(first.clean)
+    assert again.attacked is again.attacked_8bit is again.attack is None
+    for seconds in (first.seconds, again.seconds):
+        assert all(0 <= value < 100 for value in seconds.values())
+    assert first.seconds["gallery"] > again.seconds["gallery"]
+    assert first.seconds["queries"] > again.seconds["queries"]
+    assert first.weights == again.weights == store.key(model, people, "query")["weights"]
+    with pytest.raises(InputError, match="side is what an attack perturbs"):
+        evaluate(model, people, None, PROTOCOL, side="gallery")
+    with pytest.raises(InputError, match="with_labels is for instance attacks"):
+        evaluate(model, people, noise_attack(), PROTOCOL, with_labels=True)
+    with pytest.raises(InputError, match="with_labels is for instance attacks"):
+        evaluate(model, people, None, PROTOCOL, with_labels=True)
 
 
 # --- save_adversarial ---------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import random_batch
+from helpers import random_batch, rng
 from reidguard.data import Augment
 from reidguard.defenses.batches import AdversarialBatches, draw, geometry
+from reidguard.types import BatchShard
 
 FILL = (1.0, 0.0, 0.5)
 ERASING = Augment(erase=1.0, erase_area=(0.2, 0.4), erase_value=FILL)
@@ -140,3 +141,55 @@ def test_seeds_are_bytes_of_a_hash_of_the_key():
     digest = hashlib.sha256(b"3/meta-train/7").hexdigest()
     assert draw(3, "meta-train", 7) == int(digest[:14], 16)
     assert draw("x") == int(hashlib.sha256(b"x").hexdigest()[:14], 16)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_processes_make_the_rows_of_one_joint_batch(clean):
+    """Two processes with shards: same choice, same erasing, and rows that add up to the whole."""
+    options = {"augment": ERASING, "clean": clean, "fraction": 0.5}
+    loader = Loader()
+    for position, batch in enumerate(loader.batches):
+        (expected, *_) = batches(loader, **options).epoch(0, position)
+        shards = [torch.tensor([0, 2, 3]), torch.tensor([1, 4, 5])]
+        images = torch.zeros_like(expected.images)
+        indices = torch.zeros_like(expected.indices)
+        seen = []
+        for rows in shards:
+            part = replace(
+                batch,
+                images=batch.images[rows],
+                pids=batch.pids[rows],
+                camids=batch.camids[rows],
+                indices=batch.indices[rows],
+                shard=BatchShard(rows, 6),
+            )
+            part_loader = Loader()
+            part_loader.batches[position] = part
+            (result, *_) = batches(part_loader, **options).epoch(0, position)
+            assert result.shard.total == len(expected)
+            assert len(result) == len(result.shard.rows)
+            assert result.adversarial == len(result) - (3 if clean else 0)
+            images[result.shard.rows] = result.images
+            indices[result.shard.rows] = result.indices
+            seen += result.shard.rows.tolist()
+        assert sorted(seen) == list(range(len(expected)))
+        assert torch.equal(images, expected.images)
+        assert torch.equal(indices, expected.indices)
+
+
+def test_choice_and_holes_follow_from_seed_role_and_step():
+    """As documented: seed, role and the number of the step, in this order."""
+    loader = Loader()
+    for step, result in enumerate(batches(loader, augment=ERASING).epoch(0)):
+        batch = loader.batches[step]
+        generator = rng(draw(3, "meta-train", step))
+        chosen = torch.randperm(6, generator=generator)[:3].sort().values
+        assert torch.equal(result.indices[6:], batch.indices[chosen])
+        holes = replace(ERASING, flip=0.0, crop="none")(batch.images, generator)
+        assert torch.equal(result.images[:6], holes)
+    other = AdversarialBatches(
+        Loader(), brighter, augment=None, fraction=0.5, clean=True, domain=None, seed=3, role="b"
+    )
+    assert [r.indices.tolist() for r in other.epoch(0)] != [
+        r.indices.tolist() for r in batches().epoch(0)
+    ]

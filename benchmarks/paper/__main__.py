@@ -437,7 +437,8 @@ def compact(content: Mapping[str, Any]) -> dict[str, Any]:
         {key: round(v[key], 4) if isinstance(v[key], float) else v[key] for key in keys}
         for v in content["values"]
     ]
-    return {**content, "stand_in": None, "values": values}
+    rest = {key: value for key, value in content.items() if key != "tables"}
+    return {**rest, "stand_in": None, "values": values}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.paper.experiments import (
 from benchmarks.paper.runner import Runner
 from benchmarks.paper.tables import PaperTable, contradictions
 from reidguard.evaluation import GridCell, GridResult
-from reidguard.tables import Table
+from reidguard.tables import Cell, Table
 
 __all__ = [
     "compare_table",
@@ -29,6 +29,7 @@ __all__ = [
     "describe_table",
     "measure_table",
     "missing_by_cell",
+    "report_table",
 ]
 
 CellIndex = tuple[int, int]  # row and column
@@ -80,8 +81,9 @@ def measure_table(table: PaperTable, runner: Runner) -> tuple[dict[str, Any], Gr
     Returns:
         JSON values: ``table``, ``stand_in`` (the setup, if stand-ins were used), ``own_networks``
         (those from files of the user's), ``values`` (each of the paper's, with ``measured``,
-        ``measured_8bit`` and ``difference``, None where it was left out) and ``left_out``, the
-        reasons. And the cells under attack, if there are any.
+        ``measured_8bit`` and ``difference``, None where it was left out), ``left_out``, the
+        reasons, and ``tables`` for ``reidguard report``. And the cells under attack, if there are
+        any.
     """
     setup = runner.setup
     reasons = missing_by_cell(table, setup, set(setup.domains) | set(runner.datasets))
@@ -105,6 +107,7 @@ def measure_table(table: PaperTable, runner: Runner) -> tuple[dict[str, Any], Gr
         "values": list(_compared_values(table, measured)),
         "left_out": summarize([*reasons.values()]),
     }
+    content["tables"] = [report_table(content)]
     return content, GridResult(tuple(grid)) if grid else None
 
 
@@ -155,6 +158,38 @@ def compare_table(table: PaperTable, content: Mapping[str, Any], setup: Setup) -
     if remarks := list(_remarks(table)):
         parts.append("\n".join(f"- {remark}" for remark in remarks))
     return "\n\n".join(parts) + "\n"
+
+
+def report_table(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paper's values beside the measured ones, as a table of a report's page.
+
+    Args:
+        content: ``table``, ``stand_in`` and ``values`` as :func:`measure_table` returns them.
+    """
+    rows: dict[CellIndex, list[Cell]] = {}
+    for value in content["values"]:
+        if value["measured"] is None:
+            continue
+        c = value["conditions"]
+        row: list[Cell] = [f"{c['model']}, {c['data']}, defense {c['defense']}", "none", None]
+        if c["attack"] != "none":
+            source = f"{'meta-' * c['meta']}learnt on {c['source_model']}, {c['source_data']}"
+            row[1:] = [f"{c['attack']}, {source}, {c['extra']}", f"{c['eps']:g}"]
+        digits = 3 if value["metric"] == "SSIM" else 1
+        rows.setdefault((value["row"], value["column"]), row).extend(
+            [
+                f"{value['paper']:.{digits}f}",
+                f"{value['measured']:.{digits}f}",
+                f"{value['difference']:+.{digits}f}",
+            ]
+        )
+    header = ["attacked", "attack", "ε ·255"]
+    for metric in dict.fromkeys(value["metric"] for value in content["values"]):
+        header += [f"{metric}, paper", "here", "difference"]
+    caption = f"Table {content['table']} of the paper."
+    if content["stand_in"]:
+        caption += " STAND-INS, not the paper's experiment: the differences say nothing about it."
+    return {"caption": caption, "header": header, "text_columns": 2, "rows": [*rows.values()]}
 
 
 def describe_stand_ins(setup: Setup, used: set[str]) -> str:

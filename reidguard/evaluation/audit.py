@@ -8,7 +8,7 @@ features in place of classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -76,14 +76,14 @@ def audit(
     Example:
         >>> import tempfile
         >>> import torch
-        >>> from reidguard.virtual import read_virtual
+        >>> from reidguard.data import load_dataset
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((8, 4)), torch.nn.Flatten())
         >>> model = wrap_model(grid, input_spec=InputSpec(size=None))
-        >>> few = {"train_identities": 3, "test_identities": 3, "cameras": 2, "height": 64}
+        >>> few = "virtual:plaza?identities=3&cameras=2&images_per_camera=2&height=64"
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     people = read_virtual(root=f"{folder}/set", images_per_camera=2, **few)
+        ...     people = load_dataset(few, folder=f"{folder}/set")
         ...     report = audit(model, people, protocol=Protocol(image_size=(64, 32)))
         >>> report.warnings
         ()
@@ -91,34 +91,25 @@ def audit(
         ('transfer', 'unchecked')
     """
     values = resolve(AuditOptions, options)
-    eps, queries, probes, seed = (values[n] for n in ("eps", "queries", "probes", "seed"))
-    attack_steps, learning_steps = values["attack_steps"], values["learning_steps"]
-    budget, radii = Budget(eps), [Budget(e) for e in values["epsilons"]]
+    radii = [Budget(eps) for eps in values["epsilons"]]
     rising = all(a.eps < b.eps for a, b in zip([Budget(0), *radii], radii, strict=False))
     if not radii or not rising:
         raise InputError("epsilons must be some that rise from above 0")
     retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
     retrieval.check_device("surrogate", surrogate)
-    every = math.ceil(len(dataset.query) / queries)
+    every = math.ceil(len(dataset.query) / values["queries"])
     total = 1 + len(radii) + (0 if surrogate is None else 4)
-    done = 0
+    remaining = iter(range(1, total + 1))
 
     def tick() -> None:
-        nonlocal done
-        done += 1
+        done = next(remaining)
         if progress is not None:
             progress(done, total)
 
-    probed = dataset.query[:: max(1, len(dataset.query) // probes)][:probes]
-    gradients = GradientProbe.concatenated(
-        [
-            probe_gradients(model, retrieval.to_input(pixels), eps, seed)
-            for _, pixels in retrieval.read(probed)
-        ]
-    )
+    run = AuditRun(retrieval, every, values, tick)
+    gradients, probes = run.probe()
     findings = gradient_findings(gradients)
     tick()
-    run = AuditRun(retrieval, every, attack_steps, learning_steps, seed, tick)
     curve: list[dict[str, float]] = []
     transfer: list[dict[str, Any]] = []
     if not bool(gradients.connected.all()):
@@ -127,9 +118,9 @@ def audit(
     else:
         finding, curve = run.curve(radii)
         findings.append(finding)
-        finding, transfer = run.transfer(budget, surrogate)
+        finding, transfer = run.transfer(surrogate)
         findings.append(finding)
-    if progress is not None and done < total:
+    if progress is not None and next(remaining, None) is not None:
         progress(total, total)
     return AuditReport(
         findings=tuple(findings),
@@ -139,11 +130,8 @@ def audit(
             "dataset": dataset.name,
             "queries": len(dataset.query[::every]),
             "query_every": every,
-            "probes": len(probed),
-            "eps": eps,
-            "attack_steps": attack_steps,
-            "learning_steps": learning_steps,
-            "seed": seed,
+            "probes": probes,
+            **{name: values[name] for name in ("eps", "attack_steps", "learning_steps", "seed")},
             "protocol": retrieval.protocol.to_dict(),
             "fingerprints": {s: dataset.fingerprint(s) for s in ("query", "gallery")},
             "weights": weights_fingerprint(model),
@@ -154,23 +142,34 @@ def audit(
 
 @dataclass(frozen=True)
 class AuditRun:
-    """The attacks of an audit.
+    """The measurements of an audit.
 
     Args:
         retrieval: Model, dataset and protocol.
         every: Every n-th query is attacked.
-        attack_steps: Iterations of SMA.
-        learning_steps: Training steps of a universal delta.
-        seed: Fixes starts and batches.
-        tick: Called after each measurement.
+        options: All of :class:`~reidguard.options.AuditOptions`.
+        tick: Called after each measurement of an attack.
     """
 
     retrieval: Retrieval
     every: int
-    attack_steps: int
-    learning_steps: int
-    seed: int
+    options: Mapping[str, Any]
     tick: Callable[[], None]
+
+    def probe(self) -> tuple[GradientProbe, int]:
+        """Measure the gradients of some queries, and return the number of these, too."""
+        query, count = self.retrieval.dataset.query, self.options["probes"]
+        samples = query[:: max(1, len(query) // count)][:count]
+        probes = [
+            probe_gradients(
+                self.retrieval.model,
+                self.retrieval.to_input(pixels),
+                self.options["eps"],
+                self.options["seed"],
+            )
+            for _, pixels in self.retrieval.read(samples)
+        ]
+        return GradientProbe.concatenated(probes), len(samples)
 
     def measure(self, attack: Attack) -> tuple[RankingResult, RankingResult]:
         """Return the clean and the attacked ranking."""
@@ -189,9 +188,8 @@ class AuditRun:
 
     def sma(self, budget: Budget, source: ReIDModel) -> Attack:
         """Return SMA with steps of 2.5 ε / steps, bound to a model."""
-        steps = self.attack_steps
-        step_size = 2.5 * budget.eps / steps
-        return SMA(budget, steps=steps, step_size=step_size, seed=self.seed).bind(source)
+        steps, seed = self.options["attack_steps"], self.options["seed"]
+        return SMA(budget, steps=steps, step_size=2.5 * budget.eps / steps, seed=seed).bind(source)
 
     def delta(self, budget: Budget, source: ReIDModel) -> Attack:
         """Return a universal delta learnt on a model."""
@@ -200,10 +198,10 @@ class AuditRun:
         return attack.fit(
             source,
             dataset,
-            steps=self.learning_steps,
+            steps=self.options["learning_steps"],
             identities=min(8, dataset.num_train_pids),
             image_size=size,
-            seed=self.seed,
+            seed=self.options["seed"],
         )
 
     def curve(self, radii: Sequence[Budget]) -> tuple[Finding, list[dict[str, float]]]:
@@ -226,16 +224,14 @@ class AuditRun:
         )
         return finding, [{"eps": e, "mAP": r.mAP, "rank1": r.rank_k(1)} for e, r in points]
 
-    def transfer(
-        self, budget: Budget, surrogate: ReIDModel | None
-    ) -> tuple[Finding, list[dict[str, Any]]]:
+    def transfer(self, surrogate: ReIDModel | None) -> tuple[Finding, list[dict[str, Any]]]:
         """Check that attacks made on the model are stronger than those made on the surrogate."""
         if surrogate is None:
             reason = "no surrogate model to compare with"
             return Finding("transfer", "unchecked", reason), []
-        sources = (self.retrieval.model, surrogate)
+        budget, sources = Budget(self.options["eps"]), (self.retrieval.model, surrogate)
         attacks = {"SMA": [self.sma(budget, source) for source in sources]}
-        if self.learning_steps > 0 and self.retrieval.dataset.num_train_pids > 1:
+        if self.options["learning_steps"] > 0 and self.retrieval.dataset.num_train_pids > 1:
             # Gradients that are not finite teach nothing, and are reported above.
             with suppress(TrainingError):
                 attacks["delta"] = [self.delta(budget, source) for source in sources]

@@ -19,7 +19,7 @@ from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import audit
 from reidguard.evaluation.autoattack_result import AutoAttackResult
-from reidguard.evaluation.autoattack_run import SuiteRun, black_box_finding
+from reidguard.evaluation.autoattack_run import SuiteRun
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.protocol import Protocol
@@ -74,15 +74,15 @@ class RetrievalAutoAttack:
     Example:
         >>> import tempfile
         >>> import torch
-        >>> from reidguard.virtual import read_virtual
+        >>> from reidguard.data import load_dataset
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grid = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((8, 4)), torch.nn.Flatten())
         >>> model = wrap_model(grid, input_spec=InputSpec(size=None))
         >>> suite = RetrievalAutoAttack(Budget(2 / 255), restarts=1, steps=5, squares=5)
-        >>> few = {"train_identities": 3, "test_identities": 3, "cameras": 2, "height": 64}
+        >>> few = "virtual:plaza?identities=3&cameras=2&images_per_camera=2&height=64"
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     people = read_virtual(root=f"{folder}/set", images_per_camera=2, **few)
+        ...     people = load_dataset(few, folder=f"{folder}/set")
         ...     small = Protocol(image_size=(64, 32))
         ...     result = suite.run(model, people, small, audit_queries=0)
         >>> result.worst.mAP <= result.clean.mAP
@@ -179,32 +179,22 @@ class RetrievalAutoAttack:
         """
         values = resolve(AutoAttackOptions, options)
         batch_size, query_every = values["batch_size"], values["query_every"]
-        audit_queries, early_stop = values["audit_queries"], values["early_stop"]
         retrieval = Retrieval(model, dataset, protocol, store, batch_size)
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)
-        protocol = retrieval.protocol
-
-        def phase(name: str) -> CountCallback:
-            def count(done: int, total: int) -> None:
-                if progress is not None:
-                    progress(Progress(name, done, total))
-
-            return count
-
         clean = evaluate(
             model,
             dataset,
             None,
-            protocol,
-            query_every=query_every,
-            progress=phase("clean features"),
+            retrieval.protocol,
             store=retrieval.store,
+            progress=_phase(progress, "clean features"),
             batch_size=batch_size,
+            query_every=query_every,
         )
         facts = {
             "suite": self.config(),
-            "early_stop": early_stop,
+            "early_stop": values["early_stop"],
             "dataset": clean.dataset,
             "counts": clean.counts,
             "protocol": clean.protocol,
@@ -214,44 +204,51 @@ class RetrievalAutoAttack:
             **facts,
             "order": retrieval.key("query", query_every)["order"],
             "batch_size": batch_size,
-            "audit_queries": audit_queries,
+            "audit_queries": values["audit_queries"],
         }
         with (
             ResumableStore(state, settings, card="autoattack.json") as entries,
             _image_folder(images, dataset, entries.fingerprint) as files,
         ):
             audited = entries.get("audit")
-            if audited is None and audit_queries > 0:
-                audited = audit(
-                    model,
-                    dataset,
-                    surrogate=self.surrogate,
-                    eps=self.budget.eps,
-                    learning_steps=0,  # the universal member is what would be learnt
-                    queries=audit_queries,
-                    protocol=protocol,
-                    seed=self.seed,
-                    progress=phase("auditing"),
-                    store=retrieval.store,
-                    batch_size=batch_size,
-                ).to_dict()
+            if audited is None and values["audit_queries"] > 0:
+                audited = self._audit(retrieval, values["audit_queries"], progress)
                 entries.put("audit", audited)
-            run = SuiteRun(self, retrieval, clean.clean, early_stop)
+            run = SuiteRun(self, retrieval, clean.clean, values["early_stop"])
             batches = run.all_batches(
-                dataset.query[::query_every], entries, files[::query_every], phase("attacking")
+                dataset.query[::query_every],
+                entries,
+                files[::query_every],
+                _phase(progress, "attacking"),
             )
-        members, broken_by = run.member_results(batches)
-        worst, worst_8bit = run.worst_cases(batches)
-        return AutoAttackResult(
-            clean=clean.clean,
-            worst=worst,
-            worst_8bit=worst_8bit,
-            members=members,
-            broken_by=broken_by,
-            audit=audited,
-            findings=black_box_finding(members),
-            facts=facts,
-        )
+        return run.result(batches, audited, facts)
+
+    def _audit(
+        self, retrieval: Retrieval, queries: int, progress: ProgressCallback | None
+    ) -> dict[str, Any]:
+        return audit(
+            retrieval.model,
+            retrieval.dataset,
+            surrogate=self.surrogate,
+            protocol=retrieval.protocol,
+            store=retrieval.store,
+            progress=_phase(progress, "auditing"),
+            batch_size=retrieval.batch_size,
+            eps=self.budget.eps,
+            learning_steps=0,  # the universal member is what would be learnt
+            queries=queries,
+            seed=self.seed,
+        ).to_dict()
+
+
+def _phase(progress: ProgressCallback | None, name: str) -> CountCallback:
+    """Return a callback that reports counts as the progress of a phase."""
+
+    def count(done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress(name, done, total))
+
+    return count
 
 
 @contextmanager

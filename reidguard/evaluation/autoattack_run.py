@@ -14,7 +14,7 @@ from torch import Tensor
 from reidguard.attacks import FNA, SMA, Attack, SquareAttack
 from reidguard.evaluation.audit import POINTS
 from reidguard.evaluation.audit_report import Finding
-from reidguard.evaluation.autoattack_result import MemberResult, WorstCase
+from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
 from reidguard.evaluation.features import CountCallback
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.evaluation.save import write_png
@@ -233,8 +233,7 @@ class SuiteRun:
         model = inference_view(self.retrieval.model)
         with torch.no_grad():
             x = self.retrieval.to_input(pixels)
-            result = self.retrieval.perturb(attack, x, samples, with_labels=True)
-            kinds = (result.images, result.images_8bit)
+            *kinds, saved = self.retrieval.perturb(attack, x, samples, with_labels=True)
             features = torch.cat([model.features(images) for images in kinds])
             ranking = self.retrieval.rank(features, [*samples, *samples])
             linf = torch.stack([achieved_linf(images, x).double() for images in kinds])
@@ -243,7 +242,18 @@ class SuiteRun:
         batch.first[:, batch.done, rows] = ranking.first_match.view(2, -1)
         batch.linf[:, batch.done, rows] = linf.cpu()
         worse = batch.ap[1, batch.done, rows] < lowest
-        batch.images[rows[worse]] = result.saved.cpu()[worse]
+        batch.images[rows[worse]] = saved.cpu()[worse]
+
+    def result(
+        self, batches: Sequence[QueryBatch], audit: dict[str, Any] | None, facts: dict[str, Any]
+    ) -> AutoAttackResult:
+        """Return the result of all batches, with an audit and what was run."""
+        members, broken_by = self.member_results(batches)
+        worst, worst_8bit = self.worst_cases(batches)
+        findings = black_box_finding(members)
+        return AutoAttackResult(
+            self.clean, worst, worst_8bit, members, broken_by, audit, findings, facts
+        )
 
     def worst_cases(self, batches: Sequence[QueryBatch]) -> tuple[WorstCase, WorstCase]:
         """Return the worst case of each query, of float and of 8-bit images."""

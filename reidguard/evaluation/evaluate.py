@@ -72,13 +72,13 @@ def evaluate(
     Example:
         >>> import tempfile
         >>> from reidguard.attacks import DeltaAttack
-        >>> from reidguard.virtual import read_virtual
+        >>> from reidguard.data import load_dataset
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
-        >>> few = {"train_identities": 1, "test_identities": 2, "cameras": 2, "height": 64}
+        >>> few = "virtual:plaza?identities=2&cameras=2&images_per_camera=2&height=64"
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     people = read_virtual(root=f"{folder}/set", images_per_camera=2, **few)
+        ...     people = load_dataset(few, folder=f"{folder}/set")
         ...     small = Protocol(image_size=(64, 32))
         ...     result = evaluate(model, people, DeltaAttack(size=(64, 32)), small)
         >>> result.attacked.linf  # a fresh delta changes nothing
@@ -254,12 +254,9 @@ class SplitPass:
                 if self.features is None:
                     clean.append(model.features(x))
                 if self.attack is not None:
-                    batch = self.retrieval.perturb(
-                        self.attack, x, self.samples[place], self.with_labels
-                    )
-                    for accumulator, images in zip(
-                        self.accumulators, (batch.images, batch.images_8bit), strict=True
-                    ):
+                    samples = self.samples[place]
+                    *kinds, _ = self.retrieval.perturb(self.attack, x, samples, self.with_labels)
+                    for accumulator, images in zip(self.accumulators, kinds, strict=True):
                         accumulator.add(model.features(images), images, x)
                 progress(place.stop)
         if self.features is None:

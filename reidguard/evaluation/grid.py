@@ -86,13 +86,13 @@ def evaluate_grid(
     Example:
         >>> import tempfile
         >>> from reidguard.attacks import SMA
-        >>> from reidguard.virtual import read_virtual
+        >>> from reidguard.data import load_dataset
         >>> from reidguard.models import wrap_model
         >>> from reidguard.types import InputSpec
         >>> grey = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
-        >>> sizes = {"train_identities": 1, "test_identities": 2, "cameras": 2}
+        >>> few = "virtual:plaza?identities=2&cameras=2&images_per_camera=2&height=64"
         >>> with tempfile.TemporaryDirectory() as root:
-        ...     people = read_virtual(root=f"{root}/set", images_per_camera=2, **sizes)
+        ...     people = load_dataset(few, folder=f"{root}/set")
         ...     small = Protocol(image_size=(64, 32))
         ...     grid = evaluate_grid({"SMA": SMA()}, {"grey": grey}, {"plaza": people}, small)
         >>> [(cell.attack, cell.model, cell.dataset, cell.setting) for cell in grid.cells]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,24 +25,7 @@ from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.types import ReIDSample
 
-__all__ = ["AdversarialBatch", "Retrieval"]
-
-
-@dataclass(frozen=True, eq=False)
-class AdversarialBatch:
-    """Adversarial images of one batch, as floats and rounded to 8 bits.
-
-    Args:
-        x: (N, 3, H, W) clean images in [0, 1].
-        images: (N, 3, H, W) as the attack returns them.
-        saved: (N, 3, H, W) uint8, as a PNG file stores them.
-        images_8bit: ``saved`` in [0, 1].
-    """
-
-    x: Tensor
-    images: Tensor
-    saved: Tensor
-    images_8bit: Tensor
+__all__ = ["Retrieval"]
 
 
 class Retrieval:
@@ -139,7 +121,7 @@ class Retrieval:
 
     def perturb(
         self, attack: Attack, x: Tensor, samples: Sequence[ReIDSample], with_labels: bool
-    ) -> AdversarialBatch:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run an attack on one batch.
 
         Args:
@@ -147,10 +129,14 @@ class Retrieval:
             x: (N, 3, H, W) in [0, 1].
             samples: The N samples that ``x`` shows.
             with_labels: Whether an instance attack is given their ground-truth identities.
+
+        Returns:
+            The adversarial images (N, 3, H, W): as the attack returns them, rounded to 8 bits but
+            in [0, 1], and these as uint8, as a PNG file stores them.
         """
         images = labelled(inference_view(attack), samples, with_labels)(x)
         saved = attack.budget.quantize(images, x)
-        return AdversarialBatch(x, images, saved, to_float(saved, self.protocol.dtype))
+        return images, to_float(saved, self.protocol.dtype), saved
 
     def rank(
         self, query: Tensor, samples: Sequence[ReIDSample], gallery: Tensor | None = None

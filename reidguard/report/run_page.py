@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reidguard.errors import InputError
+from reidguard.evaluation.results import ranking_metric
 from reidguard.report.charts import Point, line_chart
 from reidguard.report.html import paragraph, preformatted, render, table
 from reidguard.report.runs import Run
@@ -41,10 +42,6 @@ def report_page(runs: Sequence[Run], figures: Mapping[str, Sequence[str]] | None
         eps_charts=_eps_charts(runs),
         details={run.name: [*_details(run), *(figures or {}).get(run.name, ())] for run in runs},
     )
-
-
-def _metric(metrics: Mapping[str, Any], name: str) -> float:
-    return float(metrics["cmc"][0] if name == "rank1" else metrics[name])
 
 
 def _results(runs: Sequence[Run]) -> str:
@@ -99,9 +96,9 @@ def _eps_charts(runs: Sequence[Run]) -> list[str]:
             continue
         lines: dict[str, list[Point]] = {}
         for metric, label in METRICS.items():
-            lines[label] = [(0.0, 100 * _metric(evaluations[0]["clean"], metric))]
+            lines[label] = [(0.0, 100 * ranking_metric(evaluations[0]["clean"], metric))]
             for level in sorted(levels):
-                values = [_metric(attacked, metric) for attacked in levels[level]]
+                values = [ranking_metric(attacked, metric) for attacked in levels[level]]
                 lines[label].append((level, 100 * sum(values) / len(values)))
         title = f"{name}{f' ({learner})' if learner else ''} on {dataset}, model {weights[:8]}"
         title += "; means of the runs at each ε" if max(map(len, levels.values())) > 1 else ""
@@ -112,9 +109,10 @@ def _eps_charts(runs: Sequence[Run]) -> list[str]:
 def _details(run: Run) -> Iterator[str]:
     """Yield what only this kind of run has."""
     result = run.result or {}
-    if "values" in result:
-        yield _paper_table(result)
-    elif run.text and not run.cells and "findings" not in result:
+    tables = result.get("tables", ())
+    for t in tables:
+        yield table(t["header"], [t["rows"]], t["caption"], text=t["text_columns"])
+    if run.text and not (tables or run.cells or "findings" in result):
         yield preformatted(run.text)
     yield from _loss_chart(run)
     if "findings" in result:
@@ -164,31 +162,3 @@ def _members(result: Mapping[str, Any]) -> str:
     ]
     head = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone", "passes"]
     return table(head, [rows], "Members of the suite; passes: forward / backward, per query")
-
-
-def _paper_table(result: Mapping[str, Any]) -> str:
-    """Return the paper's results beside those of a run of ``benchmarks.paper``."""
-    rows: dict[tuple[int, int], list[Cell]] = {}
-    for cell in result["values"]:
-        if cell["measured"] is None:
-            continue
-        c = cell["conditions"]
-        row: list[Cell] = [f"{c['model']}, {c['data']}, defense {c['defense']}", "none", None]
-        if c["attack"] != "none":
-            source = f"{'meta-' * c['meta']}learnt on {c['source_model']}, {c['source_data']}"
-            row[1:] = [f"{c['attack']}, {source}, {c['extra']}", f"{c['eps']:g}"]
-        digits = 3 if cell["metric"] == "SSIM" else 1
-        rows.setdefault((cell["row"], cell["column"]), row).extend(
-            [
-                f"{cell['paper']:.{digits}f}",
-                f"{cell['measured']:.{digits}f}",
-                f"{cell['difference']:+.{digits}f}",
-            ]
-        )
-    head = ["attacked", "attack", "ε ·255"]
-    for metric in dict.fromkeys(cell["metric"] for cell in result["values"]):
-        head += [f"{metric}, paper", "here", "difference"]
-    caption = f"Table {result['table']} of the paper."
-    if result["stand_in"]:
-        caption += " STAND-INS, not the paper's experiment: the differences say nothing about it."
-    return table(head, [list(rows.values())], caption, text=2)

@@ -23,7 +23,9 @@ class Run:
         path: The folder.
         name: Its name in a report.
         manifest: Content of manifest.json; empty for the folder of a grid.
-        result: Content of its result; None while it has none.
+        result: Content of its result, and of grid.json if there is one; None while it has none.
+            Its ``tables`` (``header``, ``rows``, ``caption``, ``text_columns``) are shown as they
+            are.
         metrics: Lines of metrics.jsonl.
         text: Its result as the command printed it; empty where it has none.
     """
@@ -98,7 +100,7 @@ def read_run(path: Path | str) -> Run:
     manifest = _read_json(path / "manifest.json")
     names = ("grid.json",) if manifest is None else ("result.json", "audit.json", "grid.json")
     result = next((r for name in names if (r := _read_json(path / name)) is not None), None)
-    if result is not None and "values" in result:  # a table of the paper: its cells are a grid
+    if result is not None:  # its cells may lie beside it
         result = {**(_read_json(path / "grid.json") or {}), **result}
     if manifest is None and result is None:
         raise InputError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.paper import contradictions, paper_figures, paper_tables
+from benchmarks.paper.results import report_table
 from reidguard.evaluation import ssim
 
 
@@ -168,3 +169,51 @@ def test_figures_are_described_whole():
             assert len(kind) == len(drawn.rows)
             assert set(kind) <= set("+-.")
             assert count > 0
+
+
+def test_the_paper_s_values_beside_ours():
+    conditions = {
+        "attack": "delta",
+        "meta": True,
+        "source_model": "IDE",
+        "source_data": "Market",
+        "extra": "none",
+        "eps": 8,
+        "model": "PCB",
+        "data": "Duke",
+        "defense": "none",
+    }
+    clean = {**conditions, "attack": "none"}
+    values = [
+        {"row": row, "column": 0, "metric": metric, "paper": paper, "measured": measured,
+         "difference": measured and measured - paper, "conditions": c}
+        for row, c, metric, paper, measured in (
+            (0, clean, "mAP", 70.0, 71.25),
+            (0, clean, "SSIM", 1.0, 1.0),
+            (1, conditions, "mAP", 3.0, 2.5),
+            (1, conditions, "SSIM", 0.9, 0.915),
+            (2, conditions, "mAP", 9.0, None),
+        )
+    ]  # fmt: skip
+    result = {"table": 3, "stand_in": None, "values": values}
+    table = report_table(result)
+    assert table["header"][:6] == [
+        "attacked",
+        "attack",
+        "ε ·255",
+        "mAP, paper",
+        "here",
+        "difference",
+    ]
+    clean_row, attacked_row = table["rows"]  # none not measured
+    assert clean_row[:6] == ["PCB, Duke, defense none", "none", None, "70.0", "71.2", "+1.2"]
+    assert attacked_row == [
+        "PCB, Duke, defense none",
+        "delta, meta-learnt on IDE, Market, none",
+        "8",
+        *("3.0", "2.5", "-0.5"),
+        *("0.900", "0.915", "+0.015"),
+    ]
+    assert all(len(row) == len(table["header"]) for row in table["rows"])
+    assert "STAND-INS" not in table["caption"]
+    assert "STAND-INS" in report_table({**result, "stand_in": {"stand_in": True}})["caption"]

@@ -229,45 +229,21 @@ def test_the_suite_of_attacks(tmp_path):
     assert "broken (warnings: masked, random)." in said
 
 
-def test_the_paper_s_values_beside_ours(tmp_path):
-    conditions = {
-        "attack": "delta",
-        "meta": True,
-        "source_model": "IDE",
-        "source_data": "Market",
-        "extra": "none",
-        "eps": 8,
-        "model": "PCB",
-        "data": "Duke",
-        "defense": "none",
+def test_tables_of_a_result(tmp_path):
+    table = {
+        "caption": "Values <here>.",
+        "header": ["network", "attack", "mAP"],
+        "text_columns": 2,
+        "rows": [["PCB", "none", "70.0"], ["PCB", "delta", None]],
     }
-    clean = {**conditions, "attack": "none"}
-    values = [
-        {"row": row, "column": 0, "metric": metric, "paper": paper, "measured": measured,
-         "difference": measured and measured - paper, "conditions": c}
-        for row, c, metric, paper, measured in (
-            (0, clean, "mAP", 70.0, 71.25),
-            (0, clean, "SSIM", 1.0, 1.0),
-            (1, conditions, "mAP", 3.0, 2.5),
-            (1, conditions, "SSIM", 0.9, 0.915),
-            (2, conditions, "mAP", 9.0, None),
-        )
-    ]  # fmt: skip
-    result = {"table": 3, "stand_in": False, "values": values}
-    html = page_of(written(tmp_path / "a", "paper", result))
-    rows = cells_of(html)
-    assert rows[1][:6] == ["PCB, Duke, defense none", "none", "-", "70.0", "71.2", "+1.2"]
-    assert rows[2] == [
-        "PCB, Duke, defense none",
-        "delta, meta-learnt on IDE, Market, none",
-        "8",
-        *("3.0", "2.5", "-0.5"),
-        *("0.900", "0.915", "+0.015"),
-    ]
-    assert len([row for row in rows if row[0].startswith("PCB")]) == 2  # none not measured
-    assert "STAND-INS" not in html
-    result["stand_in"] = True
-    assert "STAND-INS" in page_of(written(tmp_path / "b", "paper", result))
+    folder = written(tmp_path / "a", "paper", {"tables": [table]})
+    (folder / "result.md").write_text("the same as text")
+    html = page_of(folder)
+    assert "Values &lt;here&gt;." in html
+    assert '<th scope="col" class="text">attack</th><th scope="col">mAP</th>' in html
+    rows = [["network", "attack", "mAP"], ["PCB", "none", "70.0"], ["PCB", "delta", "-"]]
+    assert cells_of(html)[: len(rows)] == rows
+    assert "<pre>" not in html
 
 
 def test_provenance(tmp_path):
@@ -298,8 +274,9 @@ def test_printed_text_is_left_out_where_a_table_says_the_same(tmp_path):
     assert "<pre>" not in page_of(folder)
 
 
-def test_cells_beside_a_table_of_the_paper(tmp_path):
-    folder = written(tmp_path / "a", "paper", {"table": 3, "stand_in": False, "values": []})
+def test_cells_beside_a_table(tmp_path):
+    table = {"caption": "Table 3 of the paper", "header": ["a"], "text_columns": 1, "rows": []}
+    folder = written(tmp_path / "a", "paper", {"table": 3, "tables": [table]})
     cells = [
         {"attack": "meta", "model": model, "dataset": "x", "setting": "source",
          "evaluation": evaluation(8, clean=clean)}

@@ -1,7 +1,7 @@
-"""Every mistake a user can make ends in one of these, and each message names the cure.
+"""Exceptions of this library. Each message says what to do.
 
-The classes also derive from the built-in exception that a Python programmer would expect, so
-``except ValueError`` keeps working around code that calls this library.
+The classes also derive from the built-in exception of their kind, so ``except ValueError`` catches
+them, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class ReIDGuardError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base class of the exceptions of this library."""
 
 
 class InputError(ReIDGuardError, ValueError):
@@ -29,7 +29,7 @@ class InputError(ReIDGuardError, ValueError):
 
 
 class RegistryError(ReIDGuardError, LookupError):
-    """A name is unknown to a registry, or is already taken."""
+    """A name is unknown to a registry, or already registered."""
 
 
 class DataError(ReIDGuardError, ValueError):
@@ -37,14 +37,14 @@ class DataError(ReIDGuardError, ValueError):
 
 
 class CheckpointError(ReIDGuardError, ValueError):
-    """A file of weights or a run cannot be read, written, trusted or matched."""
+    """A file of weights or a run cannot be read or written, is unsafe, or does not match."""
 
 
 class TrainingError(ReIDGuardError, RuntimeError):
-    """Learning cannot go on, for instance because the loss is not finite."""
+    """Training failed, for instance because the loss is not finite."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? ", or nothing if no known name is near."""
+    """Return "did you mean 'x'? "; an empty text if no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""

@@ -1,7 +1,7 @@
-"""Names for pluggable parts: ``Registry[T]`` maps a name to a class or factory.
+"""Registries: ``Registry[T]`` maps a name to a class or factory.
 
-Third parties join without touching this package, through entry points that are loaded only when a
-name is looked up or listed::
+Other packages add names through entry points, which are loaded only when a name is looked up or
+listed::
 
     [project.entry-points."reidguard.attacks"]
     my_attack = "my_package.attacks:MyAttack"
@@ -32,10 +32,10 @@ class Registry(Generic[T]):
     """Named factories of one kind of object.
 
     Args:
-        kind: What is registered, in the singular, as error messages should call it.
-        group: Entry-point group from which installed packages add their own names.
-        builtin: Names of this library's own that are imported when they are first looked up,
-            each as "module:attribute".
+        kind: What is registered, in the singular, for error messages.
+        group: Entry-point group of the names that installed packages add.
+        builtin: Names of this library that are imported when they are first looked up, each as
+            "module:attribute".
 
     Example:
         >>> ANIMALS: Registry[str] = Registry("animal", group="doctest.animals")
@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         self._plugins_loaded = False
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Return a decorator that files a class or function under ``name``.
+        """Return a decorator that registers a class or function under ``name``.
 
         Raises:
             RegistryError: If another object already has the name; the message names both owners.
@@ -93,7 +93,7 @@ class Registry(Generic[T]):
         for entry in metadata.entry_points(group=self.group):
             try:
                 self._add(entry.name, entry.load())
-            except Exception as error:  # a stranger's code: anything can go wrong in it
+            except Exception as error:  # of another package: any error is possible
                 source = entry.dist.name if entry.dist else "an unknown package"
                 warnings.warn(
                     f"{self.kind} plugin {entry.name!r} of {source} ({entry.value}) is left out: "
@@ -102,10 +102,10 @@ class Registry(Generic[T]):
                 )
 
     def get(self, name: str) -> Callable[..., T]:
-        """Return the class or factory filed under ``name``.
+        """Return the class or factory registered under ``name``.
 
         Raises:
-            RegistryError: If nothing has that name; the message suggests the nearest ones.
+            RegistryError: If the name is unknown; the message suggests the nearest ones.
         """
         self._load_builtin(name)
         if name not in self._factories:
@@ -120,7 +120,7 @@ class Registry(Generic[T]):
             ) from None
 
     def create(self, name: str, /, *args: Any, **kwargs: Any) -> T:
-        """Build the object filed under ``name`` with the given arguments."""
+        """Build the object registered under ``name`` with these arguments."""
         return self.get(name)(*args, **kwargs)
 
     def list(self, pattern: str = "*") -> list[str]:
@@ -129,7 +129,7 @@ class Registry(Generic[T]):
         return sorted(fnmatch.filter(self._factories, pattern))
 
     def name_of(self, factory: Callable[..., Any]) -> str:
-        """Return the name under which a class or factory is filed.
+        """Return the name under which a class or factory is registered.
 
         Raises:
             RegistryError: If it is not registered.

@@ -1,4 +1,4 @@
-"""Features of whole splits: extracted in batches, kept, and reused for every attack."""
+"""Feature extraction, and a cache of clean features for all attacks."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def extract_features(
 ) -> Tensor:
     """Return the test-time features of images on disk.
 
-    The model runs in eval mode on the device of its parameters and comes back untouched.
+    The model runs in eval mode on the device of its parameters and is not changed.
 
     Args:
-        model: Gives the features.
-        samples: What to read.
+        model: Computes the features.
+        samples: Samples to read.
         image_size: (height, width) of the images that the model gets.
         batch_size: Images per forward pass.
         dtype: Float type of the images.
@@ -118,14 +118,14 @@ def extract_features(
 
 
 class FeatureStore:
-    """Clean features by what determines them, in memory and, if asked, on disk.
+    """Cache of clean features, in memory and optionally on disk.
 
-    The key holds the model's weights and architecture, its InputSpec, the content and order of the
-    samples, the image size and the dtype. So a changed model or dataset never meets old features,
-    while every attack on the same model reuses them. A damaged file is computed again.
+    The key consists of the model's weights and architecture, its InputSpec, the content and order
+    of the samples, the image size and the dtype. So features of a changed model or dataset are
+    computed anew, and all attacks on one model share them. A damaged file is computed again.
 
     Args:
-        directory: Where to keep features between runs; None keeps them in memory only.
+        directory: Folder that keeps features between runs; None caches in memory only.
 
     Raises:
         CheckpointError: If the directory cannot be made.
@@ -161,7 +161,7 @@ class FeatureStore:
         dtype: torch.dtype = torch.float32,
         every: int = 1,
     ) -> dict[str, Any]:
-        """Return what determines the features of every ``every``-th sample of a split."""
+        """Return the key of the features of every ``every``-th sample of a split."""
         return {
             **model_key(model),
             "split": dataset.fingerprint(split),
@@ -172,7 +172,7 @@ class FeatureStore:
         }
 
     def get(self, key: dict[str, Any], device: torch.device) -> Tensor | None:
-        """Return the (N, D) features of a key on ``device``, or None if they are not there."""
+        """Return the (N, D) features of a key on ``device``; None if they are not cached."""
         name = fingerprint(key)[:32]
         if name not in self._memory and self.directory is not None:
             try:
@@ -181,16 +181,16 @@ class FeatureStore:
                     self._memory[name] = tensors["features"]
             except (CheckpointError, KeyError):
                 return None  # absent or damaged: the caller computes them, put() replaces the file
-        found = self._memory.get(name)
-        if found is not None and found.device != device:
-            found = self._memory[name] = found.to(device)
-        return found
+        features = self._memory.get(name)
+        if features is not None and features.device != device:
+            features = self._memory[name] = features.to(device)
+        return features
 
     def put(self, key: dict[str, Any], features: Tensor) -> None:
-        """Keep features under their key, replacing a damaged file.
+        """Cache features under their key, replacing a damaged file.
 
         Raises:
-            CheckpointError: If the file cannot be written; they are kept in memory then.
+            CheckpointError: If the file cannot be written; they are in memory nevertheless.
         """
         name = fingerprint(key)[:32]
         self._memory[name] = features.detach()
@@ -214,9 +214,9 @@ class FeatureStore:
         while extracting.
         """
         key = self.key(model, dataset, split, image_size=image_size, dtype=dtype)
-        found = self.get(key, module_device(model))
-        if found is None:
-            found = extract_features(
+        features = self.get(key, module_device(model))
+        if features is None:
+            features = extract_features(
                 model,
                 dataset.split(split),
                 image_size=image_size,
@@ -224,8 +224,8 @@ class FeatureStore:
                 dtype=dtype,
                 progress=progress,
             )
-            self.put(key, found)
-        return found
+            self.put(key, features)
+        return features
 
     def _path(self, name: str) -> Path:
         assert self.directory is not None

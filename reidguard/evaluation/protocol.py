@@ -1,4 +1,4 @@
-"""The choices that two evaluations must share before their figures may be compared."""
+"""Evaluation protocol: the settings that comparable evaluations have in common."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are read and rankings scored. The defaults are the usual ones of the field.
+    """Settings of reading images and scoring rankings. The defaults are the usual ones.
 
-    Junk (identity -1) never counts, distractors (0) stay in the gallery, ties count against the
-    match, and only queries are perturbed; these are not choices.
+    With every protocol, junk (identity -1) is ignored, distractors (0) stay in the gallery, and
+    ties count against the match.
 
     Args:
         image_size: (height, width) of the 8-bit images that attacks see and saved images have.

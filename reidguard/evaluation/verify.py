@@ -1,8 +1,8 @@
-"""`verify`: does an attack stay inside its budget, measured and not believed?"""
+"""`verify`: check empirically that an attack respects its budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from reidguard.attacks import Attack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
-from reidguard.evaluation.features import attack_device, to_device, to_float
+from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
 from reidguard.types import TOLERANCE, check_images
@@ -22,14 +22,14 @@ __all__ = ["VerifyReport", "verify"]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What an attack did to the images it was shown.
+    """Measured changes of the images that an attack was run on.
 
     Attributes:
-        images: How many there were.
+        images: Number of images.
         eps: The budget, in [0, 1] units.
         linf: Largest change of a float image, in [0, 1] units.
         levels: Largest change of an 8-bit image, in grey levels.
-        moved: Fraction of pixels of which any channel changed in the 8-bit images.
+        moved: Fraction of pixels of the 8-bit images of which any channel changed.
         in_range: Whether all values were finite and in [0, 1].
         passed: Whether float and 8-bit images stayed inside the budget and in range.
     """
@@ -63,13 +63,13 @@ def verify(
     split: str = "query",
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: CountCallback | None = None,
 ) -> VerifyReport:
-    """Run an attack and measure how far it went.
+    """Run an attack on images and measure the largest change.
 
     Args:
-        attack: Runs in eval mode on its own device (an instance attack on its victim's), and comes
-            back untouched.
+        attack: Runs in eval mode on its own device (an instance attack on its target model's), and
+            is not changed.
         images: (N, 3, H, W), either uint8 or float 8-bit pixels divided by 255; or a dataset.
         split: Which split of a dataset to use.
         image_size: (height, width) at which a dataset's images are read.
@@ -100,18 +100,18 @@ def verify(
         device = attack_device(attack, images.device)
     if total == 0:
         raise InputError("there are no images to verify the attack on")
-    facts = []
+    measurements = []
     done = 0
     view = inference_view(attack)
     with torch.no_grad():
         for batch in batches:
             x = to_device(batch, device)
             x = to_float(x) if x.dtype == torch.uint8 else x
-            facts.append(_measure(view, x))
+            measurements.append(_measure(view, x))
             done += len(batch)
             if progress is not None:
                 progress(done, total)
-    table = torch.cat(facts, dim=1).cpu()
+    table = torch.cat(measurements, dim=1).cpu()
     linf, levels = float(table[0].max()), int(table[1].max())
     in_range = bool(table[3].all())
     budget = attack.budget
@@ -127,7 +127,7 @@ def verify(
 
 
 def _measure(attack: Attack, x: Tensor) -> Tensor:
-    """Return (4, N): L∞, 8-bit L∞, share of moved pixels, in range."""
+    """Return (4, N) float64: L∞, 8-bit L∞, fraction of changed pixels, in range."""
     x_adv = attack(x)
     pixels = (255 * x.double()).round()
     change = (attack.budget.quantize(x_adv, x).double() - pixels).abs()

@@ -40,6 +40,10 @@ CURES = {
     "transfer": "The white-box mAP is too favourable. Report the transfer mAP as the "
     "model's, and give the white-box attack more steps, restarts, or another objective (FNA, "
     "SquareAttack).",
+    "black_box": "Attacks that need no gradient of the model break queries that the gradient "
+    "attacks leave unbroken: its gradients are masked, or the white-box members too weak. Trust "
+    "the results of this suite no further than the audit of the model; attack it through a smooth "
+    "stand-in.",
 }
 
 
@@ -49,7 +53,7 @@ class Finding:
 
     Attributes:
         name: ``zero_gradients``, ``non_finite_gradients``, ``randomness``, ``gradient_mismatch``,
-            ``curve`` or ``transfer``.
+            ``curve`` or ``transfer``; ``black_box`` of the suite of attacks.
         level: ``error`` where gradient attacks cannot have worked, ``warning`` where their results
             are doubtful, ``ok``, or ``unchecked``.
         measured: The measurement, in words; the reason where nothing was checked.
@@ -109,13 +113,12 @@ class AuditReport(Result):
             "versions": library_versions(),
         }
 
-    def to_markdown(self) -> str:
-        """Return tables for reading, and what to do about each warning."""
+    def parts(self) -> list[str | Table]:
+        """Return the verdict, tables, and what to do about each warning."""
         verdict = audit_verdict(len(self.warnings))
-        parts = [f"Audit on {self.facts['dataset']} ({self.facts['queries']} queries): {verdict}"]
-        parts += [table.to_markdown() for table in self._tables()]
-        parts += [f"{VERDICTS[f.level]}: {TITLES[f.name]}? {f.cure}" for f in self.warnings]
-        return "\n\n".join(parts) + "\n"
+        title = f"Audit on {self.facts['dataset']} ({self.facts['queries']} queries): {verdict}"
+        cures = [f"{VERDICTS[f.level]}: {TITLES[f.name]}? {f.cure}" for f in self.warnings]
+        return [title, *self._tables(), *cures]
 
     def _tables(self) -> list[Table]:
         checks = [

@@ -143,8 +143,8 @@ class AutoAttackResult(Result):
             **linf_dict(worst.linf),
         }
 
-    def to_markdown(self) -> str:
-        """Return tables in percent, with L∞ in grey levels."""
+    def parts(self) -> list[str | Table]:
+        """Return tables in percent, with L∞ in grey levels, the audit's verdict and warnings."""
         suite = self.facts["suite"]
         meaning = (
             f"Broken: no match among the first {suite['broken_rank']} and an average precision "
@@ -152,7 +152,6 @@ class AutoAttackResult(Result):
         )
         if self.facts["early_stop"]:
             meaning += " Broken queries were attacked no further, so robust mAP is not measured."
-        tables = [self._worst_table().to_markdown(), meaning, self._member_table().to_markdown()]
         warnings = [f"WARNING: {f.measured}. {f.cure}" for f in self.findings]
         if self.audit is not None:
             warnings += [
@@ -161,7 +160,8 @@ class AutoAttackResult(Result):
                 for finding in self.audit["findings"]
                 if finding["name"] in self.audit["warnings"]
             ]
-        return "\n\n".join([self._title(), *tables, self._verdict(), *warnings]) + "\n"
+        worst, members = self._worst_table(), self._member_table()
+        return [self._title(), worst, meaning, members, self._verdict(), *warnings]
 
     def _title(self) -> str:
         counts, dataset = self.facts["counts"], self.facts["dataset"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reidguard.attacks import FNA, SMA, Attack, SquareAttack
 from reidguard.evaluation.audit import POINTS
-from reidguard.evaluation.audit_report import Finding
+from reidguard.evaluation.audit_report import Finding, make_finding
 from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
 from reidguard.evaluation.features import CountCallback
 from reidguard.evaluation.retrieval import Retrieval
@@ -32,11 +32,6 @@ __all__ = ["Member", "QueryBatch", "SuiteRun"]
 
 MEASURE = 2  # forward passes that measure the images of an attack: float and 8-bit
 WHITE_BOX = ("clean", "self-metric", "furthest-negative")
-CURE = (
-    "Attacks that need no gradient of the model break queries that the gradient attacks leave "
-    "unbroken: its gradients are masked, or the white-box members too weak. Trust the results of "
-    "this suite no further than the audit of the model; attack it through a smooth stand-in."
-)
 
 
 @dataclass(frozen=True)
@@ -321,13 +316,6 @@ def black_box_finding(members: Sequence[MemberResult]) -> tuple[Finding, ...]:
     fraction = blind / queries
     if fraction <= POINTS:
         return ()
-    return (
-        Finding(
-            "black_box",
-            "warning",
-            f"{blind} of {queries} queries are broken, but by no attack on the model's gradients",
-            f"above {100 * POINTS:.0f} %",
-            {"fraction": fraction},
-            CURE,
-        ),
-    )
+    measured = f"{blind} of {queries} queries are broken, but by no attack on the model's gradients"
+    limit = f"above {100 * POINTS:.0f} %"
+    return (make_finding("black_box", "warning", measured, limit, {"fraction": fraction}),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.options import EvaluateOptions
 from reidguard.schema import documented, resolve
-from reidguard.types import ReIDSample
 
 __all__ = ["evaluate"]
 
@@ -89,18 +88,13 @@ def evaluate(
     _check(attack, with_labels, side)
     retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
     retrieval.check_device("attack", attack)
-    samples = {"gallery": dataset.gallery, "query": dataset.query[::query_every]}
     passes = {
         split: SplitPass(
-            retrieval,
-            samples[split],
-            retrieval.key(split, query_every if split == "query" else 1),
-            attack if split == side else None,
-            with_labels=with_labels,
-            lpips=lpips,
+            retrieval, split, every, attack if split == side else None, with_labels, lpips
         )
-        for split in ("gallery", "query")
+        for split, every in (("gallery", 1), ("query", query_every))
     }
+    queries = passes["query"].samples
     seconds = _run(passes, progress)
     clock = time.perf_counter()
 
@@ -109,7 +103,7 @@ def evaluate(
         assert query is not None
         if attacked is not None:
             query, gallery = (attacked, gallery) if side == "query" else (query, attacked)
-        return retrieval.rank(query, samples["query"], gallery)
+        return retrieval.rank(query, queries, gallery)
 
     clean_ranking = ranking()
     attacked, attacked_8bit = passes[side].results(ranking)
@@ -125,8 +119,8 @@ def evaluate(
             "query_every": query_every,
             "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
         },
-        counts=_counts(dataset, len(samples["query"]), len(skipped)),
-        skipped=tuple(str(samples["query"][i].path) for i in skipped),
+        counts=_counts(dataset, len(queries), len(skipped)),
+        skipped=tuple(str(queries[i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
         weights=passes["query"].key["weights"],
         seconds=seconds,
@@ -214,8 +208,8 @@ class SplitPass:
 
     Args:
         retrieval: Model and dataset.
-        samples: Of the split.
-        key: Under which the store has or gets the clean features.
+        split: "query" or "gallery".
+        every: Every n-th sample of the split is used.
         attack: Perturbs the images; None leaves them.
         with_labels: Whether an instance attack is given the true identities.
         lpips: Further measure of image quality.
@@ -224,16 +218,16 @@ class SplitPass:
     def __init__(
         self,
         retrieval: Retrieval,
-        samples: Sequence[ReIDSample],
-        key: dict[str, Any],
+        split: str,
+        every: int,
         attack: Attack | None,
-        *,
         with_labels: bool,
         lpips: Measure | None,
     ) -> None:
-        self.retrieval, self.samples, self.key = retrieval, samples, key
+        self.retrieval, self.samples = retrieval, retrieval.dataset.split(split)[::every]
+        self.key = retrieval.key(split, every)
         self.attack, self.with_labels = attack, with_labels
-        self.features = retrieval.store.get(key, retrieval.device)
+        self.features = retrieval.store.get(self.key, retrieval.device)
         self.accumulators = (BatchAccumulator(lpips), BatchAccumulator(lpips))
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
+from reidguard.data.dataset import CountCallback
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
@@ -18,10 +19,7 @@ from reidguard.nn import inference_view
 from reidguard.storage import fingerprint, load_tensors, save_tensors
 from reidguard.types import ReIDSample
 
-__all__ = ["FeatureStore", "extract_features"]
-
-CountCallback = Callable[[int, int], None]
-"""Called with (units done, units in all)."""
+__all__ = ["CountCallback", "FeatureStore", "extract_features"]
 
 
 def module_device(module: torch.nn.Module, default: torch.device | None = None) -> torch.device:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from reidguard.evaluation.results import Result, ranking_metric
 from reidguard.storage import library_versions
@@ -68,6 +67,13 @@ class GridResult(Result):
         cells: By attack, then model, then dataset, in the order of the arguments.
     """
 
+    FORMATS: ClassVar[dict[str, str]] = {
+        ".json": "to_json",
+        ".csv": "to_csv",
+        ".md": "to_markdown",
+        ".tex": "to_latex",
+    }
+
     cells: tuple[GridCell, ...]
 
     def means(self) -> list[dict[str, Any]]:
@@ -91,29 +97,11 @@ class GridResult(Result):
         """Return plain JSON values; metrics lie in [0, 1]."""
         return {
             "cells": [
-                {
-                    "attack": cell.attack,
-                    "model": cell.model,
-                    "dataset": cell.dataset,
-                    "setting": cell.setting,
-                    "meta_test": cell.meta_test,
-                    "drop": cell.drop(),
-                    "drop_8bit": cell.drop("attacked_8bit"),
-                    "evaluation": cell.evaluation,
-                }
+                {**vars(cell), "drop": cell.drop(), "drop_8bit": cell.drop("attacked_8bit")}
                 for cell in self.cells
             ],
             "means": self.means(),
             "versions": library_versions(),
-        }
-
-    def formats(self) -> dict[str, Callable[[], str]]:
-        """Return the functions for ``.json``, ``.csv``, ``.md`` and ``.tex``."""
-        return {
-            ".json": lambda: self.to_json() + "\n",
-            ".csv": self.to_csv,
-            ".md": self.to_markdown,
-            ".tex": self.to_latex,
         }
 
     def to_csv(self) -> str:
@@ -141,17 +129,13 @@ class GridResult(Result):
                 line[f"{kind}_drop"] = cell.drop(kind)
         return line
 
-    def to_markdown(self) -> str:
-        """Return two tables, the means and the cells, in percent."""
-        tables = [table.to_markdown() for table in self._tables()]
-        return "\n\n".join([*tables, *self._notes()]) + "\n"
-
     def to_latex(self) -> str:
-        """Return the same two tables as LaTeX, which needs no package."""
-        tables = [table.to_latex() for table in self._tables()]
-        return "\n\n".join([*tables, *map(latex, self._notes())]) + "\n"
+        """Return :meth:`parts` as LaTeX, which needs no package."""
+        parts = [latex(part) if isinstance(part, str) else part.to_latex() for part in self.parts()]
+        return "\n\n".join(parts) + "\n"
 
-    def _tables(self) -> tuple[Table, Table]:
+    def parts(self) -> list[str | Table]:
+        """Return two tables, the means and the cells, in percent, and maybe a note."""
         metrics = ["clean mAP", "rank-1", "attacked mAP", "rank-1", "8-bit mAP", "rank-1"]
         pairs = [(kind, name) for kind in KINDS for name in ("mAP", "rank1")]
         means = [
@@ -177,15 +161,13 @@ class GridResult(Result):
             for cell in self.cells
         ]
         header = ["attack", "setting", "model", "dataset", "ε ·255", *metrics, "drop %"]
-        return (
+        parts: list[str | Table] = [
             Table(["attack", "setting", "cells", *metrics, "mDR %"], means, text_columns=2),
             Table(header, cells, text_columns=4),
-        )
-
-    def _notes(self) -> list[str]:
-        if not any(cell.meta_test for cell in self.cells):
-            return []
-        return ["* the attack's meta-test set was this dataset, so it is not unseen"]
+        ]
+        if any(cell.meta_test for cell in self.cells):
+            parts.append("* the attack's meta-test set was this dataset, so it is not unseen")
+        return parts
 
 
 def _means(cells: list[GridCell]) -> dict[str, Any]:

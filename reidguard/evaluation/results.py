@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from reidguard.errors import InputError
 from reidguard.metrics import RankingResult
@@ -21,21 +21,25 @@ __all__ = ["AttackedResult", "EvaluationResult", "Result"]
 class Result(ABC):
     """A result that can be written as JSON and as Markdown."""
 
+    FORMATS: ClassVar[dict[str, str]] = {".json": "to_json", ".md": "to_markdown"}
+    """Names of the formatting methods, by file extension."""
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
 
     @abstractmethod
-    def to_markdown(self) -> str:
-        """Return tables for reading."""
+    def parts(self) -> list[str | Table]:
+        """Return the paragraphs and tables of the text."""
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
-    def formats(self) -> dict[str, Callable[[], str]]:
-        """Return the function that formats the result, by file extension."""
-        return {".json": lambda: self.to_json() + "\n", ".md": self.to_markdown}
+    def to_markdown(self) -> str:
+        """Return :meth:`parts` as Markdown."""
+        parts = [part if isinstance(part, str) else part.to_markdown() for part in self.parts()]
+        return "\n\n".join(parts) + "\n"
 
     def save(self, path: Path | str) -> None:
         """Write the result atomically, in the format of the extension of ``path``.
@@ -44,13 +48,12 @@ class Result(ABC):
             InputError: If there is no format of that extension.
             CheckpointError: If the file cannot be written.
         """
-        formats = self.formats()
         suffix = Path(path).suffix
-        if suffix not in formats:
-            raise InputError(f"{path} must end in one of {', '.join(formats)}")
-        text = formats[suffix]()
+        if suffix not in self.FORMATS:
+            raise InputError(f"{path} must end in one of {', '.join(self.FORMATS)}")
+        text: str = getattr(self, self.FORMATS[suffix])()
         with atomic_write(path) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(text.removesuffix("\n") + "\n", "utf-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,22 +124,18 @@ class EvaluationResult(Result):
 
         An infinite PSNR is null.
         """
+        attacked = {name: getattr(self, name) for name in ("attacked", "attacked_8bit")}
         return {
+            **vars(self),
             "clean": _ranking_dict(self.clean),
-            "attacked": None if self.attacked is None else self.attacked.to_dict(),
-            "attacked_8bit": None if self.attacked_8bit is None else self.attacked_8bit.to_dict(),
-            "attack": self.attack,
-            "dataset": self.dataset,
-            "counts": self.counts,
+            **{name: result and result.to_dict() for name, result in attacked.items()},
             "skipped": list(self.skipped),
-            "protocol": self.protocol,
-            "weights": self.weights,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "versions": library_versions(),
         }
 
-    def to_markdown(self) -> str:
-        """Return a table in percent, with L∞ in grey levels."""
+    def parts(self) -> list[str | Table]:
+        """Return a title, and a table in percent, with L∞ in grey levels."""
         ranks = [k for k in (1, 5, 10) if k <= len(self.clean.cmc)]
         header = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP", "L∞ ·255", "PSNR"]
         header += ["SSIM", "MS-SSIM"]
@@ -153,7 +152,7 @@ class EvaluationResult(Result):
                 quality = [levels(result.linf), psnr]
                 quality += [f"{value:.3f}" for value in similarity if value is not None]
                 rows.append([name, *_ranking_cells(result.ranking, ranks), *quality])
-        return f"{self._title()}\n\n{Table(header, rows).to_markdown()}\n"
+        return [self._title(), Table(header, rows)]
 
     def _title(self) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())

@@ -53,10 +53,10 @@ def audit(
 
     On a few queries, at random points of the ε-ball: gradients that are zero or not finite, that
     differ between two equal calls (as may features), or that do not predict the loss. On more
-    queries: a curve of SMA over ε along which more ε hurts less. With a surrogate: SMA and a
-    universal delta that hurt more when they were made on the surrogate than on the model itself,
-    with equal steps and seeds. Cost: about ``attack_steps · (len(epsilons) + 1)`` passes forward
-    and backward for each of the queries, and twice ``learning_steps`` training steps.
+    queries: mAP under SMA that is higher at a larger ε. With a surrogate: SMA and a universal delta
+    that are stronger when made on the surrogate than on the model itself, with equal steps and
+    seeds. Cost: about ``attack_steps · (len(epsilons) + 1)`` passes forward and backward for each
+    of the queries, and twice ``learning_steps`` training steps.
 
     Args:
         model: The model whose robustness is in question. It is not changed.
@@ -225,7 +225,7 @@ class AuditRun:
         return finding, [{"eps": e, "mAP": r.mAP, "rank1": r.rank_k(1)} for e, r in points]
 
     def transfer(self, surrogate: ReIDModel | None) -> tuple[Finding, list[dict[str, Any]]]:
-        """Check that attacks made on the model are stronger than those made on the surrogate."""
+        """Check that attacks made on the model are stronger than those on the surrogate."""
         if surrogate is None:
             reason = "no surrogate model to compare with"
             return Finding("transfer", "unchecked", reason), []

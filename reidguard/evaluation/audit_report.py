@@ -19,8 +19,8 @@ TITLES = {
     "zero_gradients": "gradients are not zero",
     "randomness": "equal calls give equal results",
     "gradient_mismatch": "gradients predict the loss",
-    "curve": "more ε hurts more",
-    "transfer": "white-box hurts more than transfer",
+    "curve": "mAP falls as ε rises",
+    "transfer": "white-box attacks are stronger than transfer",
 }
 
 CURES = {

@@ -263,26 +263,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
         CheckpointError: If the folder cannot be written, or another process holds the lock.
     """
     path = folder / LOCK
-    lock = filelock.FileLock(path, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():  # opening it would empty the file that it points to
-            raise CheckpointError(f"{path} is a symbolic link; delete it, or choose another folder")
-        lock.acquire()
-    except filelock.Timeout:
-        raise CheckpointError(
-            f"another process is working in {folder}; wait for it, or choose another folder"
-        ) from None
-    except NotImplementedError:
-        pass  # some network disks have no locks
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write into {folder}: {error.strerror}; choose another folder"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():  # opening it would empty the file that it points to
+                raise CheckpointError(f"{path} is a symbolic link; delete it first")
+            stack.enter_context(filelock.FileLock(path, timeout=0))
+        except filelock.Timeout:
+            raise CheckpointError(
+                f"another process is working in {folder}; wait for it, or choose another folder"
+            ) from None
+        except NotImplementedError:
+            pass  # some network disks have no locks
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write into {folder}: {error.strerror}; choose another folder"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 class ResumableStore:
@@ -334,21 +331,25 @@ class ResumableStore:
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise CheckpointError(f"{self.folder} is a file; name a folder")
+            self._check(self.folder)  # first, to leave no lock file in a folder of other things
             with ExitStack() as stack:
                 stack.enter_context(folder_lock(self.folder))
-                self._claim(self.folder)
+                if self._check(self.folder):
+                    write_json(self.folder / self._card, self.settings)
+                for leftover in self.folder.rglob(".*.tmp"):  # of killed writers
+                    leftover.unlink(missing_ok=True)
                 self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _claim(self, folder: Path) -> None:
+    def _check(self, folder: Path) -> bool:
+        """Refuse a folder of other settings or with other files; return whether it is new."""
         files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK)
-        present = {p.relative_to(folder).as_posix(): p for p in files}
-        for name in [n for n, p in present.items() if p.match(".*.tmp")]:  # of killed writers
-            present.pop(name).unlink(missing_ok=True)
-        stored = read_json(present.pop(self._card, None))
+        present = {p.relative_to(folder).as_posix() for p in files if not p.match(".*.tmp")}
+        present.discard(self._card)
+        stored = read_json(folder / self._card)
         is_new = not isinstance(stored, dict)
         if not is_new and (changed := changed_settings(stored, self.settings)):
             raise CheckpointError(
@@ -356,13 +357,12 @@ class ResumableStore:
                 "choose a new or empty folder"
             )
         allowed = () if is_new else present if self._files is None else self._files
-        if foreign := present.keys() - set(allowed):
+        if foreign := present - set(allowed):
             raise CheckpointError(
                 f"{folder} holds other files, such as {min(foreign)}; move them away, or choose a "
                 "new or empty folder"
             )
-        if is_new:
-            write_json(folder / self._card, self.settings)
+        return is_new
 
     def get(self, name: str) -> Any:
         """Return a JSON entry; None if it is missing or damaged."""

@@ -173,7 +173,7 @@ def test_folders_of_others_are_refused(tmp_path):
         ResumableStore(tmp_path, {}).__enter__()
     with pytest.raises(CheckpointError, match="is a file"):
         ResumableStore(tmp_path / "notes.txt", {}).__enter__()
-    assert not (tmp_path / "settings.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_only_listed_files_are_accepted_beside_the_card(tmp_path):

@@ -303,7 +303,7 @@ def test_a_grid_as_json():
     }
     assert GRID.cells[0].eps == 7.5 / 255
     assert GRID.cells[0].metric("attacked", "mINP") == 0.03125
-    assert list(GRID.formats()) == [".json", ".csv", ".md", ".tex"]
+    assert list(GRID.FORMATS) == [".json", ".csv", ".md", ".tex"]
 
 
 # --- the suite ----------------------------------------------------------------------------------
@@ -455,8 +455,8 @@ def test_an_audit_as_tables():
         "check | measured | warns | verdict",
         "gradients are finite | all | above 0 % | ERROR",
         "gradients are not zero | none | above 10 % | ok",
-        "more ε hurts more | rises | above 2 | WARNING",
-        "white-box hurts more than transfer | no surrogate | - | not checked",
+        "mAP falls as ε rises | rises | above 2 | WARNING",
+        "white-box attacks are stronger than transfer | no surrogate | - | not checked",
     ]
     assert ":" not in parts[1]  # a colon would align the numbers of a column
     assert table(parts[2]) == [
@@ -470,7 +470,7 @@ def test_an_audit_as_tables():
     ]
     assert parts[4:] == [
         f"ERROR: gradients are finite? {error.cure}",
-        f"WARNING: more ε hurts more? {warning.cure}\n",
+        f"WARNING: mAP falls as ε rises? {warning.cure}\n",
     ]
     values = result.to_dict()
     assert values["warnings"] == ["non_finite_gradients", "curve"]

@@ -83,6 +83,15 @@ def loop(features, logits, pids, losses, reduction, margin=0.5):
     return total / len(pids) if reduction == "mean" else total
 
 
+def test_a_batch_is_moved_with_all_that_it_knows():
+    moved = batch("b", 1).to("meta")
+    assert isinstance(moved, DefenseBatch)
+    assert {t.device.type for t in (moved.images, moved.pids, moved.camids, moved.indices)} == {
+        "meta"
+    }
+    assert (moved.domain, moved.adversarial, moved.features) == ("b", 4, None)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("losses", [("triplet",), ("identity",), ("triplet", "identity")])
 @pytest.mark.parametrize("batch_norm", ["shared", "separate"])

@@ -16,6 +16,7 @@ from reidguard.evaluation import FeatureStore, Protocol, audit, evaluate
 from reidguard.evaluation.audit import _excess
 from reidguard.evaluation.audit_report import TITLES
 from reidguard.models import wrap_model
+from reidguard.storage import weights_fingerprint
 from reidguard.types import Budget, InputSpec, ReIDSample
 
 SIZE = (64, 32)
@@ -302,6 +303,56 @@ def test_progress_rises_to_the_total(codes, surrogate):
     )
     total = 10 if surrogate else 6
     assert calls == [(done, total) for done in range(1, total + 1)]
+
+
+def test_what_was_audited_is_part_of_the_report(codes):
+    """Of 24 queries every fourth, since every third would be 8; probes are spread over all."""
+    model, surrogate = model_of(Smooth()), model_of(Smooth(1))
+    options = {"queries": 7, "probes": 5, "eps": 4 / 255, "epsilons": (2 / 255, 3 / 255)}
+    options |= {"attack_steps": 1, "learning_steps": 0, "seed": 3, "batch_size": 2}
+    calls = []
+    report = audit(
+        model,
+        codes,
+        surrogate=surrogate,
+        protocol=OPTIONS["protocol"],
+        progress=lambda *call: calls.append(call),
+        **options,
+    )
+    assert report.facts == {
+        "dataset": "codes",
+        "queries": 6,
+        "query_every": 4,
+        "probes": 5,
+        "eps": 4 / 255,
+        "attack_steps": 1,
+        "learning_steps": 0,
+        "seed": 3,
+        "protocol": OPTIONS["protocol"].to_dict(),
+        "fingerprints": {s: codes.fingerprint(s) for s in ("query", "gallery")},
+        "weights": weights_fingerprint(model),
+        "surrogate": weights_fingerprint(surrogate),
+    }
+    assert "of 10 starts" in found(report)["non_finite_gradients"].measured
+    # Probes, two radii, SMA by both; the delta's two parts are left out at once.
+    assert calls == [(done, 7) for done in (1, 2, 3, 4, 5, 7)]
+    assert [255 * point["eps"] for point in report.curve] == pytest.approx([0, 2, 3])
+    rows = report.transfer
+    attacked = {}
+    for name, source in (("white_box", model), ("surrogate", surrogate)):
+        attack = SMA(Budget(4 / 255), steps=1, step_size=2.5 * 4 / 255, seed=3).bind(source)
+        result = evaluate(model, codes, attack, OPTIONS["protocol"], query_every=4)
+        attacked[name] = result.attacked.ranking
+        assert rows[0][name] == pytest.approx(result.attacked.ranking.mAP, abs=1e-6)
+    gain, margin = _excess(attacked["white_box"].ap, attacked["surrogate"].ap)
+    assert rows[0]["gain"] == pytest.approx(gain, abs=1e-6)
+    assert rows[0]["margin"] == pytest.approx(margin, abs=1e-6)
+    evidence = found(report)["transfer"].evidence
+    assert evidence == {name: value for name, value in rows[0].items() if name != "attack"}
+    assert found(report)["transfer"].measured == (
+        f"white-box SMA leaves {100 * rows[0]['gain']:+.1f} points mAP over transfer"
+    )
+    assert audit(model, codes, **options, protocol=OPTIONS["protocol"]).facts["surrogate"] is None
 
 
 def test_chance_is_no_warning():

@@ -452,6 +452,41 @@ def test_the_result_as_json_and_tables(wide, data, tmp_path):
     assert all(p.requires_grad for p in wide.parameters())
 
 
+def test_the_least_and_the_most_of_each_option():
+    suite = RetrievalAutoAttack(
+        universal=DeltaAttack(EIGHT), restarts=1, steps=1, squares=1, broken_rank=1, broken_ap=1
+    )
+    assert suite.budget == EIGHT
+    for name in ("restarts", "steps", "squares", "broken_rank"):
+        with pytest.raises(InputError, match="must be at least 1"):
+            RetrievalAutoAttack(**{name: 0})
+    for wrong in (0.0, -0.1, 1.01):
+        with pytest.raises(InputError, match=r"broken_ap is an average precision in \(0, 1\]"):
+            RetrievalAutoAttack(broken_ap=wrong)
+    defaults = RetrievalAutoAttack().config()
+    assert defaults == {
+        "eps": 8 / 255,
+        "universal": None,
+        "surrogate": None,
+        "restarts": 2,
+        "steps": 100,
+        "squares": 1000,
+        "broken_rank": 10,
+        "broken_ap": 0.1,
+        "seed": 0,
+    }
+    universal, other = DeltaAttack(EIGHT), DeltaAttack(EIGHT)
+    with torch.no_grad():
+        other.delta += 1 / 255
+    named = [
+        RetrievalAutoAttack(universal=universal, surrogate=BLUE).config(),
+        RetrievalAutoAttack(universal=other, surrogate=planted(mean_red)).config(),
+    ]
+    assert named[0]["universal"] != named[1]["universal"]
+    assert all(isinstance(config["surrogate"], str) for config in named)
+    assert RetrievalAutoAttack(universal=universal, surrogate=BLUE).config() == named[0]
+
+
 def test_mistakes_name_the_cure(wide, data):
     for options, word in (
         ({"restarts": 0}, "at least 1"),

@@ -637,6 +637,33 @@ def test_saved_images_have_their_names_and_stay_inside(people, tmp_path):
         assert np.abs(change).max() == 7
 
 
+def test_the_folder_names_attack_and_dataset(people, tmp_path):
+    calls, attack = [], noise_attack(7.5 / 255)
+    folder = save_adversarial(
+        attack,
+        people,
+        str(tmp_path / "new"),
+        image_size=SIZE,
+        batch_size=5,
+        progress=lambda *call: calls.append(call),
+    )
+    assert folder == tmp_path / "new"
+    total = len(people.query)
+    assert calls == [(0, total), *((min(n, total), total) for n in range(5, total + 5, 5))]
+    card = json.loads((folder / "adversarial.json").read_text())
+    assert {
+        "kind": "adversarial queries",
+        "attack": "DeltaAttack",
+        "eps": 7.5 / 255,
+        "dataset": people.name,
+        "query_fingerprint": people.fingerprint("query"),
+        "image_size": list(SIZE),
+    }.items() <= card.items()
+    assert "with_labels" not in card
+    with pytest.raises(InputError, match="with_labels is for instance attacks"):
+        save_adversarial(attack, people, tmp_path / "other", with_labels=True)
+
+
 def test_an_interrupted_save_goes_on_where_it_stopped(people, tmp_path):
     attack = noise_attack()
     save_adversarial(attack, people, tmp_path, image_size=SIZE)

@@ -269,10 +269,13 @@ def test_a_grid_as_tables():
     latex = GRID.to_latex()
     assert latex.endswith(f"\n\n{note}\n")
     assert latex.count(r"\begin{tabular}") == 2
-    without = GridResult((replace(GRID.cells[0], attack="1"), GRID.cells[2]))
+    # Columns of names are those of text, even where the names are numbers.
+    numbers = [
+        replace(c, attack="1", model="2", dataset="3") for c in (GRID.cells[0], GRID.cells[2])
+    ]
+    without = GridResult(tuple(numbers))
     assert note not in without.to_markdown()
     assert without.to_latex().endswith("\\end{tabular}\n")
-    # Columns of names are those of text, even where the names are numbers.
     assert r"\begin{tabular}{llrrrrrrrr}" in without.to_latex()
     assert r"\begin{tabular}{llllrrrrrrrr}" in without.to_latex()
 

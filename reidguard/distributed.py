@@ -117,7 +117,16 @@ def gather(x: Tensor, shard: BatchShard | None) -> Tensor:
     return cast(Tensor, _Gather.apply(x, rows, shard.total))
 
 
-class _Gather(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
+    """What :class:`_Gather` and its transpose save for each other."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, rows, ctx.total = inputs
+        ctx.save_for_backward(rows)
+
+
+class _Gather(_Rows):
     """Put rows in their places and add up over the processes. Adding zeros rounds nothing."""
 
     @staticmethod
@@ -128,17 +137,12 @@ class _Gather(torch.autograd.Function):
         return joint
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, rows, ctx.total = inputs
-        ctx.save_for_backward(rows)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (rows,) = ctx.saved_tensors
         return _Spread.apply(grad, rows, ctx.total), None, None
 
 
-class _Spread(torch.autograd.Function):
+class _Spread(_Rows):
     """The transpose of :class:`_Gather`: add up over the processes and take the own rows."""
 
     @staticmethod
@@ -146,11 +150,6 @@ class _Spread(torch.autograd.Function):
         joint = joint.contiguous().clone()
         dist.all_reduce(joint)
         return joint[rows]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, rows, ctx.total = inputs
-        ctx.save_for_backward(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -44,7 +44,7 @@ class TrainingError(ReIDGuardError, RuntimeError):
     """Training failed, for instance because the loss is not finite."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? "; an empty text if no known name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
+    """Return "did you mean 'x'? " with the nearest known names; nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""

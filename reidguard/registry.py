@@ -9,14 +9,13 @@ listed::
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar
 
-from reidguard.errors import RegistryError
+from reidguard.errors import RegistryError, did_you_mean
 
 __all__ = ["Registry"]
 
@@ -113,8 +112,7 @@ class Registry(Generic[T]):
         try:
             return self._factories[name]
         except KeyError:
-            near = difflib.get_close_matches(name, self._factories, n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            hint = did_you_mean(name, self._factories, most=3)
             raise RegistryError(
                 f"unknown {self.kind} {name!r}: {hint}known: {', '.join(self.list())}"
             ) from None

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from reidguard.errors import InputError
 
@@ -137,16 +138,16 @@ class Budget:
                 f"{tuple(x.shape)}; a perturbation must keep the image size"
             )
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        centre, wanted = x.to(wide), x_adv.to(wide)
+        centre, perturbed = x.to(wide), x_adv.to(wide)
         # A look at the sum costs one pass over the images, the replacement costs six. On a GPU
         # the look would stall the device, and the passes are cheap.
-        if wanted.device.type != "cpu" or not math.isfinite(float(wanted.detach().sum())):
-            wanted = torch.where(torch.isfinite(wanted), wanted, centre)
+        if perturbed.device.type != "cpu" or not math.isfinite(float(perturbed.detach().sum())):
+            perturbed = torch.where(torch.isfinite(perturbed), perturbed, centre)
         low = (centre - self.eps).clamp(min=0)
         high = (centre + self.eps).clamp(max=1)
-        # As wanted.clamp(low, high), whose own derivative takes six passes over the images.
-        bounded = wanted.detach().clamp(low, high)
-        clipped = torch.where(bounded == wanted.detach(), wanted, bounded)
+        # As perturbed.clamp(low, high), whose own derivative takes six passes over the images.
+        bounded = perturbed.detach().clamp(low, high)
+        clipped = torch.where(bounded == perturbed.detach(), perturbed, bounded)
         return clipped if x.dtype == wide else _round_inwards(clipped.to(x.dtype), low, high)
 
     def quantize(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -179,10 +180,10 @@ class Budget:
                 "quantize needs originals that are 8-bit pixels divided by 255; "
                 "round them first: x = (x * 255).round() / 255"
             )
-        wanted = torch.where(torch.isfinite(x_adv), x_adv, x).to(torch.float64)
+        perturbed = torch.where(torch.isfinite(x_adv), x_adv, x).to(torch.float64)
         low = (original - self.levels).clamp(min=0)
         high = (original + self.levels).clamp(max=255)
-        return (255 * wanted).round().clamp(low, high).to(torch.uint8)
+        return (255 * perturbed).round().clamp(low, high).to(torch.uint8)
 
 
 def _round_inwards(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -328,12 +329,12 @@ class ReIDBatch:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
-    def to(self, device: torch.device | str) -> ReIDBatch:
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch on ``device``; from pinned memory the copy does not block."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
-            if value is not None
+            if isinstance(value, Tensor | BatchShard)
         }
         return replace(self, **moved)
 

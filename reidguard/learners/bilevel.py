@@ -61,6 +61,7 @@ class InnerLoop:
         return dict.fromkeys(sorted({i for states in self.trajectory for i in states}))
 
 
+@dataclass(eq=False)
 class BilevelLearner(MetaLearner):
     """Meta-train, meta-test, meta-update (Eqs. 6-9, Algorithms 1 and 2).
 
@@ -83,31 +84,24 @@ class BilevelLearner(MetaLearner):
             released code does.
     """
 
+    inner: str = "scaled"
+    inner_steps: int = 1
+    inner_lr: float | None = None
+    inner_momentum: float | None = None
+    from_buffer: bool = True
+    keep_temporary: bool = False
+
     needs_meta_test = True
     exact: ClassVar[bool] = False  # whether the inner steps stay on the graph
 
-    def __init__(
-        self,
-        inner: str = "scaled",
-        inner_steps: int = 1,
-        inner_lr: float | None = None,
-        inner_momentum: float | None = None,
-        from_buffer: bool = True,
-        keep_temporary: bool = False,
-    ) -> None:
-        inner_step(inner)
-        if inner_steps < 1:
-            raise InputError(f"inner_steps must be at least 1, not {inner_steps}")
-        if inner_lr is not None and not inner_lr > 0:
-            raise InputError(f"inner_lr must be above 0, not {inner_lr}")
-        if inner_momentum is not None and inner_momentum < 0:
-            raise InputError(f"inner_momentum must not be negative, not {inner_momentum}")
-        self.inner = inner
-        self.inner_steps = inner_steps
-        self.inner_lr = inner_lr
-        self.inner_momentum = inner_momentum
-        self.from_buffer = from_buffer
-        self.keep_temporary = keep_temporary
+    def __post_init__(self) -> None:
+        inner_step(self.inner)
+        if self.inner_steps < 1:
+            raise InputError(f"inner_steps must be at least 1, not {self.inner_steps}")
+        if self.inner_lr is not None and not self.inner_lr > 0:
+            raise InputError(f"inner_lr must be above 0, not {self.inner_lr}")
+        if self.inner_momentum is not None and self.inner_momentum < 0:
+            raise InputError(f"inner_momentum must not be negative, not {self.inner_momentum}")
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -256,8 +250,8 @@ def gradients_of(
     return average(gradients, shard)
 
 
-def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Return the sum of two gradients, of which either may be missing."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,19 +11,14 @@ from torch import Tensor
 from reidguard.distributed import shard_of
 from reidguard.errors import InputError
 from reidguard.learners.base import LEARNERS
-from reidguard.learners.bilevel import (
-    BilevelLearner,
-    InnerLoop,
-    InnerState,
-    add,
-    gradients_of,
-)
+from reidguard.learners.bilevel import BilevelLearner, InnerLoop, InnerState, add, gradients_of
 from reidguard.learners.inner import inner_step
 
 __all__ = ["HessianFreeLearner"]
 
 
 @LEARNERS.register("hessian_free")
+@dataclass(eq=False)
 class HessianFreeLearner(BilevelLearner):
     """The meta-gradient of Eq. 9 with each Hessian-vector product from one more plain gradient.
 
@@ -35,24 +30,26 @@ class HessianFreeLearner(BilevelLearner):
 
     Args:
         difference: Length of h·r, in the larger of the norm of w and that of the inner step.
-        options: As for every :class:`BilevelLearner`.
+
+    The other arguments are those of every :class:`BilevelLearner`.
 
     Example:
         >>> module = torch.nn.Linear(1, 1, bias=False).double()
         >>> _ = torch.nn.init.constant_(module.weight, 3.0)
         >>> learner = HessianFreeLearner(inner="sgd", inner_lr=0.25)
         >>> loss = lambda m, x: m(x).square().sum()
-        >>> one = torch.ones(1, 1).double()
-        >>> _ = learner.step(module, loss, one, one)
+        >>> x = torch.ones(1, 1).double()
+        >>> _ = learner.step(module, loss, x, x)
         >>> round(float(module.weight.grad), 6)  # as maml: 2·3 + 1/2 · 2·1.5
         7.5
     """
 
-    def __init__(self, *, difference: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        if not difference > 0:
-            raise InputError(f"difference must be above 0, not {difference}")
-        self.difference = difference
+    difference: float = field(default=0.1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.difference > 0:
+            raise InputError(f"difference must be above 0, not {self.difference}")
 
     def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Go back through the inner steps, with one Hessian-vector product each."""

@@ -39,16 +39,35 @@ class PlainLearner(MetaLearner):
         *,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
-        """Differentiate the meta-train loss; a meta-test batch is ignored."""
+        """Differentiate the loss, or the sum of both losses; see :class:`MetaLearner`."""
+        if self.needs_meta_test and meta_test_batch is None:
+            raise InputError(f"the learner {type(self).__name__} needs a meta-test batch")
         module.zero_grad(set_to_none=True)
+        draws = RNGState(module) if self.needs_meta_test else None
         loss = objective(module, meta_train_batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        _average_gradients(module, meta_train_batch)
-        return StepResult(loss.detach(), unused=_without_gradient(module))
+        test_loss = None
+        if draws is not None:
+            buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+            draws.rewind()
+            try:
+                test_loss = objective(module, meta_test_batch)
+                test_loss.backward()  # type: ignore[no-untyped-call]
+                test_loss = test_loss.detach()
+            finally:
+                with torch.no_grad():
+                    for buffer, before in buffers:
+                        buffer.copy_(before)
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        gradients = average([p.grad for p in trained.values()], shard_of(meta_train_batch))
+        for p, gradient in zip(trained.values(), gradients, strict=True):
+            p.grad = gradient
+        unused = tuple(name for name, p in trained.items() if p.grad is None)
+        return StepResult(loss.detach(), test_loss, unused)
 
 
 @LEARNERS.register("joint")
-class JointLearner(MetaLearner):
+class JointLearner(PlainLearner):
     """The gradients of both losses, at the same parameters: both domains, no meta-learning.
 
     Example:
@@ -61,44 +80,3 @@ class JointLearner(MetaLearner):
     """
 
     needs_meta_test = True
-
-    def step(
-        self,
-        module: nn.Module,
-        objective: Objective,
-        meta_train_batch: Any,
-        meta_test_batch: Any | None = None,
-        *,
-        optimizer: Optimizer | None = None,
-    ) -> StepResult:
-        """Differentiate the sum of both losses."""
-        if meta_test_batch is None:
-            raise InputError("the learner 'joint' needs a meta-test batch")
-        module.zero_grad(set_to_none=True)
-        draws = RNGState(module)
-        loss = objective(module, meta_train_batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        draws.rewind()
-        try:
-            other = objective(module, meta_test_batch)
-            other.backward()  # type: ignore[no-untyped-call]
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-        _average_gradients(module, meta_train_batch)
-        return StepResult(loss.detach(), other.detach(), _without_gradient(module))
-
-
-@torch.no_grad()
-def _average_gradients(module: nn.Module, batch: Any) -> None:
-    shard = shard_of(batch)
-    if shard is not None:
-        trained = [p for p in module.parameters() if p.requires_grad]
-        for p, gradient in zip(trained, average([p.grad for p in trained], shard), strict=True):
-            p.grad = gradient
-
-
-def _without_gradient(module: nn.Module) -> tuple[str, ...]:
-    return tuple(n for n, p in module.named_parameters() if p.requires_grad and p.grad is None)

@@ -10,16 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.models.backbones import (
-    Stem,
-    build_backbone,
-    change_stem,
-    classifier_prefixes,
-    input_spec_of,
-    keep_resolution,
-    map_channels,
-)
-from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.backbones import BackboneModel, Stem, map_channels
+from reidguard.models.base import ReIDOutput
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 
@@ -87,7 +79,7 @@ class GeM(nn.Module):
 
 
 @register_model("agw")
-class AGW(ReIDModel):
+class AGW(BackboneModel):
     """AGW on any timm CNN. The feature is the pooled one after the BN neck, compared by cosine.
 
     In training the triplet loss sees the pooled feature, the classifiers (without bias) the one
@@ -132,31 +124,23 @@ class AGW(ReIDModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
-        size = image_size(size)
         if not p > 0:
             raise InputError(f"p must be above 0, not {p!r}")
-        network = build_backbone(backbone, size, pretrained)
         super().__init__(
-            input_spec=input_spec_of(network, size), metric="cosine", num_classes=num_classes
+            backbone,
+            size,
+            metric="cosine",
+            num_classes=num_classes,
+            last_stride=last_stride,
+            stem=stem,
+            pretrained=pretrained,
         )
-        change_stem(network, backbone, stem)
-        keep_resolution(network, backbone, last_stride)
-        channels, _ = map_channels(network, backbone, size)
-        _add_non_local(network, backbone, non_local)
-        self.backbone = network
-        self.head_prefixes = (
-            *type(self).head_prefixes,
-            *(f"backbone.{prefix}" for prefix in classifier_prefixes(network)),
-        )
+        channels, _ = map_channels(self.backbone, backbone, size)
+        _add_non_local(self.backbone, backbone, non_local)
         self.pool = GeM(p)
         self.neck = nn.BatchNorm1d(channels)
         self.neck.bias.requires_grad_(False)
-        self.classifier = nn.ModuleDict(
-            {
-                domain: identity_layer(channels, people, bias=False)
-                for domain, people in self.num_classes.items()
-            }
-        )
+        self.build_classifiers(channels, bias=False)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return (N, C) features after the neck."""
@@ -199,12 +183,10 @@ class AGW(ReIDModel):
                     (r"heads\.(?=(classifier\.)?weight$)", "classifier.?."),
                 ],
             )
-        if any(name.startswith("backbone.") for name in state):
-            return state
-        return {f"backbone.{name}": tensor for name, tensor in state.items()}
+        return super().adapt_state(state)
 
     def _pooled(self, inputs: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(self.backbone.forward_features(inputs))  # type: ignore[operator]
+        pooled: Tensor = self.pool(self.backbone.forward_features(inputs))
         return pooled
 
 

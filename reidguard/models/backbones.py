@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, Literal, cast, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from reidguard.errors import CheckpointError, InputError
+from reidguard.errors import CheckpointError, InputError, did_you_mean
+from reidguard.models.base import Metric, ReIDModel, image_size
 from reidguard.nn import inference_view
 from reidguard.types import InputSpec
 
 __all__ = [
+    "BackboneModel",
     "Stem",
     "blank_pass",
     "build_backbone",
     "change_stem",
-    "classifier_prefixes",
-    "input_spec_of",
     "keep_resolution",
     "map_channels",
 ]
@@ -27,7 +27,7 @@ __all__ = [
 Stem = Literal["resnet", "fast-reid", "no-relu"]
 
 
-def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -> nn.Module:
+def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -> Any:
     """Build a timm network without its classifier, for images of (height, width).
 
     Raises:
@@ -35,17 +35,14 @@ def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -
         CheckpointError: If pretrained weights are asked for and cannot be had.
     """
     if not isinstance(name, str) or not timm.is_model(name):  # so no address of a hub either
-        near = difflib.get_close_matches(str(name), timm.list_models(), n=3)
-        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise InputError(f"unknown timm backbone {name!r}{hint} (timm.list_models() has all names)")
+        hint = did_you_mean(str(name), timm.list_models(), most=3)
+        raise InputError(f"unknown timm backbone {name!r}: {hint}timm.list_models() has all names")
     try:
         # Transformers are built for one image size.
         cfg = timm.models.get_pretrained_cfg(name)
         fixed = cfg is not None and cfg.fixed_input_size
         options: dict[str, Any] = {"img_size": size} if fixed else {}
-        network: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, **options
-        )
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # timm asserts, and its downloads fail in many ways
         if pretrained:
             raise CheckpointError(
@@ -56,27 +53,57 @@ def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -
             f"timm cannot build {name!r} for images of {size[0]}×{size[1]} "
             f"({type(error).__name__}: {error}); choose another size or backbone"
         ) from error
-    return network
 
 
-def _cfg(network: nn.Module) -> dict[str, Any]:
-    """What timm knows about a network: input_size, mean, std, classifier."""
-    return cast(dict[str, Any], network.pretrained_cfg)
+class BackboneModel(ReIDModel):
+    """A re-ID model on a timm network, ``self.backbone``, and that network's normalisation.
+
+    Args:
+        backbone: Name of the network.
+        size: Height and width that images are resized to.
+        metric: How features are compared in retrieval.
+        num_classes: Training identities, one number or one per domain.
+        last_stride: As for :func:`keep_resolution`.
+        stem: As for :func:`change_stem`.
+        pretrained: Start from timm's weights, which it may download.
+
+    Raises:
+        InputError: If the backbone is unknown, or cannot work at this size or stride.
+        CheckpointError: If pretrained weights are asked for and cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        size: tuple[int, int],
+        *,
+        metric: Metric,
+        num_classes: int | Mapping[str, int] | None,
+        last_stride: int,
+        stem: Stem = "resnet",
+        pretrained: bool,
+    ) -> None:
+        size = image_size(size)
+        network = build_backbone(backbone, size, pretrained)
+        cfg = network.pretrained_cfg
+        spec = InputSpec(size=size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+        super().__init__(input_spec=spec, metric=metric, num_classes=num_classes)
+        change_stem(network, backbone, stem)
+        keep_resolution(network, backbone, last_stride)
+        self.backbone = network
+        # The classifier in timm's checkpoints, such as "fc".
+        names = cfg.get("classifier") or ()
+        names = (names,) if isinstance(names, str) else names
+        self.head_prefixes = (*self.head_prefixes, *(f"backbone.{name}." for name in names))
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take checkpoints of the backbone alone."""
+        if any(name.startswith("backbone.") for name in state):
+            return state
+        return {f"backbone.{name}": tensor for name, tensor in state.items()}
 
 
-def input_spec_of(network: nn.Module, size: tuple[int, int]) -> InputSpec:
-    """Return the size with the normalisation that timm trains this network with."""
-    cfg = _cfg(network)
-    return InputSpec(size=size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
-
-
-def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
-    """Return where the classifier lies in timm's checkpoints, such as ("fc.",)."""
-    names = _cfg(network).get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-
-
-def blank_pass(network: nn.Module, name: str, size: tuple[int, int], method: str) -> Tensor:
+def blank_pass(network: Any, name: str, size: tuple[int, int], method: str) -> Tensor:
     """Run one blank image: the only sure way to know a shape, and that the size is possible.
 
     Args:
@@ -96,19 +123,19 @@ def blank_pass(network: nn.Module, name: str, size: tuple[int, int], method: str
         raise InputError(
             f"{name!r} cannot take images of {size[0]}×{size[1]} "
             f"({type(error).__name__}: {error}); choose another size, such as "
-            f"{tuple(_cfg(network)['input_size'][1:])}"
+            f"{tuple(network.pretrained_cfg['input_size'][1:])}"
         ) from error
     return output
 
 
-def map_channels(network: nn.Module, name: str, size: tuple[int, int]) -> tuple[int, int]:
+def map_channels(network: Any, name: str, size: tuple[int, int]) -> tuple[int, int]:
     """Return the channels and rows of the last maps of a CNN.
 
     Raises:
         InputError: If the network gives no (N, C, H, W) maps, as transformers do not.
     """
     maps = blank_pass(network, name, size, "forward_features")
-    channels = int(cast(Any, network).num_features)
+    channels = int(network.num_features)
     if maps.dim() != 4 or maps.shape[1] != channels or getattr(network, "output_fmt", "") == "NHWC":
         raise InputError(
             f"{name!r} gives features of shape {tuple(maps.shape)}, where maps (1, {channels}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from reidguard.errors import InputError
+from reidguard.errors import InputError, did_you_mean
 from reidguard.storage import library_versions, save_tensors
 from reidguard.types import InputSpec, Metric, check_images
 
@@ -81,11 +80,11 @@ class ReIDModel(ABC, nn.Module):
         #: How the weights were learnt, if by this library; `save` writes it into the card.
         self.provenance: dict[str, Any] | None = None
 
-    def build_classifiers(self, width: int) -> None:
+    def build_classifiers(self, width: int, *, bias: bool = True) -> None:
         """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""
         self.classifier = nn.ModuleDict()
         for domain, identities in self.num_classes.items():
-            self.classifier[domain] = identity_layer(width, identities)
+            self.classifier[domain] = identity_layer(width, identities, bias=bias)
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
@@ -161,8 +160,7 @@ class ReIDModel(ABC, nn.Module):
                 f"domain {domain!r} needs a classifier and this model has none: "
                 f"create it with num_classes={{{domain!r}: <number of identities>}}"
             )
-        near = difflib.get_close_matches(domain, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(domain, known)
         raise InputError(f"unknown domain {domain!r}: {hint}known: {', '.join(known)}")
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,13 +56,13 @@ def known_layout(names: Iterable[str]) -> tuple[str, str] | None:
 
 def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:
     """Strip what wrapping modules put before all names."""
-    found = dict(state)
-    while found:
-        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in found)), None)
+    stripped = dict(state)
+    while stripped:
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in stripped)), None)
         if prefix is None:
             break
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
+        stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
+    return stripped
 
 
 def rename(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:

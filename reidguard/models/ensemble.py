@@ -34,8 +34,8 @@ class EnsembleModel(ReIDModel):
 
     Example:
         >>> from reidguard.models import create_model
-        >>> one, two = create_model("osnet_x0_25"), create_model("ide", backbone="resnet18")
-        >>> EnsembleModel([one, two]).eval().features(torch.rand(2, 3, 64, 32)).shape
+        >>> osnet, ide = create_model("osnet_x0_25"), create_model("ide", backbone="resnet18")
+        >>> EnsembleModel([osnet, ide]).eval().features(torch.rand(2, 3, 64, 32)).shape
         torch.Size([2, 1024])
     """
 

@@ -9,16 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.models.backbones import (
-    Stem,
-    blank_pass,
-    build_backbone,
-    change_stem,
-    classifier_prefixes,
-    input_spec_of,
-    keep_resolution,
-)
-from reidguard.models.base import ReIDModel, image_size
+from reidguard.models.backbones import BackboneModel, Stem, blank_pass
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 
@@ -28,8 +19,8 @@ NECK = 2048
 
 
 @register_model("ide")
-class IDE(ReIDModel):
-    """IDE on any timm backbone. The feature is the backbone's pooled one, compared by Euclid.
+class IDE(BackboneModel):
+    """IDE on any timm backbone. The feature is the pooled one, compared by Euclidean distance.
 
     In training a branch of linear layer, batch norm, ReLU and dropout (0.1) leads to one
     classifier per domain; the triplet loss sees the feature itself.
@@ -55,7 +46,7 @@ class IDE(ReIDModel):
         torch.Size([2, 512])
     """
 
-    head_prefixes: tuple[str, ...] = ("classifier.", "neck.")
+    head_prefixes: tuple[str, ...] = ("classifier.", "neck.", "backbone.classifier.")
 
     def __init__(
         self,
@@ -67,24 +58,21 @@ class IDE(ReIDModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
-        size = image_size(size)
-        network = build_backbone(backbone, size, pretrained)
         super().__init__(
-            input_spec=input_spec_of(network, size), metric="euclidean", num_classes=num_classes
+            backbone,
+            size,
+            metric="euclidean",
+            num_classes=num_classes,
+            last_stride=last_stride,
+            stem=stem,
+            pretrained=pretrained,
         )
-        change_stem(network, backbone, stem)
-        keep_resolution(network, backbone, last_stride)
-        features = blank_pass(network, backbone, size, "forward")
+        features = blank_pass(self.backbone, backbone, size, "forward")
         if features.dim() != 2:
             raise InputError(
                 f"{backbone!r} gives features of shape {tuple(features.shape)}, not one vector per "
                 "image; use wrap_model with a function that pools them"
             )
-        self.backbone = network
-        self.head_prefixes = (
-            *type(self).head_prefixes,
-            *(f"backbone.{prefix}" for prefix in ("classifier.", *classifier_prefixes(network))),
-        )
         width = int(features.shape[1])
         if self.num_classes:
             dense = nn.Linear(width, NECK)
@@ -116,6 +104,4 @@ class IDE(ReIDModel):
             if "neck.0.weight" in state and "neck.0.bias" not in state:  # some have none
                 state["neck.0.bias"] = torch.zeros(len(state["neck.0.weight"]))
             return state
-        if any(name.startswith("backbone.") for name in state):
-            return state
-        return {f"backbone.{name}": tensor for name, tensor in state.items()}
+        return super().adapt_state(state)

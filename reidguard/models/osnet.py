@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.models.base import ReIDModel, image_size
+from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 from reidguard.types import InputSpec
 
-__all__ = ["OSNet", "osnet_x0_5", "osnet_x0_25", "osnet_x0_75", "osnet_x1_0"]
+__all__ = ["OSNet"]
 
 FEATURES = 512
 WIDTHS = (64, 256, 384, 512)  # channels after the stem and the three stages, at width 1
@@ -102,7 +103,8 @@ class OSNet(ReIDModel):
     """OSNet with a 512-d feature, compared by cosine.
 
     Args:
-        width: Multiplier of the channels: 1, 0.75, 0.5 or 0.25 are published.
+        width: Multiplier of the channels. 1, 0.75, 0.5 and 0.25 are published, with 2.2, 1.3, 0.6
+            and 0.2 million parameters, and registered as "osnet_x1_0" to "osnet_x0_25".
         num_classes: Training identities, one number or one per domain.
         size: Height and width that images are resized to.
     """
@@ -143,40 +145,18 @@ class OSNet(ReIDModel):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the one classifier of a published file to the one domain of this model."""
-        if len(self.num_classes) != 1:
-            return state
-        (domain,) = self.num_classes
-        published = {f"classifier.{k}": f"classifier.{domain}.{k}" for k in ("weight", "bias")}
-        return {published.get(name, name): tensor for name, tensor in state.items()}
+        return rename(state, head_rule(r"classifier\.(?=(weight|bias)$)", self.num_classes))
 
 
-@register_model("osnet_x1_0")
-def osnet_x1_0(
-    num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
-) -> OSNet:
-    """OSNet at full width: 2.2 million parameters."""
-    return OSNet(1.0, num_classes=num_classes, size=size)
+def _register(name: str, width: float) -> None:
+    @register_model(name)
+    def osnet(
+        num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
+    ) -> OSNet:
+        return OSNet(width, num_classes=num_classes, size=size)
 
 
-@register_model("osnet_x0_75")
-def osnet_x0_75(
-    num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
-) -> OSNet:
-    """OSNet with three quarters of the channels: 1.3 million parameters."""
-    return OSNet(0.75, num_classes=num_classes, size=size)
-
-
-@register_model("osnet_x0_5")
-def osnet_x0_5(
-    num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
-) -> OSNet:
-    """OSNet with half of the channels: 0.6 million parameters."""
-    return OSNet(0.5, num_classes=num_classes, size=size)
-
-
-@register_model("osnet_x0_25")
-def osnet_x0_25(
-    num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
-) -> OSNet:
-    """OSNet with a quarter of the channels: 0.2 million parameters."""
-    return OSNet(0.25, num_classes=num_classes, size=size)
+_register("osnet_x1_0", 1.0)
+_register("osnet_x0_75", 0.75)
+_register("osnet_x0_5", 0.5)
+_register("osnet_x0_25", 0.25)

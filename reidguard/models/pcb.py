@@ -10,14 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.models.backbones import (
-    build_backbone,
-    classifier_prefixes,
-    input_spec_of,
-    keep_resolution,
-    map_channels,
-)
-from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.backbones import BackboneModel, map_channels
+from reidguard.models.base import ReIDOutput, identity_layer
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 
@@ -28,7 +22,7 @@ PartFeature = Literal["reduced", "pooled"]
 
 
 @register_model("pcb")
-class PCB(ReIDModel):
+class PCB(BackboneModel):
     """PCB on any timm CNN: horizontal stripes, each with a feature and a classifier of its own.
 
     The last maps are averaged within ``parts`` stripes. A 1×1 convolution of its own takes each to
@@ -41,8 +35,8 @@ class PCB(ReIDModel):
         num_classes: Training identities, one number or one per domain.
         parts: Stripes.
         feature: What is compared at test time. "reduced", the paper's code: all stripes after the
-            convolution, 6 × 256, by Euclid. "pooled", the original PCB: all stripes before it,
-            6 × 2048, each of length 1, by cosine.
+            convolution, 6 × 256, by Euclidean distance. "pooled", the original PCB: all stripes
+            before it, 6 × 2048, each of length 1, by cosine.
         last_stride: 1 keeps the resolution in the last stage of a ResNet; other CNNs need 2.
         size: Height and width that images are resized to. The original PCB takes (384, 128).
         pretrained: Start from timm's weights, which it may download.
@@ -69,27 +63,22 @@ class PCB(ReIDModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
-        size = image_size(size)
         if feature not in get_args(PartFeature):
             raise InputError(f"feature must be 'reduced' or 'pooled', not {feature!r}")
-        network = build_backbone(backbone, size, pretrained)
         super().__init__(
-            input_spec=input_spec_of(network, size),
+            backbone,
+            size,
             metric="euclidean" if feature == "reduced" else "cosine",
             num_classes=num_classes,
+            last_stride=last_stride,
+            pretrained=pretrained,
         )
-        keep_resolution(network, backbone, last_stride)
-        channels, rows = map_channels(network, backbone, size)
+        channels, rows = map_channels(self.backbone, backbone, size)
         if not 1 <= parts <= rows:
             raise InputError(
                 f"the last maps of {backbone!r} have {rows} rows at height {size[0]}, which cannot "
                 f"make {parts} parts: take larger images or fewer parts"
             )
-        self.backbone = network
-        self.head_prefixes = (
-            *type(self).head_prefixes,
-            *(f"backbone.{prefix}" for prefix in classifier_prefixes(network)),
-        )
         self.feature: PartFeature = feature
         self.parts = nn.ModuleList(_reduction(channels) for _ in range(parts))
         self.classifier = nn.ModuleDict(
@@ -152,13 +141,11 @@ class PCB(ReIDModel):
                 for i in range(len(self.parts)):
                     state[f"parts.{i}.{name.removeprefix('shared.')}"] = tensor
             return state
-        if any(name.startswith("backbone.") for name in names):
-            return state
-        return {f"backbone.{name}": tensor for name, tensor in state.items()}
+        return super().adapt_state(state)
 
     def _pooled(self, inputs: Tensor) -> Tensor:
         """The mean of each stripe, (N, C, parts, 1)."""
-        maps: Tensor = self.backbone.forward_features(inputs)  # type: ignore[operator]
+        maps = self.backbone.forward_features(inputs)
         stripes = F.adaptive_avg_pool2d(maps, (len(self.parts), 1))
         return F.dropout(stripes, 0.5, self.training)
 

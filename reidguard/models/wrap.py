@@ -38,15 +38,15 @@ class WrappedModel(ReIDModel):
         else:
             output = self._source(self.network, inputs)
         if not isinstance(output, Tensor):
-            found = f"a {type(output).__name__}"
+            kind = f"a {type(output).__name__}"
         elif output.shape[:1] == inputs.shape[:1] and output.dim() == 2:
             return output
         elif output.shape[:1] == inputs.shape[:1] and output.dim() == 4:
             return output.mean((2, 3))
         else:
-            found = f"shape {tuple(output.shape)}"
+            kind = f"shape {tuple(output.shape)}"
         raise InputError(
-            f"{type(self.network).__name__} gives {found} for {len(inputs)} images, where features "
+            f"{type(self.network).__name__} gives {kind} for {len(inputs)} images, where features "
             "(N, D) or maps (N, C, H, W) are needed; say how to get them, as in "
             "wrap_model(module, features=lambda module, x: module(x)[0])"
         )

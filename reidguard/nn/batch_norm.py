@@ -7,19 +7,20 @@ made a copy. Second derivatives are in :mod:`reidguard.nn.derivatives`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from reidguard.distributed import gather
+from reidguard.nn.derivatives import Replaced
 from reidguard.types import BatchShard
 
 __all__ = ["active_sync_layers", "fold_batch_norm", "sync_layers", "without_memory"]
@@ -107,19 +108,11 @@ def without_memory(model: nn.Module) -> Iterator[None]:
     counters = [m.num_batches_tracked for m in model.modules() if isinstance(m, _BatchNorm)]
     counted = [(counter, counter.clone()) for counter in counters if counter is not None]
     try:
-        with _WithoutMemory():
+        with Replaced({F.batch_norm: _batch_norm_on_copies}):
             yield
     finally:
         for counter, before in counted:
             counter.copy_(before)
-
-
-class _WithoutMemory(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        function = _batch_norm_on_copies if func is F.batch_norm else func
-        return function(*args, **(kwargs or {}))
 
 
 def _batch_norm_on_copies(
@@ -133,7 +126,7 @@ def _batch_norm_on_copies(
 # --- over several processes -------------------------------------------------------------------
 
 
-_LAYERS: ContextVar[_SyncLayers | None] = ContextVar("_LAYERS", default=None)
+_LAYERS: ContextVar[Replaced | None] = ContextVar("_LAYERS", default=None)
 
 
 @contextmanager
@@ -150,7 +143,9 @@ def sync_layers(shard: BatchShard | None) -> Iterator[None]:
     if shard is None:
         yield
         return
-    layers = _SyncLayers(shard)
+    dropouts = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+    functions = {f: partial(_joint_dropout, f, shard) for f in dropouts}
+    layers = Replaced({F.batch_norm: _joint_batch_norm, **functions})
     token = _LAYERS.set(layers)
     try:
         with layers:
@@ -160,38 +155,25 @@ def sync_layers(shard: BatchShard | None) -> Iterator[None]:
 
 
 def active_sync_layers() -> Callable[[], AbstractContextManager[Any]]:
-    """Return what brings the :func:`sync_layers` of now back, for a pass that is repeated."""
+    """Return a factory of the active :func:`sync_layers` context, for a repeated pass."""
     layers = _LAYERS.get()
     return nullcontext if layers is None else lambda: layers
 
 
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-
-
-class _SyncLayers(TorchFunctionMode):
-    def __init__(self, shard: BatchShard) -> None:
-        super().__init__()
-        self.shard = shard
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.batch_norm:
-            return _joint_batch_norm(*args, **(kwargs or {}))
-        if func in _DROPOUTS:
-            return self._dropout(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _dropout(
-        self, func: Any, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        if not training or p == 0 or len(x) != len(self.shard.rows):
-            return cast(Tensor, func(x, p, training, inplace))
-        ones = torch.ones((self.shard.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        if x.dim() == 4 and not x.is_contiguous():
-            ones = ones.contiguous(memory_format=torch.channels_last)  # draws follow the layout
-        factors: Tensor = func(ones, p, True)[self.shard.rows.to(x.device)]
-        return x * factors
+def _joint_dropout(
+    dropout: Callable[..., Tensor],
+    shard: BatchShard,
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor:
+    if not training or p == 0 or len(x) != len(shard.rows):
+        return dropout(x, p, training, inplace)
+    ones = torch.ones((shard.total, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    if x.dim() == 4 and not x.is_contiguous():
+        ones = ones.contiguous(memory_format=torch.channels_last)  # draws follow the layout
+    return x * dropout(ones, p, True)[shard.rows.to(x.device)]
 
 
 def _joint_batch_norm(

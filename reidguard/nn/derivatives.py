@@ -7,6 +7,7 @@ order of derivative takes only the kernels of a plain training step.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -15,10 +16,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LightDerivatives", "batch_norm", "convolve"]
+__all__ = ["LightDerivatives", "Replaced", "batch_norm", "convolve"]
 
 
-class LightDerivatives(TorchFunctionMode):
+class Replaced(TorchFunctionMode):
+    """A context in which each function of torch that is a key is replaced by its value.
+
+    The replacement may call the function itself.
+    """
+
+    def __init__(self, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self.functions.get(func, func)(*args, **(kwargs or {}))
+
+
+class LightDerivatives(Replaced):
     """A context in which ``conv2d`` and ``batch_norm`` are :func:`convolve` and :func:`batch_norm`.
 
     Values and derivatives are the same. Whoever calls them, a layer, a subclass or a plugin, gets
@@ -33,19 +50,12 @@ class LightDerivatives(TorchFunctionMode):
         9.0
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return batch_norm(*args, **kwargs)
-        if func is torch.conv2d:
-            return _conv2d(*args, **kwargs)
-        return func(*args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__({F.batch_norm: batch_norm, torch.conv2d: _conv2d})
 
 
 def _light(x: Tensor) -> bool:
-    """Whether a derivative may be wanted, and in the precision of the tensors themselves."""
+    """Whether a derivative may be needs_x, and in the precision of the tensors themselves."""
     return (
         torch.is_grad_enabled()
         and x.dtype in (torch.float32, torch.float64)
@@ -133,9 +143,9 @@ class _Derivatives(torch.autograd.Function):
         # Of a factor whose values do not count, the kernel wants size and layout.
         blank = [
             torch.empty_strided(*size, dtype=grad.dtype, device=grad.device)
-            if given is None
-            else given
-            for given, size in zip((x, weight), like, strict=True)
+            if factor is None
+            else factor
+            for factor, size in zip((x, weight), like, strict=True)
         ]
         by_x, by_weight, _ = torch.ops.aten.convolution_backward(
             grad,
@@ -161,7 +171,7 @@ class _Derivatives(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_x: Tensor | None, by_weight: Tensor | None) -> Any:
         grad, x, weight = ctx.saved_tensors
-        by_grad = found_x = found_weight = None
+        by_grad = x_again = weight_again = None
         if ctx.needs_input_grad[0]:
             terms = [
                 _Convolve.apply(a, b, None, ctx.shape)
@@ -172,8 +182,8 @@ class _Derivatives(torch.autograd.Function):
         v = by_x if ctx.needs_input_grad[2] else None
         u = by_weight if ctx.needs_input_grad[1] else None
         if v is not None or u is not None:
-            found_x, found_weight = _Derivatives.apply(grad, v, u, ctx.like, ctx.shape)
-        return by_grad, found_x, found_weight, None, None
+            x_again, weight_again = _Derivatives.apply(grad, v, u, ctx.like, ctx.shape)
+        return by_grad, x_again, weight_again, None, None
 
 
 def _like(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -240,10 +250,10 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 7
-        found = _NormaliseDerivatives.apply(
+        derivatives = _NormaliseDerivatives.apply(
             grad, *ctx.saved_tensors, ctx.eps, ctx.needs_input_grad[0]
         )
-        return *found, None, None, None, None
+        return *derivatives, None, None, None, None
 
 
 class _NormaliseDerivatives(torch.autograd.Function):
@@ -260,10 +270,10 @@ class _NormaliseDerivatives(torch.autograd.Function):
         mean: Tensor,
         scale: Tensor,
         eps: float,
-        wanted: bool,
+        needs_x: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, None, None, mean, scale, True, eps, [wanted, True, True]
+            grad, x, weight, None, None, mean, scale, True, eps, [needs_x, True, True]
         )
         return by_x, by_weight, by_bias
 
@@ -276,8 +286,8 @@ class _NormaliseDerivatives(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # as torch's own
-    def backward(ctx: Any, *given: Tensor | None) -> Any:
-        return *_second(*ctx.saved_tensors, *given), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return *_second(*ctx.saved_tensors, *grads), None, None, None, None
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,13 +329,13 @@ def _second(
     def form(of_x: Tensor, constant: Tensor, *terms: tuple[Tensor, Tensor | None]) -> Tensor:
         """Return of_x · x̂ + constant + terms."""
         factor = of_x * scale
-        found: Tensor = torch.native_batch_norm(
+        result: Tensor = torch.native_batch_norm(
             x, factor, constant - factor * mean, zero, one, False, 0.0, 0.0
         )[0]
         for of_images, images in terms:
             if images is not None:
-                found.addcmul_(images, of_images.view(1, -1, *[1] * (x.dim() - 2)))
-        return found
+                result.addcmul_(images, of_images.view(1, -1, *[1] * (x.dim() - 2)))
+        return result
 
     # size · (v - mean(v) - x̂ · mean(v · x̂)) + u · x̂ + t
     by_grad = form(u - size * v_x / number, t - size * v_1 / number, (size, v))
@@ -334,10 +344,10 @@ def _second(
     of_v, of_grad = -size * grad_x / number, u - size * v_x / number
     mean_e = (of_v * v_1 + of_grad * grad_1) / number
     mean_e_x = (of_v * v_x + of_grad * grad_x) / number
-    found_x = form(
+    x_again = form(
         -scale * (mean_e_x + size * covariance / number),
         -scale * mean_e,
         (scale * of_v, v),
         (scale * of_grad, grad),
     )
-    return by_grad, found_x, scale * covariance
+    return by_grad, x_again, scale * covariance

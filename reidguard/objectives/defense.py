@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,15 +31,6 @@ class DefenseBatch(ReIDBatch):
 
     domain: str | None = None
     adversarial: int = 0
-
-    def to(self, device: torch.device | str) -> DefenseBatch:
-        """Return the batch on ``device``."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -86,31 +77,31 @@ class DefenseObjective:
             return objective(model, batch)
         first = len(batch) - batch.adversarial
         rows = slice(first), slice(first, None)
-        share = batch.shard
-        shares: list[BatchShard | None] = [None, None]
+        shard = batch.shard
+        shards: list[BatchShard | None] = [None, None]
         numbers = [first, batch.adversarial]
-        if share is not None:
-            parts = [part_of(share, r) for r in rows]
-            shares, numbers = [*parts], [part.total for part in parts]
+        if shard is not None:
+            parts = [part_of(shard, r) for r in rows]
+            shards, numbers = [*parts], [part.total for part in parts]
         if 0 in numbers:
             return objective(model, batch)
-        with sync_layers(shares[0]):
+        with sync_layers(shards[0]):
             clean = model(batch.images[rows[0]], domain=batch.domain)
-        with sync_layers(shares[1]), without_memory(model):
+        with sync_layers(shards[1]), without_memory(model):
             other = model(batch.images[rows[1]], domain=batch.domain)
-        logits = None if clean.logits is None else _joined(clean.logits, other.logits, shares)
-        pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shares)
-        return objective.loss(_joined(clean.embeddings, other.embeddings, shares), logits, pids)
+        logits = None if clean.logits is None else _joined(clean.logits, other.logits, shards)
+        pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shards)
+        return objective.loss(_joined(clean.embeddings, other.embeddings, shards), logits, pids)
 
     def _of(self, domain: str | None) -> ReIDObjective:
         return ReIDObjective(domain, self.margin, self.reduction, self.losses)
 
 
 def _joined(
-    one: Tensor | Sequence[Tensor],
-    two: Tensor | Sequence[Tensor],
-    shares: Sequence[BatchShard | None],
+    clean: Tensor | Sequence[Tensor],
+    adversarial: Tensor | Sequence[Tensor],
+    shards: Sequence[BatchShard | None],
 ) -> Any:
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return torch.cat((gather(one, shares[0]), gather(two, shares[1])))
-    return [_joined(a, b, shares) for a, b in zip(one, two, strict=True)]
+    if isinstance(clean, Tensor) and isinstance(adversarial, Tensor):
+        return torch.cat((gather(clean, shards[0]), gather(adversarial, shards[1])))
+    return [_joined(a, b, shards) for a, b in zip(clean, adversarial, strict=True)]

@@ -22,10 +22,10 @@ def diverse(images: Tensor, draws: Tensor, probability: float) -> Tensor:
         (N, 3, H, W), with a gradient to ``images``.
     """
     coin, size, right, down = draws.unbind(1)
-    share = torch.where(coin < probability, 0.9 + 0.1 * size, 1.0)
-    room = (1 - share) / share
+    scale = torch.where(coin < probability, 0.9 + 0.1 * size, 1.0)
+    room = (1 - scale) / scale
     theta = images.new_zeros(len(images), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 / share
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
     theta[:, 0, 2] = (2 * right - 1) * room
     theta[:, 1, 2] = (2 * down - 1) * room
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

@@ -304,7 +304,7 @@ class ReIDObjective:
         embeddings: Tensor | Sequence[Tensor],
         logits: Tensor | Sequence[Tensor] | None,
         pids: Tensor,
-        share: BatchShard | None = None,
+        shard: BatchShard | None = None,
     ) -> Tensor:
         """Return the loss of a model's outputs.
 
@@ -312,16 +312,16 @@ class ReIDObjective:
             embeddings: (N, E), or one per part.
             logits: (N, identities), or one per part.
             pids: (N,) training labels.
-            share: Which rows of a joint batch these are; the loss is that of the joint batch.
+            shard: Which rows of a joint batch these are; the loss is that of the joint batch.
 
         Raises:
             InputError: As for a call.
         """
-        pids = gather(pids, share)
+        pids = gather(pids, shard)
         terms = []
         if "triplet" in self.losses:
             terms += [
-                triplet_loss(gather(part, share), pids, self.margin, reduction=self.reduction)
+                triplet_loss(gather(part, shard), pids, self.margin, reduction=self.reduction)
                 for part in _parts(embeddings)
             ]
         if "identity" in self.losses:
@@ -331,7 +331,7 @@ class ReIDObjective:
                     "create it with num_classes=<identities of the training split>"
                 )
             terms += [
-                identity_loss(gather(part, share), pids, reduction=self.reduction)
+                identity_loss(gather(part, shard), pids, reduction=self.reduction)
                 for part in _parts(logits)
             ]
         return torch.stack(terms).sum()
@@ -370,16 +370,16 @@ class AGWObjective(nn.Module):
         Raises:
             InputError: If the model has no classifier or several embeddings of an image.
         """
-        share = batch.shard
-        with sync_layers(share):
+        shard = batch.shard
+        with sync_layers(shard):
             output = model(batch.images, domain=self.domain)
         if not isinstance(output.embeddings, Tensor) or not isinstance(output.logits, Tensor):
             raise InputError(
                 "AGW's losses need a model with a classifier and one embedding of an image, "
                 "such as 'agw' or 'ide' with num_classes; one with parts has several"
             )
-        pids = gather(batch.pids, share)
-        embeddings, logits = gather(output.embeddings, share), gather(output.logits, share)
+        pids = gather(batch.pids, shard)
+        embeddings, logits = gather(output.embeddings, shard), gather(output.logits, shard)
         triplet = weighted_triplet_loss(embeddings, pids)
         identity = identity_loss(logits, pids, self.smoothing)
         centre: Tensor = self.centres(embeddings, pids)

@@ -78,10 +78,10 @@ def check_queries(read: DatasetFactory) -> None:
 
 def check_repeatable(read: DatasetFactory) -> None:
     """Reading again gives the same samples in the same order, and the same fingerprints."""
-    one, two = read(), read()
+    first, second = read(), read()
     for split in SPLITS:
-        assert one.split(split) == two.split(split), f"{split} differs from reading to reading"
-        assert one.fingerprint(split) == two.fingerprint(split), f"fingerprint of {split}"
+        assert first.split(split) == second.split(split), f"{split} differs from reading to reading"
+        assert first.fingerprint(split) == second.fingerprint(split), f"fingerprint of {split}"
 
 
 def check_summary(read: DatasetFactory) -> None:

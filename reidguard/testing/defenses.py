@@ -103,14 +103,14 @@ def check_new_model(fit: DefenseFit) -> None:
 def check_repeatable(fit: DefenseFit) -> None:
     """The same call gives the same bits, whatever random numbers were drawn before."""
     with _case() as (model, source, other):
-        found = []
+        states = []
         for seed in (1, 2):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                found.append(fit(model, source, other).state_dict())
-        assert found[0].keys() == found[1].keys()
-        for name, tensor in found[0].items():
-            assert torch.equal(tensor, found[1][name]), f"{name} differs from run to run"
+                states.append(fit(model, source, other).state_dict())
+        assert states[0].keys() == states[1].keys()
+        for name, tensor in states[0].items():
+            assert torch.equal(tensor, states[1][name]), f"{name} differs from run to run"
 
 
 DEFENSE_CHECKS: tuple[Callable[[DefenseFit], None], ...] = (

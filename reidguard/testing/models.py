@@ -51,8 +51,10 @@ def _build(make: ModelFactory, people: Mapping[str, int] | None) -> ReIDModel:
         return make(people)
 
 
-def _close(one: Tensor, two: Tensor, what: str) -> None:
-    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4, msg=lambda text: f"{what}: {text}")
+def _close(actual: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        actual, expected, rtol=1e-3, atol=1e-4, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def state_of(module: nn.Module) -> dict[str, object]:
@@ -200,9 +202,9 @@ def check_copies(make: ModelFactory) -> None:
         again = load_model(Path(folder) / "model.safetensors")
     with torch.no_grad():
         for domain in _PEOPLE:
-            one, two = (m(images(), domain=domain) for m in (model, again))
-            assert torch.equal(one.features, two.features), "a saved model's features differ"
-            pairs = zip(_listed(one.logits), _listed(two.logits), strict=True)
+            output, rebuilt = (m(images(), domain=domain) for m in (model, again))
+            assert torch.equal(output.features, rebuilt.features), "a saved model's features differ"
+            pairs = zip(_listed(output.logits), _listed(rebuilt.logits), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs), "a saved model's logits differ"
 
 

@@ -113,15 +113,15 @@ def _instances(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 def _repeated(model: nn.Module) -> list[nn.Module]:
     counts = Counter(type(module) for module in model.modules())
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    found: dict[int, nn.Module] = {}
+    blocks: dict[int, nn.Module] = {}
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             layers = sum(any(True for _ in m.parameters(recurse=False)) for m in child.modules())
             if counts[type(child)] > 1 and type(child) not in containers and layers > 1:
-                found[id(child)] = child
+                blocks[id(child)] = child
             else:
                 visit(child)
 
     visit(model)
-    return list(found.values())
+    return list(blocks.values())

@@ -103,14 +103,14 @@ class Discriminator(nn.Module):
 
     def features(self, pair: Tensor) -> list[list[Tensor]]:
         """Return what every layer gives at every scale, the finest scale first."""
-        found = []
+        features = []
         for scale in self.scales:
             layers = [pair]
             for layer in cast(nn.ModuleList, scale):
                 layers.append(layer(layers[-1]))
-            found.append(layers[1:])
+            features.append(layers[1:])
             pair = F.avg_pool2d(pair, 3, stride=2, padding=1, count_include_pad=False)
-        return found
+        return features
 
     def forward(self, pair: Tensor) -> list[Tensor]:
         """Return the scores at every scale: 1 for a real pair, 0 for an attacked image."""

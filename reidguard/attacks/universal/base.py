@@ -166,9 +166,9 @@ def _with_representations(
     if steps < len(loader) and not loss.needs_training_statistics:
         return loader
     device = next(model.parameters(), torch.empty(0)).device
-    together = world()
-    rank, size = (0, 1) if together is None else (together.rank, together.size)
-    # Every process works out its part of them.
+    processes = world()
+    rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
+    # Every process computes its part of them.
     count = len(loader.samples)
     own = range(rank * count // size, (rank + 1) * count // size)
     parts = []
@@ -179,5 +179,5 @@ def _with_representations(
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))
-    share = None if together is None else BatchShard(torch.arange(own.start, own.stop), count)
-    return _CleanRepresentations(loader, gather(torch.cat(parts), share))
+    shard = None if processes is None else BatchShard(torch.arange(own.start, own.stop), count)
+    return _CleanRepresentations(loader, gather(torch.cat(parts), shard))

@@ -100,8 +100,10 @@ def _locate(x: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
 
 def _sample(table: Tensor, places: Tensor, part: Tensor) -> Tensor:
     pages = _pages(table, len(places))
-    found = F.grid_sample(pages, places, mode="bilinear", padding_mode="border", align_corners=True)
-    return torch.addcmul(found[:, :3], found[:, 3:], part)
+    values = F.grid_sample(
+        pages, places, mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return torch.addcmul(values[:, :3], values[:, 3:], part)
 
 
 def interpolate_colors(table: Tensor, x: Tensor) -> Tensor:

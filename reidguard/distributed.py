@@ -89,7 +89,7 @@ def shard_of(batch: Any) -> BatchShard | None:
 
 
 def part_of(shard: BatchShard, rows: slice | Tensor) -> BatchShard:
-    """Return the shard of the joint batch of what each process picks of its rows; collective."""
+    """Return the shard of the rows that the processes select from theirs; collective."""
     picked = torch.zeros(shard.total, dtype=torch.int64, device=shard.rows.device)
     picked[shard.rows[rows]] = 1
     dist.all_reduce(picked)
@@ -118,7 +118,7 @@ def gather(x: Tensor, shard: BatchShard | None) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """What :class:`_Gather` and its transpose save for each other."""
+    """Base of :class:`_Gather` and its transpose: what they save for the backward pass."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -51,7 +51,7 @@ WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Option:
-    """What one key of a group means and which values it takes.
+    """The meaning and the valid values of one key of a group.
 
     Args:
         help: One sentence, without a full stop.

@@ -61,7 +61,7 @@ def check_image_values(images: Tensor) -> None:
     """Refuse pixels outside [0, 1] and NaN. On a GPU this waits for the device.
 
     Raises:
-        InputError: With the range that was found.
+        InputError: With the actual range.
     """
     if images.numel() == 0:
         return
@@ -77,7 +77,7 @@ Metric = Literal["euclidean", "cosine"]
 
 
 class Embedder(Protocol):
-    """What attacks and rankings need of a model: features, and the metric that compares them."""
+    """Protocol of a model in attacks and rankings: features, and the metric that compares them."""
 
     @property
     def metric(self) -> Metric:
@@ -200,7 +200,7 @@ def _round_inwards(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model does to a [0, 1] RGB image before its first layer. Saved with the weights.
+    """Resizing and normalisation of [0, 1] RGB images inside a model. Saved with the weights.
 
     Args:
         size: Height and width that the network was trained on; None keeps the image's own.
@@ -308,7 +308,7 @@ class BatchShard:
 
 @dataclass(frozen=True)
 class ReIDBatch:
-    """What a training step sees.
+    """A batch of training images.
 
     Args:
         images: (N, 3, H, W) in [0, 1].

@@ -1,4 +1,4 @@
-"""Attacks: what perturbs images within a budget."""
+"""Attacks: perturbations of images within a budget."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import Attack
-from reidguard.data import ReIDDataset
+from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import LearnedAttackOptions
+from reidguard.schema import resolve
 from reidguard.storage import fingerprint
+from reidguard.training import batch_loaders
 
 __all__ = ["FitDefaults", "LearnedAttack"]
 
@@ -76,29 +77,51 @@ class LearnedAttack(Attack):
             The attack itself.
         """
 
+    def _prepare(
+        self,
+        group: Any,
+        options: Mapping[str, Any],
+        model: ReIDModel,
+        datasets: Sequence[ReIDDataset | None],
+        **defaults: Any,
+    ) -> tuple[dict[str, Any], MetaLearner, list[BatchLoader], dict[str, Any]]:
+        """Return resolved options, learner, batches and provenance for :meth:`fit`.
+
+        Args:
+            group: The options of :meth:`fit`.
+            options: Those that the caller gave.
+            model: The surrogate.
+            datasets: Meta-train and meta-test.
+            defaults: Defaults besides those of :attr:`fit_defaults`.
+        """
+        usual = self.fit_defaults
+        values = resolve(
+            group, options, epochs=usual.epochs, momentum=usual.momentum, identities=8, **defaults
+        )
+        learner = usual.make_learner(values["learner"])
+        check_same_device(self, model)
+        used = [d for d in datasets[: 1 + learner.needs_meta_test] if d is not None]
+        loaders = batch_loaders(used, values)
+        facts = {
+            "learner": LEARNERS.name_of(type(learner)),
+            "learner_options": learner.config(),
+            "model": fingerprint(model_key(model)),
+            **{
+                role: {"name": dataset.name, "train": dataset.fingerprint("train")}
+                for role, dataset in zip(("meta_train", "meta_test"), used, strict=False)
+            },
+        }
+        if not facts["learner_options"]:
+            del facts["learner_options"]
+        return values, learner, loaders, facts
+
 
 def check_same_device(attack: nn.Module, model: nn.Module) -> None:
     """Raise InputError if the attack and the model are on different devices."""
-    device = next(attack.parameters()).device
-    model_device = next(model.parameters(), torch.empty(0, device=device)).device
-    if model_device != device:
+    device = next((p.device for p in attack.parameters()), None)
+    model_device = next((p.device for p in model.parameters()), device)
+    if device is not None and model_device != device:
         raise InputError(
             f"the attack is on {device} and the model on {model_device}; "
             f"move one of them first: attack.to({str(model_device)!r})"
         )
-
-
-def fit_provenance(
-    learner: MetaLearner, model: nn.Module, datasets: list[ReIDDataset]
-) -> dict[str, Any]:
-    """Return by which learner, on which model and on which images an attack is learned."""
-    options = learner.config()
-    return {
-        "learner": LEARNERS.name_of(type(learner)),
-        **({"learner_options": options} if options else {}),
-        "model": fingerprint(model_key(model)),
-        **{
-            role: {"name": dataset.name, "train": dataset.fingerprint("train")}
-            for role, dataset in zip(("meta_train", "meta_test"), datasets, strict=False)
-        },
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ def draw(*key: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
+@dataclass(eq=False)
 class AdversarialBatches:
     """Adds adversarial images to a loader's batches. A function of seed, epoch and position.
 
@@ -53,31 +54,16 @@ class AdversarialBatches:
         before: Called with the number of each step before its batch is made.
     """
 
-    def __init__(
-        self,
-        loader: BatchLoader,
-        craft: Craft,
-        *,
-        augment: Augment | None,
-        fraction: float,
-        clean: bool,
-        domain: str | None,
-        seed: int,
-        role: str,
-        before: Callable[[int], None] | None = None,
-    ) -> None:
-        self.loader = loader
-        self.craft = craft
-        self.fraction = fraction
-        self.clean = clean
-        self.domain = domain
-        self.seed = seed
-        self.role = role
-        self.before = before
-        self.fill = None if augment is None or augment.erase == 0 else augment.erase_value
-        self._eraser: Augment | None = None
-        if augment is not None:
-            self._eraser = replace(augment, flip=0.0, crop="none", erase_value=(1.0, 1.0, 1.0))
+    loader: BatchLoader
+    craft: Craft
+    _: KW_ONLY
+    augment: Augment | None
+    fraction: float
+    clean: bool
+    domain: str | None
+    seed: int
+    role: str
+    before: Callable[[int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -105,11 +91,12 @@ class AdversarialBatches:
         with torch.no_grad():
             adversarial = [self.craft(batch, chosen)] if len(attacked) else []
             images = torch.cat([batch.images, *adversarial] if self.clean else adversarial)
-            if self.fill is not None and self._eraser is not None:
+            if self.augment is not None and self.augment.erase > 0:
                 # Blank images show where it erases.
-                blank = self._eraser(torch.zeros_like(batch.images), generator, shard)
-                holes = blank[:, :1] > 0
-                fill = images.new_tensor(self.fill).view(3, 1, 1)
+                ones = (1.0, 1.0, 1.0)
+                eraser = replace(self.augment, flip=0.0, crop="none", erase_value=ones)
+                holes = eraser(torch.zeros_like(batch.images), generator, shard)[:, :1] > 0
+                fill = images.new_tensor(self.augment.erase_value).view(3, 1, 1)
                 images = torch.where(holes[rows], fill, images)
         return DefenseBatch(
             images,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, LearnedAttack
+from reidguard.attacks.learned import check_same_device
 from reidguard.data import ReIDDataset
 from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError, RegistryError
@@ -27,7 +28,7 @@ AttackMode = Literal["eval", "train"]
 
 
 class Crafter:
-    """Makes adversarial images of a batch by an attack, on the model that is being hardened.
+    """Makes adversarial images of a batch by an attack, on the model in training.
 
     Args:
         attack: A learned one is copied and frozen; an instance attack that is not bound is bound to
@@ -40,15 +41,9 @@ class Crafter:
     """
 
     def __init__(self, attack: Attack, model: ReIDModel, mode: AttackMode) -> None:
-        device = _device(model)
-        parameters = list(attack.parameters())
-        if any(p.device != device for p in parameters):
-            raise InputError(
-                f"the attack is on {parameters[0].device} and the model on {device}; "
-                f"move one of them first: attack.to({str(device)!r})"
-            )
+        check_same_device(attack, model)
         if isinstance(attack, LearnedAttack):
-            if not any(bool(p.detach().any()) for p in parameters):
+            if not any(bool(p.detach().any()) for p in attack.parameters()):
                 raise InputError(
                     f"{type(attack).__name__} has learnt nothing yet, so its images are the clean "
                     "ones: call attack.fit(model, dataset) first, or take one from "
@@ -118,7 +113,7 @@ def registered_name(registry: Registry[Any], cls: type) -> str:
 
 
 class _InItsMode:
-    """A model that is no module to an attack, which therefore leaves it in its mode."""
+    """A model behind an interface that is no module, so that attacks leave it in its mode."""
 
     def __init__(self, model: ReIDModel) -> None:
         self.model = shared_copy(model)
@@ -131,14 +126,10 @@ class _InItsMode:
 @contextmanager
 def _without_trace(model: nn.Module) -> Iterator[None]:
     """Keep passes inside from moving running statistics and random generators."""
-    device = _device(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with (
         without_memory(model),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(0)
         yield
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

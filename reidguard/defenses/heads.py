@@ -39,7 +39,7 @@ def domains_of(model: ReIDModel, datasets: list[ReIDDataset]) -> list[str]:
 def with_classifiers(
     model: ReIDModel, domains: Mapping[str, ReIDDataset], *, seed: int
 ) -> ReIDModel:
-    """Return a copy of a model with one classifier per domain, its own where they serve.
+    """Return a copy of a model with one classifier per domain, reusing its own where they fit.
 
     Args:
         model: Only read.

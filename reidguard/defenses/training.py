@@ -37,7 +37,7 @@ __all__ = ["AdversarialTraining", "MetaDefense", "MixedTraining", "ReleasedMetaD
 @DEFENSES.register("adversarial")
 @dataclass(frozen=True, eq=False)
 class AdversarialTraining(Defense):
-    """Learning on clean and adversarial images together: Table 17's No. 1, and base of the others.
+    """Training on clean and adversarial images together: Table 17's No. 1, and base of the others.
 
     Every batch holds P identities × K clean images and the adversarial images that an attack makes
     of a random half. The loss is triplet and cross-entropy over all of them (Eq. 12), the

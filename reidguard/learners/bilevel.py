@@ -24,7 +24,7 @@ __all__ = ["BilevelLearner", "InnerLoop", "InnerState", "add", "gradients_of"]
 
 @dataclass
 class InnerState:
-    """One parameter before an inner step: what is needed to go back through it."""
+    """State of a parameter before an inner step, for the backward pass through it."""
 
     value: Tensor
     gradient: Tensor
@@ -129,7 +129,7 @@ class BilevelLearner(MetaLearner):
         *,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
-        """See the class.
+        """Leave the meta-gradient in ``.grad``; see :class:`MetaLearner`.
 
         Raises:
             TrainingError: If the meta-test loss reaches none of the parameters that the inner step

@@ -52,7 +52,7 @@ class HessianFreeLearner(BilevelLearner):
             raise InputError(f"difference must be above 0, not {self.difference}")
 
     def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Go back through the inner steps, with one Hessian-vector product each."""
+        """Backpropagate through the inner steps, with one Hessian-vector product each."""
         direction = inner_step(self.inner)
         values: list[Tensor | None] = list(gradients)
         buffers: dict[int, Tensor] = {}

@@ -24,8 +24,8 @@ class MAMLLearner(BilevelLearner):
     """The exact meta-gradient of Eq. 9, second order included (`higher`).
 
     Needs a network that can be differentiated twice. Attention can in its plain form, which the
-    step switches to; where another part of the backbone cannot, the step says so and names the
-    cure.
+    step switches to; if another part of the backbone cannot, the step raises an error that says
+    what to do.
 
     Example:
         >>> module = torch.nn.Linear(1, 1, bias=False)
@@ -41,7 +41,7 @@ class MAMLLearner(BilevelLearner):
 
     @contextmanager
     def step_context(self, module: nn.Module) -> Iterator[None]:
-        """Use derivatives that can be differentiated again; where one cannot, name the cure."""
+        """Use twice differentiable functions; where there is none, raise an error with advice."""
         if any(getattr(part, "recomputes", False) for part in module.modules()):
             raise InputError(
                 "maml cannot recompute the passes of the module that learns: they would meet the "

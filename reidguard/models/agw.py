@@ -19,7 +19,7 @@ __all__ = ["AGW"]
 
 
 class NonLocal(nn.Module):
-    """Adds to each place what it attends to in all others: x + BN(W(θ(x) φ(x)ᵀ g(x) / places)).
+    """Non-local attention over all places: x + BN(W(θ(x) φ(x)ᵀ g(x) / places)).
 
     θ, φ and g have a single channel: that is what the published code of AGW and of fast-reid
     computes, and so what AGW's published results are of. A fresh block changes nothing.

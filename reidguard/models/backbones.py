@@ -1,4 +1,4 @@
-"""timm networks as backbones: built for one image size, probed, and changed as re-ID does."""
+"""Backbones from timm: built for an image size, and adapted to re-ID."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ class BackboneModel(ReIDModel):
 
 
 def blank_pass(network: Any, name: str, size: tuple[int, int], method: str) -> Tensor:
-    """Run one blank image: the only sure way to know a shape, and that the size is possible.
+    """Return the output for one blank image, which shows its shape and that the size is possible.
 
     Args:
-        network: Is only read.
+        network: It is only read.
         name: For the error message.
         size: Height and width.
         method: "forward" or "forward_features".

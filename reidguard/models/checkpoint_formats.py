@@ -1,4 +1,4 @@
-"""How the checkpoints of other code bases name their tensors."""
+"""Tensor names in the checkpoints of other code bases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 # What DataParallel, Lightning and others, and torch.compile put before every name.
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 
-# (a name that only this layout has, who writes it, what to mind)
+# (a name that only this layout has, the code base that writes it, a note)
 LAYOUTS = (
     (
         r"heads\.",
@@ -46,7 +46,7 @@ LAYOUTS = (
 
 
 def known_layout(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return who writes such files and what to mind, or None for a layout without marks."""
+    """Return the code base that writes such names and a note on it, or None if unknown."""
     names = list(names)
     for pattern, owner, advice in LAYOUTS:
         if any(re.match(pattern, name) for name in names):
@@ -55,7 +55,7 @@ def known_layout(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:
-    """Strip what wrapping modules put before all names."""
+    """Strip the prefixes that wrapping modules put before all names."""
     stripped = dict(state)
     while stripped:
         prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in stripped)), None)
@@ -85,7 +85,7 @@ def rename(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tens
 
 
 def head_rule(pattern: str, num_classes: Mapping[str, Any], target: str = "") -> list[Rule]:
-    """Give the nameless classifier of a file to the one domain of a model, if it has one."""
+    """Return the rule that names a file's classifier after the model's only domain, if any."""
     if len(num_classes) != 1:
         return []
     (domain,) = num_classes

@@ -1,4 +1,4 @@
-"""What the features of a model depend on, as a key for caches."""
+"""Keys of cached features: what the features of a model depend on."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class LoadReport:
         unexpected: In the file but unknown to the model.
         mismatched: In both, with shapes or types that differ, as readable lines.
         dropped_heads: Classifier tensors of the file that this model has no place for.
-        layout: Which code base's names the file has, and what to mind, where known.
+        layout: The code base whose names the file has and a note on it, where known.
     """
 
     path: Path

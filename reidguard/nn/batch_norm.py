@@ -1,4 +1,4 @@
-"""Batch norm in other ways than torch's: folded, without memory, and over several processes.
+"""Batch norms that are folded, leave running statistics alone, or span several processes.
 
 All batch norms, those of other libraries included, end in :func:`torch.nn.functional.batch_norm`.
 So the last two intercept that function, and replace nothing in a model, of which `higher` may have
@@ -70,7 +70,7 @@ class _Folded2d(_Folded, nn.BatchNorm2d):
 
 @torch.no_grad()
 def fold_batch_norm(norm: nn.Module) -> None:
-    """Make a ``BatchNorm1d`` or ``BatchNorm2d`` the affine map of its present statistics, in place.
+    """Make a ``BatchNorm1d`` or ``BatchNorm2d`` the affine map of its statistics, in place.
 
     Leaves any other module, subclasses of these included, as it is: it may do more.
 
@@ -96,7 +96,7 @@ def fold_batch_norm(norm: nn.Module) -> None:
 
 @contextmanager
 def without_memory(model: nn.Module) -> Iterator[None]:
-    """Let batch norms in train mode use a batch's statistics without remembering them.
+    """Keep batch norms in train mode from updating their running statistics.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -131,7 +131,7 @@ _LAYERS: ContextVar[Replaced | None] = ContextVar("_LAYERS", default=None)
 
 @contextmanager
 def sync_layers(shard: BatchShard | None) -> Iterator[None]:
-    """Let layers that look beyond one image see the joint batch of all processes.
+    """Compute batch norm and dropout on the joint batch of all processes.
 
     Batch norms in train mode take their statistics from the rows of all processes, by one message
     each; twice differentiable, on any device. Dropout draws for the joint batch and takes the rows

@@ -1,4 +1,4 @@
-"""Convolution and batch norm with second derivatives that cost what their first ones do.
+"""Convolution and batch norm with second derivatives as cheap as the first.
 
 Torch's own second derivatives are general: that of a convolution transposes batch and channels and
 goes group by group, that of a batch norm is written in a dozen passes over the images. Here each
@@ -40,7 +40,7 @@ class LightDerivatives(Replaced):
 
     Values and derivatives are the same. Whoever calls them, a layer, a subclass or a plugin, gets
     them; nothing is replaced in a module. Calls that these do not cover (a padding by name, half
-    precision, statistics that are fixed) remain torch's.
+    precision, fixed statistics) remain torch's.
 
     Example:
         >>> x = torch.ones(1, 1, 3, 3, requires_grad=True)
@@ -55,7 +55,7 @@ class LightDerivatives(Replaced):
 
 
 def _light(x: Tensor) -> bool:
-    """Whether a derivative may be needs_x, and in the precision of the tensors themselves."""
+    """Whether derivatives are recorded, in the precision of the tensors."""
     return (
         torch.is_grad_enabled()
         and x.dtype in (torch.float32, torch.float64)
@@ -85,7 +85,7 @@ def _pair(value: Any) -> list[int]:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
-    """Return ``conv2d`` of (N, C, H, W) images, with derivatives of all orders at the same price.
+    """Return ``conv2d`` of (N, C, H, W) images, with derivatives of all orders at the same cost.
 
     A convolution is linear in the images and in the weight. So are its derivatives, which are
     convolutions, or transposes of one, with one of the factors exchanged: three kernels do for all
@@ -140,7 +140,7 @@ class _Derivatives(torch.autograd.Function):
         grad: Tensor, x: Tensor | None, weight: Tensor | None, like: Any, shape: Any
     ) -> tuple[Tensor | None, Tensor | None]:
         stride, padding, dilation, groups = shape
-        # Of a factor whose values do not count, the kernel wants size and layout.
+        # Of a factor whose values do not count, the kernel needs size and layout only.
         blank = [
             torch.empty_strided(*size, dtype=grad.dtype, device=grad.device)
             if factor is None
@@ -312,7 +312,7 @@ def _second(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``<v, by x> + <u, by weight> + <t, by bias>`` by grad, x and weight.
 
-    First all sums, then each result as one affine form of images with a factor for each channel.
+    All sums come first, then each result as one affine form of images with a factor per channel.
     """
     number = x.numel() // x.shape[1]
     zero, one = torch.zeros_like(mean), torch.ones_like(mean)

@@ -81,7 +81,7 @@ class FunctionalModule:
 
     @torch.no_grad()
     def keep_buffers(self) -> None:
-        """Give the module the buffers as the passes so far left them."""
+        """Copy the buffers into the module as the passes so far left them."""
         for own, moved in zip(self._original.buffers(), self._copy.buffers(), strict=True):
             own.copy_(moved)
 

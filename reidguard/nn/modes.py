@@ -159,7 +159,7 @@ _REGISTERS = {name for name, value in vars(nn.Module()).items() if isinstance(va
 
 
 def _with_twins(value: Any, twins: dict[int, Any]) -> Any:
-    """Return the value itself, or one like it where it has anything of the tree."""
+    """Return the value with modules and weights of the tree replaced by their copies."""
     if isinstance(value, (nn.Module, Tensor)):
         return twins.get(id(value), value)
     if isinstance(value, types.MethodType):

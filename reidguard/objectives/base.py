@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -83,6 +84,7 @@ class AttackLoss(ABC):
 ATTACK_LOSSES: Registry[AttackLoss] = Registry("objective", group="reidguard.objectives")
 
 
+@dataclass(eq=False)
 class FeatureObjective:
     """The objective that learners minimise: a loss on the features of a frozen model.
 
@@ -95,10 +97,9 @@ class FeatureObjective:
             diversity); drawn in each call, by the global generator.
     """
 
-    def __init__(self, model: Embedder, loss: AttackLoss, diversity: float = 0.0) -> None:
-        self.model = model
-        self.loss = loss
-        self.diversity = diversity
+    model: Embedder
+    loss: AttackLoss
+    diversity: float = 0.0
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one if this is a shard of it."""

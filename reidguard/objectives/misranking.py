@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ __all__ = ["MisrankingTriplet", "row_distance"]
 
 
 @ATTACK_LOSSES.register("misranking")
+@dataclass(eq=False)
 class MisrankingTriplet(AttackLoss):
     """Pull each adversarial feature to its furthest negative, push it from its furthest positive.
 
@@ -29,8 +32,7 @@ class MisrankingTriplet(AttackLoss):
         3.5
     """
 
-    def __init__(self, margin: float = 0.5) -> None:
-        self.margin = margin
+    margin: float = 0.5
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean loss; see :class:`AttackLoss` for the arguments.
@@ -53,7 +55,7 @@ class MisrankingTriplet(AttackLoss):
 
 
 def row_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Row-wise Euclidean distance whose gradient at distance zero is zero, not NaN."""
-    squared = ((a - b) ** 2).sum(1)
+    """Euclidean distance along the last axis whose gradient at distance zero is zero, not NaN."""
+    squared = ((a - b) ** 2).sum(-1)
     zero = squared == 0
     return torch.where(zero, 1.0, squared).sqrt().masked_fill(zero, 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reidguard.distributed import gather
 from reidguard.errors import InputError
 from reidguard.nn.batch_norm import sync_layers
+from reidguard.objectives.misranking import row_distance
 from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = [
@@ -71,8 +72,8 @@ def triplet_loss(
             positive, negative, valid = _pairs(pids)
             furthest = distances.masked_fill(~positive, -1).argmax(1)
             nearest = distances.masked_fill(~negative, torch.inf).argmin(1)
-        pull = _length(points - points[furthest])
-        push = _length(points - points[nearest])
+        pull = row_distance(points, points[furthest])
+        push = row_distance(points, points[nearest])
         losses = torch.where(valid, F.relu(pull - push + margin), 0)
         return losses.sum() if reduction == "sum" else losses.sum() / valid.sum()
 
@@ -111,7 +112,7 @@ def weighted_triplet_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         points = _wide(embeddings)
         positive, negative, valid = _pairs(pids)
-        distances = _length(points[:, None] - points[None, :])
+        distances = row_distance(points[:, None], points[None, :])
         pull = _softmax_mean(distances, distances, positive)
         push = _softmax_mean(distances, -distances, negative)
         losses = torch.where(valid, F.softplus(pull - push), 0)
@@ -145,13 +146,6 @@ def _pairs(pids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             "identity and one of another; sample P identities × K images with P, K ≥ 2"
         )
     return positive, ~same, valid
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length along the last axis, with gradient zero instead of NaN at the origin."""
-    squares = vectors.square().sum(-1)
-    zero = squares == 0
-    return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
 
 
 class CentreLoss(nn.Module):

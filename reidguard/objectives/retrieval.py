@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -18,19 +19,20 @@ from reidguard.types import Embedder
 __all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "class_scores"]
 
 
+@dataclass(eq=False)
 class _CentroidLoss(AttackLoss):
     """Base of the losses that compare with the centroids of the training features."""
 
     needs_training_statistics = True
 
-    def __init__(
-        self, clusters: int = 512, *, centroids: Tensor | None = None, seed: int = 0
-    ) -> None:
-        if clusters < 2:
-            raise InputError(f"clusters must be at least 2, not {clusters}")
-        self.clusters = clusters
-        self.centroids = centroids
-        self.seed = seed
+    clusters: int = 512
+    _: KW_ONLY
+    centroids: Tensor | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clusters < 2:
+            raise InputError(f"clusters must be at least 2, not {self.clusters}")
 
     def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss with the centroids of these features, unless it has some already."""
@@ -60,6 +62,7 @@ class _CentroidLoss(AttackLoss):
 
 
 @ATTACK_LOSSES.register("pairwise")
+@dataclass(eq=False)
 class PairWiseLoss(_CentroidLoss):
     """UAP-Retrieval, pair-wise: away from the most similar centroid, to the least similar one.
 
@@ -80,18 +83,8 @@ class PairWiseLoss(_CentroidLoss):
         20.5
     """
 
-    def __init__(
-        self,
-        clusters: int = 512,
-        margin: float = 0.8,
-        scale: float = 10.0,
-        *,
-        centroids: Tensor | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(clusters, centroids=centroids, seed=seed)
-        self.margin = margin
-        self.scale = scale
+    margin: float = 0.8
+    scale: float = 10.0
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean loss; labels are not used. See :class:`AttackLoss`."""

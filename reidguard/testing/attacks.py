@@ -1,6 +1,6 @@
-"""What every attack must hold, as checks that the author of a plugin runs too.
+"""The contract suite of attacks.
 
-Each check takes a factory ``make(budget) -> Attack`` and raises AssertionError with an example
+Each check takes a factory ``make(budget) -> Attack`` and raises an AssertionError with an example
 that breaks it. They use hypothesis, which ``pip install reidguard[testing]`` brings::
 
     @pytest.mark.parametrize("check", ATTACK_CHECKS)
@@ -104,7 +104,7 @@ def check_eight_bit(attack: Attack, x: Tensor) -> None:
 
 @_hostile
 def check_determinism(attack: Attack, x: Tensor) -> None:
-    """The same images give the same bits, and the images given are left alone."""
+    """The same images give the same bits, and the images stay unchanged."""
     before = x.clone()
     assert torch.equal(attack(x), attack(x))
     assert torch.equal(x, before)

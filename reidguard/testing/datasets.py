@@ -1,6 +1,7 @@
-"""What every dataset must hold, as checks that the author of a reader runs too.
+"""The contract suite of datasets.
 
-Each check takes a factory ``read() -> ReIDDataset`` and raises AssertionError with what breaks it::
+Each check takes a factory ``read() -> ReIDDataset`` and raises an AssertionError that says what
+is wrong::
 
     @pytest.mark.parametrize("check", DATASET_CHECKS)
     def test_my_dataset(check, tmp_path):

@@ -1,7 +1,7 @@
-"""What every defense must hold, as checks that the author of a plugin runs too.
+"""The contract suite of defenses.
 
-Each check takes a function ``fit(model, source, other) -> ReIDModel`` and raises AssertionError
-with what breaks it. A step or two are enough::
+Each check takes a function ``fit(model, source, other) -> ReIDModel`` and raises an
+AssertionError that says what is wrong. A step or two are enough::
 
     def fit(model, source, other):
         return MyDefense().fit(model, source, steps=2, image_size=(32, 16))
@@ -73,7 +73,7 @@ def _case() -> Iterator[tuple[ReIDModel, ReIDDataset, ReIDDataset]]:
 
 
 def check_model_is_only_read(fit: DefenseFit) -> None:
-    """The model given comes back as it was: weights, buffers, modes, flags, gradients."""
+    """The model stays as it was: weights, buffers, modes, flags, gradients."""
     with _case() as (model, source, other):
         model.get_submodule("backbone.bn1").train()  # a mode of its own
         before = state_of(model)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ __all__ = ["Batches", "LoopHooks", "batch_loaders", "learn"]
 
 
 class Batches(Protocol):
-    """A source of batches that depends on nothing but its seed and the epoch's number."""
+    """Protocol of a source of batches that depends only on its seed and the epoch's number."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -145,11 +144,13 @@ def learn(
     parts = {"module": module}
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
-    saved = _Checkpoint(checkpoint, parts, optimizer, settings or {})
+    path = None if checkpoint is None else Path(checkpoint)
+    as_read_back = json.loads(json.dumps(dict(settings or {})))
+    saved = _Checkpoint(path, parts, optimizer, as_read_back)
     step = saved.restore()
-    if (several := world()) is not None:
+    if (processes := world()) is not None:
         agree({**saved.settings, "first step": step, "weights": weights_fingerprint(module)})
-        if several.rank != 0:
+        if processes.rank != 0:
             progress = None
     device = next(module.parameters()).device
     train_stream = _stream(meta_train, step)
@@ -215,6 +216,7 @@ def _report(
         progress(Progress("learning", done, steps, metrics))
 
 
+@dataclass(eq=False)
 class _Checkpoint:
     """The checkpoint file of a run; without a path nothing is written.
 
@@ -225,20 +227,16 @@ class _Checkpoint:
         settings: What the run depends on, as JSON values.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None,
-        parts: Mapping[str, nn.Module],
-        optimizer: Optimizer,
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.path = None if path is None else Path(path)
-        self.parts = parts
-        self.optimizer = optimizer
-        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))  # as read back
-        self.writes = (several := world()) is None or several.rank == 0
-        self.hint = ""
-        """End of an error message that names the last good state."""
+    path: Path | None
+    parts: Mapping[str, nn.Module]
+    optimizer: Optimizer
+    settings: dict[str, Any]
+
+    hint = ""
+    """End of an error message that names the last good state."""
+
+    def __post_init__(self) -> None:
+        self.writes = (processes := world()) is None or processes.rank == 0
 
     def save(self, step: int) -> None:
         """Check that the state is finite, and write it."""

@@ -89,7 +89,7 @@ def _contexts(
 
 
 class _Again:
-    """The context of a repeated pass; entered anew by each derivative of a derivative."""
+    """The context of a repeated pass, which each order of derivative enters again."""
 
     def __init__(self, block: nn.Module, layers: Any) -> None:
         self.block = block

@@ -143,7 +143,7 @@ def test_self_metric_on_a_linear_embedder_finds_the_best_delta():
     objective(attack, batch).backward()
     assert attack.delta.grad.abs().max() < 1e-7  # flat where nothing is changed
     attack.zero_grad()
-    attack._leave_the_start(attack.budget.eps / 10, seed=0)
+    attack._random_step(attack.budget.eps / 10, seed=0)
     optimizer = MISGD(attack.parameters(), lr=attack.budget.eps / 10)
     for _ in range(30):
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,17 +11,11 @@ from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from reidguard.attacks.base import register_attack
-from reidguard.attacks.learned import (
-    FitDefaults,
-    LearnedAttack,
-    check_same_device,
-    fit_provenance,
-)
+from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.attacks.misrank.networks import Discriminator, Generator, MaskHead, top_k_mask
 from reidguard.data import ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
-from reidguard.learners import LEARNERS
 from reidguard.metrics.quality import ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn.modes import inference_view, shared_copy
@@ -28,8 +23,8 @@ from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
 from reidguard.options import LearnedAttackOptions, LoopOptions
-from reidguard.schema import documented, resolve, select, settings
-from reidguard.training import batch_loaders, learn
+from reidguard.schema import documented, select, settings
+from reidguard.training import learn
 from reidguard.types import Budget, ReIDBatch
 
 __all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
@@ -163,34 +158,22 @@ class MisRank(LearnedAttack):
             InputError: For another learner, a model without classifier, an option that is unknown
                 or out of range, or in a run of several processes.
         """
-        defaults = self.fit_defaults
-        values = resolve(
-            LearnedAttackOptions,
-            options,
-            epochs=defaults.epochs,
-            lr=2e-4,
-            identities=8,
-            images_per_identity=4,
-            momentum=defaults.momentum,
-        )
-        learner = defaults.make_learner(values["learner"])
-        if (name := LEARNERS.name_of(type(learner))) not in LEARNERS_TAKEN:
-            raise InputError(
-                f"MisRank takes the learners {' and '.join(LEARNERS_TAKEN)}, not {name!r}: choose "
-                "one of them"
-            )
         if world() is not None:
             raise InputError("MisRank learns in one process: start it without torchrun")
-        check_same_device(self, model)
-        datasets = [meta_train]
-        if meta_test is not None and learner.needs_meta_test:
-            datasets.append(meta_test)
-        loaders = batch_loaders(datasets, values)
-        facts = {
-            **fit_provenance(learner, model, datasets),
-            "objective": "misrank",
-            **settings(LearnedAttackOptions, values),
-        }
+        values, learner, loaders, facts = self._prepare(
+            LearnedAttackOptions,
+            options,
+            model,
+            (meta_train, meta_test),
+            lr=2e-4,
+            images_per_identity=4,
+        )
+        if facts["learner"] not in LEARNERS_TAKEN:
+            raise InputError(
+                f"MisRank takes the learners {' and '.join(LEARNERS_TAKEN)}, not "
+                f"{facts['learner']!r}: choose one of them"
+            )
+        facts = {**facts, "objective": "misrank", **settings(LearnedAttackOptions, values)}
         learn(
             self,
             learner=learner,
@@ -207,6 +190,7 @@ class MisRank(LearnedAttack):
         return self
 
 
+@dataclass(eq=False)
 class MisRankObjective:
     """The objective of both networks of a :class:`MisRank`, as one scalar.
 
@@ -217,8 +201,7 @@ class MisRankObjective:
         model: The surrogate, which needs a classifier.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    model: Any
 
     def __call__(self, attack: MisRank, batch: ReIDBatch) -> Tensor:
         """Return the sum of both losses.

@@ -1,31 +1,26 @@
-"""Attacks with parameters that are learnt once and then serve every image."""
+"""Universal attacks: parameters learnt once and applied to every image."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self, Unpack
 
-from reidguard.attacks.learned import (
-    FitDefaults,
-    LearnedAttack,
-    check_same_device,
-    fit_provenance,
-)
+from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import gather, world
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
 from reidguard.options import AttackOptions, LoopOptions
-from reidguard.schema import documented, resolve, select, settings
-from reidguard.training import MISGD, LoopHooks, batch_loaders, learn
+from reidguard.schema import documented, select, settings
+from reidguard.training import MISGD, LoopHooks, learn
 from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["UniversalAttack"]
@@ -41,7 +36,7 @@ class UniversalAttack(LearnedAttack):
         """Bring the parameters back into their bounds, in place, after an optimiser's step."""
 
     def start_epoch(self) -> None:
-        """Do what an attack does to its parameters once an epoch, before its first step."""
+        """Update the parameters before the first step of an epoch; by default, do nothing."""
         return None
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -62,7 +57,7 @@ class UniversalAttack(LearnedAttack):
         """Learn the parameters on the training images of a dataset (Algorithm 1).
 
         The model is only read: the attack learns on an inference view of it. Clean features are
-        computed once and kept. MI-SGD starts from the parameters as they are; its rate falls by
+        computed once. MI-SGD starts from the parameters as they are; its rate falls by
         e^-0.01 an epoch. Defaults that differ between attacks are in :attr:`fit_defaults`:
         :class:`~reidguard.MetaAttack` takes the learner "maml", :class:`~reidguard.UAPRetrieval`
         the objective "pairwise" and a momentum of 1 (see ``docs/departures.rst``).
@@ -81,35 +76,28 @@ class UniversalAttack(LearnedAttack):
                 different devices.
         """
         defaults = self.fit_defaults
-        values = resolve(
+        values, learner, loaders, facts = self._prepare(
             AttackOptions,
             options,
-            epochs=defaults.epochs,
+            model,
+            (meta_train, meta_test),
             lr=self.budget.eps / 10,
-            identities=8,
             images_per_identity=8,
-            momentum=defaults.momentum,
             clip=defaults.clip,
             objective=defaults.objective,
         )
-        learner = defaults.make_learner(values["learner"])
         loss: AttackLoss = values["objective"]
         if not isinstance(loss, AttackLoss):
             loss = ATTACK_LOSSES.create(str(loss))
         values["objective"] = ATTACK_LOSSES.name_of(type(loss))
-        check_same_device(self, model)
-        datasets = [meta_train]
-        if meta_test is not None and learner.needs_meta_test:
-            datasets.append(meta_test)
-        loaders = batch_loaders(datasets, values)
-        facts = fit_provenance(learner, model, datasets) | settings(AttackOptions, values)
+        facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
         view = inference_view(model)
         sources = [_with_representations(x, view, loss, steps, progress) for x in loaders]
         if isinstance(sources[0], _CleanRepresentations):
             loss = loss.with_statistics(sources[0].vectors)
         if loss.flat_at_clean:
-            self._leave_the_start(lr, seed)
+            self._random_step(lr, seed)
         learn(
             self,
             learner=learner,
@@ -129,7 +117,7 @@ class UniversalAttack(LearnedAttack):
         return self
 
     @torch.no_grad()
-    def _leave_the_start(self, distance: float, seed: int) -> None:
+    def _random_step(self, distance: float, seed: int) -> None:
         """Move every parameter by ±``distance``, at random."""
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():
@@ -138,12 +126,12 @@ class UniversalAttack(LearnedAttack):
         self.clip_parameters()
 
 
+@dataclass(eq=False)
 class _CleanRepresentations:
     """Batches that carry what the loss compares of their clean images, computed in one pass."""
 
-    def __init__(self, loader: BatchLoader, vectors: Tensor) -> None:
-        self.loader = loader
-        self.vectors = vectors
+    loader: BatchLoader
+    vectors: Tensor
 
     def __len__(self) -> int:
         return len(self.loader)

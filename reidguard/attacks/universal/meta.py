@@ -42,7 +42,7 @@ PRESETS = {
 class MetaAttack(LearnedAttack):
     """The paper's attack: a perturbation learnt so that a step on one domain helps on another.
 
-    It is the perturbation of its name, with Algorithm 1 for a recipe: :meth:`fit` takes two
+    It is the perturbation of that name, learnt by Algorithm 1: :meth:`fit` takes two
     datasets, the source (meta-train) and another, such as virtual people (meta-test), and
     differentiates the meta-test loss through an inner step on the source (Eqs. 6-9).
 

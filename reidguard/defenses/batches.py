@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from reidguard.data import Augment, BatchLoader
 from reidguard.objectives.defense import DefenseBatch
+from reidguard.training.loop import derived_seed
 from reidguard.types import ReIDBatch
 
-__all__ = ["AdversarialBatches", "Craft", "draw", "geometry"]
+__all__ = ["AdversarialBatches", "Craft", "geometry"]
 
 Craft = Callable[[ReIDBatch, Tensor], Tensor]
 """``craft(batch, chosen) -> (len(chosen), 3, H, W)`` adversarial images of the chosen ones."""
@@ -22,12 +22,6 @@ Craft = Callable[[ReIDBatch, Tensor], Tensor]
 def geometry(augment: Augment | None) -> Augment | None:
     """Return the part of an augmentation that comes before the attack: all but erasing."""
     return None if augment is None else replace(augment, erase=0.0)
-
-
-def draw(*key: object) -> int:
-    """Return a seed for whatever the key names."""
-    text = "/".join(map(str, key))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 @dataclass(eq=False)
@@ -78,7 +72,7 @@ class AdversarialBatches:
             step += 1
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
-        generator = torch.Generator().manual_seed(draw(self.seed, self.role, step))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.role, step))
         shard = batch.shard
         number = len(batch) if shard is None else shard.total
         order = torch.randperm(number, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
@@ -59,12 +60,13 @@ class Crafter:
         attack, images = self.attack, batch.images[chosen]
         if not isinstance(attack, InstanceAttack) or is_bound(attack):
             return cast(Tensor, attack(images))
-        target: Embedder = (
-            _InItsMode(self.model)
-            if self.mode == "train"
-            else inference_view(self.model, fold=False)
-        )
-        with _without_trace(target.model) if isinstance(target, _InItsMode) else nullcontext():
+        if self.mode == "train":
+            model = shared_copy(self.model)
+            # No module, of which the attack would take an inference view.
+            target = cast(Embedder, SimpleNamespace(features=model.features, metric=model.metric))
+        else:
+            target = model = inference_view(self.model, fold=False)
+        with _without_trace(model) if self.mode == "train" else nullcontext():
             if attack.needs_guides:
                 with torch.no_grad(), sync_layers(batch.shard):
                     features = gather(target.features(batch.images), batch.shard)
@@ -110,17 +112,6 @@ def registered_name(registry: Registry[Any], cls: type) -> str:
         return registry.name_of(cls)
     except RegistryError:
         return cls.__qualname__
-
-
-class _InItsMode:
-    """A model behind an interface that is no module, so that attacks leave it in its mode."""
-
-    def __init__(self, model: ReIDModel) -> None:
-        self.model = shared_copy(model)
-        self.metric = model.metric
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.model.features(x)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from reidguard.attacks import Attack, LearnedAttack
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
-from reidguard.defenses.batches import AdversarialBatches, draw, geometry
+from reidguard.defenses.batches import AdversarialBatches, geometry
 from reidguard.defenses.crafting import AttackMode, Crafter, attack_provenance, registered_name
 from reidguard.defenses.heads import domains_of, with_classifiers
 from reidguard.errors import InputError
@@ -28,6 +28,7 @@ from reidguard.options import DefenseOptions, LoopOptions
 from reidguard.schema import documented, resolve, select, settings
 from reidguard.storage import weights_fingerprint
 from reidguard.training import LoopHooks, batch_loaders, learn
+from reidguard.training.loop import derived_seed
 from reidguard.training.recipe import EPOCHS, FLAT
 from reidguard.training.recompute import recomputing
 
@@ -202,7 +203,7 @@ class AdversarialTraining(Defense):
         domains: dict[str, ReIDDataset] = {}
         if "identity" in self.losses:
             domains = dict(zip(domains_of(model, datasets), datasets, strict=True))
-        robust = with_classifiers(model, domains, seed=draw(values["seed"], "classifiers"))
+        robust = with_classifiers(model, domains, seed=derived_seed(values["seed"], "classifiers"))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         loaders = batch_loaders(
             datasets, values, augment=geometry(values["augment"]), device=device
@@ -275,7 +276,7 @@ class AdversarialTraining(Defense):
                 crafter.refresh(
                     meta_train,
                     steps=self.refresh_steps,
-                    seed=draw(values["seed"], "refresh", step),
+                    seed=derived_seed(values["seed"], "refresh", step),
                     **{name: values[name] for name in names},
                 )
 

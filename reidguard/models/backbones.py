@@ -58,18 +58,7 @@ def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -
 class BackboneModel(ReIDModel):
     """A re-ID model on a timm network, ``self.backbone``, and that network's normalisation.
 
-    Args:
-        backbone: Name of the network.
-        size: Height and width that images are resized to.
-        metric: How features are compared in retrieval.
-        num_classes: Training identities, one number or one per domain.
-        last_stride: As for :func:`keep_resolution`.
-        stem: As for :func:`change_stem`.
-        pretrained: Start from timm's weights, which it may download.
-
-    Raises:
-        InputError: If the backbone is unknown, or cannot work at this size or stride.
-        CheckpointError: If pretrained weights are asked for and cannot be had.
+    Arguments and errors are those of its subclasses, such as :class:`~reidguard.models.IDE`.
     """
 
     def __init__(

@@ -167,13 +167,11 @@ class ReIDModel(ABC, nn.Module):
         """Rename the tensors of other people's checkpoints to this model's names."""
         return state
 
-    def save(self, path: Path | str, training: Mapping[str, Any] | None = None) -> None:
-        """Write weights and card to one safetensors file, atomically.
+    def save(self, path: Path | str) -> None:
+        """Write weights and card, with :attr:`provenance`, to one safetensors file, atomically.
 
         Args:
             path: Target file, which :func:`load_model` reads.
-            training: Provenance for the card (JSON values); by default
-                :attr:`provenance`.
 
         Raises:
             InputError: If the model was not built by :func:`create_model`, so that no file could
@@ -187,7 +185,6 @@ class ReIDModel(ABC, nn.Module):
                 "and use create_model(name), or keep its state_dict() yourself"
             )
         name, kwargs = self.build_spec
-        provenance = self.provenance if training is None else training
         card = {
             "kind": "model",
             "name": name,
@@ -197,7 +194,7 @@ class ReIDModel(ABC, nn.Module):
             # pairs: a card sorts its keys, and the order of domains is the model's
             "num_classes": [list(pair) for pair in self.num_classes.items()],
             "versions": library_versions(),
-            "training": None if provenance is None else dict(provenance),
+            "training": self.provenance,
         }
         try:
             json.dumps(card, allow_nan=False)

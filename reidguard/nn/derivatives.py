@@ -147,17 +147,9 @@ class _Derivatives(torch.autograd.Function):
             else factor
             for factor, size in zip((x, weight), like, strict=True)
         ]
+        needed = [weight is not None, x is not None, False]
         by_x, by_weight, _ = torch.ops.aten.convolution_backward(
-            grad,
-            *blank,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            [weight is not None, x is not None, False],
+            grad, *blank, None, stride, padding, dilation, False, [0, 0], groups, needed
         )
         return by_x, by_weight
 
@@ -286,8 +278,50 @@ class _NormaliseDerivatives(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # as torch's own
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return *_second(*ctx.saved_tensors, *grads), None, None, None, None
+    def backward(ctx: Any, v: Tensor | None, u: Tensor | None, t: Tensor | None) -> Any:
+        """Differentiate ``<v, by x> + <u, by weight> + <t, by bias>`` by grad, x and weight.
+
+        All sums come first, then each result as one affine form of images with a factor per
+        channel.
+        """
+        grad, x, weight, mean, scale, grad_x, grad_1 = ctx.saved_tensors
+        number = x.numel() // x.shape[1]
+        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        u = zero if u is None else u
+        t = zero if t is None else t
+        v_x = v_1 = v_grad = zero
+        if v is not None:
+            v_x, v_1 = _sums(v, x, mean, scale)
+            v_grad, _ = _sums(v, grad, zero, one)
+        size = weight * scale
+        # <v, by x> is size · covariance
+        covariance = v_grad - v_1 * grad_1 / number - v_x * grad_x / number
+
+        def form(of_x: Tensor, constant: Tensor, *terms: tuple[Tensor, Tensor | None]) -> Tensor:
+            """Return of_x · x̂ + constant + terms."""
+            factor = of_x * scale
+            result: Tensor = torch.native_batch_norm(
+                x, factor, constant - factor * mean, zero, one, False, 0.0, 0.0
+            )[0]
+            for of_images, images in terms:
+                if images is not None:
+                    result.addcmul_(images, of_images.view(1, -1, *[1] * (x.dim() - 2)))
+            return result
+
+        # size · (v - mean(v) - x̂ · mean(v · x̂)) + u · x̂ + t
+        by_grad = form(u - size * v_x / number, t - size * v_1 / number, (size, v))
+        # By x̂ it is e = of_v · v + of_grad · grad, which goes back to x as any gradient of a batch
+        # norm does; by scale, which is a function of x, too, it is weight · covariance.
+        of_v, of_grad = -size * grad_x / number, u - size * v_x / number
+        mean_e = (of_v * v_1 + of_grad * grad_1) / number
+        mean_e_x = (of_v * v_x + of_grad * grad_x) / number
+        x_again = form(
+            -scale * (mean_e_x + size * covariance / number),
+            -scale * mean_e,
+            (scale * of_v, v),
+            (scale * of_grad, grad),
+        )
+        return by_grad, x_again, scale * covariance, None, None, None, None
 
 
 def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,58 +330,3 @@ def _sums(grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor,
         grad, x, None, None, None, mean, scale, True, 0.0, [False, True, True]
     )
     return weighted, total
-
-
-def _second(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    grad_x: Tensor,
-    grad_1: Tensor,
-    v: Tensor | None,
-    u: Tensor | None,
-    t: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``<v, by x> + <u, by weight> + <t, by bias>`` by grad, x and weight.
-
-    All sums come first, then each result as one affine form of images with a factor per channel.
-    """
-    number = x.numel() // x.shape[1]
-    zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-    u = zero if u is None else u
-    t = zero if t is None else t
-    v_x = v_1 = v_grad = zero
-    if v is not None:
-        v_x, v_1 = _sums(v, x, mean, scale)
-        v_grad, _ = _sums(v, grad, zero, one)
-    size = weight * scale
-    # <v, by x> is size · covariance
-    covariance = v_grad - v_1 * grad_1 / number - v_x * grad_x / number
-
-    def form(of_x: Tensor, constant: Tensor, *terms: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Return of_x · x̂ + constant + terms."""
-        factor = of_x * scale
-        result: Tensor = torch.native_batch_norm(
-            x, factor, constant - factor * mean, zero, one, False, 0.0, 0.0
-        )[0]
-        for of_images, images in terms:
-            if images is not None:
-                result.addcmul_(images, of_images.view(1, -1, *[1] * (x.dim() - 2)))
-        return result
-
-    # size · (v - mean(v) - x̂ · mean(v · x̂)) + u · x̂ + t
-    by_grad = form(u - size * v_x / number, t - size * v_1 / number, (size, v))
-    # By x̂ it is e = of_v · v + of_grad · grad, which goes back to x as any gradient of a batch
-    # norm does; by scale, which is a function of x, too, it is weight · covariance.
-    of_v, of_grad = -size * grad_x / number, u - size * v_x / number
-    mean_e = (of_v * v_1 + of_grad * grad_1) / number
-    mean_e_x = (of_v * v_x + of_grad * grad_x) / number
-    x_again = form(
-        -scale * (mean_e_x + size * covariance / number),
-        -scale * mean_e,
-        (scale * of_v, v),
-        (scale * of_grad, grad),
-    )
-    return by_grad, x_again, scale * covariance

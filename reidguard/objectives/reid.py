@@ -6,9 +6,9 @@ Triplet and cross-entropy (Eqs. 10 and 11 of the paper), and the losses of AGW (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -249,17 +249,6 @@ def _check_reduction(reduction: str) -> None:
         raise InputError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
 
 
-class _Output(Protocol):
-    @property
-    def embeddings(self) -> Tensor | list[Tensor]: ...
-    @property
-    def logits(self) -> Tensor | list[Tensor] | None: ...
-
-
-class _Model(Protocol):
-    def __call__(self, x: Any, /, *, domain: str | None) -> _Output: ...
-
-
 @dataclass(frozen=True)
 class ReIDObjective:
     """Triplet loss plus cross-entropy, the objective of models and defenses.
@@ -283,7 +272,7 @@ class ReIDObjective:
         if not self.losses or not set(self.losses) <= set(get_args(Loss)):
             raise InputError(f"losses must name 'triplet', 'identity' or both, not {self.losses!r}")
 
-    def __call__(self, model: _Model, batch: ReIDBatch) -> Tensor:
+    def __call__(self, model: Callable[..., Any], batch: ReIDBatch) -> Tensor:
         """Return the loss of a model on a batch, from one forward pass.
 
         Raises:
@@ -358,7 +347,7 @@ class AGWObjective(nn.Module):
         self.smoothing = smoothing
         self.centre_weight = centre_weight
 
-    def forward(self, model: _Model, batch: ReIDBatch) -> Tensor:
+    def forward(self, model: Callable[..., Any], batch: ReIDBatch) -> Tensor:
         """Return the loss of a model on a batch, from one forward pass.
 
         Raises:

@@ -34,7 +34,7 @@ from reidguard.storage import (
 )
 from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
-__all__ = ["Batches", "LoopHooks", "batch_loaders", "learn"]
+__all__ = ["Batches", "LoopHooks", "batch_loaders", "derived_seed", "learn"]
 
 
 class Batches(Protocol):
@@ -167,7 +167,7 @@ def learn(
         batch = next(train_stream).to(device)
         other = next(test_stream).to(device) if test_stream is not None else None
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_mix(values["seed"], step))
+            torch.manual_seed(derived_seed(values["seed"], step))
             result = learner.step(module, objective, batch, other, optimizer=optimizer)
         # The loss of the step before is read only now, so that a GPU never waits for the host.
         _report(pending, steps, progress, saved.hint)
@@ -188,9 +188,10 @@ def _stream(batches: Batches, step: int) -> Iterator[ReIDBatch]:
         epoch, start = epoch + 1, 0
 
 
-def _mix(seed: int, step: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+def derived_seed(*key: object) -> int:
+    """Return a seed that depends on every part of the key, such as a seed and a step."""
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def _report(

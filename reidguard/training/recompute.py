@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache, partial
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -72,7 +72,11 @@ class _Recomputed(nn.Module):
         run = super().forward
         if not torch.is_grad_enabled():
             return run(*args, **kwargs)
-        contexts = partial(_contexts, self, active_sync_layers())
+        layers = active_sync_layers()
+
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), _Again(self, layers)
+
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
@@ -80,12 +84,6 @@ class _Recomputed(nn.Module):
 def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     # The same name: a model's fingerprint has it.
     return type(kind.__name__, (_Recomputed, kind), {"__module__": kind.__module__})
-
-
-def _contexts(
-    block: nn.Module, layers: Any
-) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _Again(block, layers)
 
 
 class _Again:

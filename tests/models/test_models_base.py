@@ -155,7 +155,8 @@ def test_save_and_load_are_bit_identical(tmp_path, name, options):
     model = create_model(name, **options)
     with torch.no_grad():  # running statistics that differ from the initial ones
         model(torch.rand(4, 3, 64, 32), domain=next(iter(model.num_classes), None))
-    model.save(tmp_path / "m.safetensors", training={"epochs": 3})
+    model.provenance = {"epochs": 3}
+    model.save(tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors")
 
     assert type(loaded) is type(model)
@@ -172,7 +173,7 @@ def test_save_and_load_are_bit_identical(tmp_path, name, options):
     assert card["name"] == name
     assert card["versions"] == library_versions()
 
-    loaded.save(tmp_path / "again.safetensors", training={"epochs": 3})
+    loaded.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (
         tmp_path / "m.safetensors"
     ).read_bytes()
@@ -210,8 +211,9 @@ def test_what_cannot_be_saved_says_why(tmp_path):
     with pytest.raises(InputError, match="register_model"):
         wrap_model(nn.Conv2d(3, 2, 1)).save(tmp_path / "m.safetensors")
     model = create_model("osnet_x0_25")
+    model.provenance = {"when": object()}
     with pytest.raises(InputError, match="JSON"):
-        model.save(tmp_path / "m.safetensors", training={"when": object()})
+        model.save(tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 

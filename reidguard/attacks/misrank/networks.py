@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -70,14 +71,10 @@ class _SamePadding(nn.Module):
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride = [kernel] * 2, [stride] * 2
 
     def forward(self, x: Tensor) -> Tensor:
-        pads = []
-        for size in (x.shape[3], x.shape[2]):
-            total = max(0, (-(-size // self.stride) - 1) * self.stride + self.kernel - size)
-            pads += [total // 2, total - total // 2]
-        return F.pad(x, pads)
+        return cast(Tensor, pad_same(x, self.kernel, self.stride))
 
 
 class Discriminator(nn.Module):

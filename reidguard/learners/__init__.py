@@ -4,9 +4,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from reidguard.learners.base import LEARNERS, MetaLearner, Objective, StepResult
-from reidguard.learners.first_order import FirstOrderLearner
 from reidguard.learners.hessian_free import HessianFreeLearner
-from reidguard.learners.maml import MAMLLearner
+from reidguard.learners.maml import FirstOrderLearner, MAMLLearner
 from reidguard.learners.plain import JointLearner, PlainLearner
 
 __all__ = [

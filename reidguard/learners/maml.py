@@ -1,4 +1,4 @@
-"""Meta-learning that differentiates the inner step exactly."""
+"""MAML: meta-learning that differentiates the inner step, exactly or to the first order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reidguard.learners.base import LEARNERS
 from reidguard.learners.bilevel import BilevelLearner, InnerLoop, add
 from reidguard.nn.derivatives import LightDerivatives
 
-__all__ = ["MAMLLearner"]
+__all__ = ["FirstOrderLearner", "MAMLLearner"]
 
 
 @LEARNERS.register("maml")
@@ -79,3 +79,24 @@ class MAMLLearner(BilevelLearner):
         for i, product in pairs:
             meta[i] = add(product, None if i in moved else gradients[i])
         return meta
+
+
+@LEARNERS.register("first_order")
+class FirstOrderLearner(BilevelLearner):
+    """First-order MAML: the meta-test gradient at the temporary parameters, with ∂w'/∂w = 1.
+
+    Two passes with gradients; works on every network.
+
+    Example:
+        >>> module = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(module.weight, 3.0)
+        >>> learner = FirstOrderLearner(inner="sgd", inner_lr=0.25)  # w' = 3 - 0.25·6 = 1.5
+        >>> loss = lambda m, x: m(x).square().sum()
+        >>> _ = learner.step(module, loss, torch.ones(1, 1), torch.ones(1, 1))
+        >>> float(module.weight.grad)  # 2·3 + 2·1.5
+        9.0
+    """
+
+    def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradients."""
+        return list(gradients)

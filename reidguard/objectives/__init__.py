@@ -7,8 +7,12 @@ from reidguard.objectives.base import (
     normalized_features,
 )
 from reidguard.objectives.misranking import MisrankingTriplet
-from reidguard.objectives.retrieval import LabelWiseLoss, ListWiseLoss, PairWiseLoss
-from reidguard.objectives.selfmetric import SelfMetricLoss
+from reidguard.objectives.retrieval import (
+    LabelWiseLoss,
+    ListWiseLoss,
+    PairWiseLoss,
+    SelfMetricLoss,
+)
 
 __all__ = [
     "ATTACK_LOSSES",

@@ -1,4 +1,4 @@
-"""The losses of UAP-Retrieval: pair-wise, label-wise, list-wise (Li et al., ICCV 2019)."""
+"""The losses of UAP-Retrieval (Li et al., ICCV 2019), and the self-metric loss for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reidguard.objectives.clusters import k_means
 from reidguard.objectives.misranking import row_distance
 from reidguard.types import Embedder
 
-__all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "class_scores"]
+__all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "SelfMetricLoss", "class_scores"]
 
 
 @dataclass(eq=False)
@@ -170,6 +170,26 @@ class LabelWiseLoss(AttackLoss):
         """
         parts = class_scores(model, images)[1]
         return torch.stack(parts).mean(0)
+
+
+@ATTACK_LOSSES.register("self_metric")
+class SelfMetricLoss(AttackLoss):
+    """Mean cosine similarity of adversarial and clean features: "UAP w/ SMA" of Table 5.
+
+    ``L = mean(cos(φ(x̃), φ(x)))``. Needs no labels. Its gradient is zero at the clean image, so
+    ``fit`` takes one random step first.
+
+    Example:
+        >>> right, up = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> float(SelfMetricLoss()(up, right, torch.tensor([0])))
+        0.0
+    """
+
+    flat_at_clean = True
+
+    def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
+        """Return the mean similarity; labels are not used. See :class:`AttackLoss`."""
+        return F.cosine_similarity(adversarial, clean.detach()).mean()
 
 
 def class_scores(model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:

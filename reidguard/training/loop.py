@@ -8,7 +8,6 @@ same bits as one that was not (on the CPU, same machine).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +144,7 @@ def learn(
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
     path = None if checkpoint is None else Path(checkpoint)
-    as_read_back = json.loads(json.dumps(dict(settings or {})))
-    saved = _Checkpoint(path, parts, optimizer, as_read_back)
+    saved = _Checkpoint(path, parts, optimizer, dict(settings or {}))
     step = saved.restore()
     if (processes := world()) is not None:
         agree({**saved.settings, "first step": step, "weights": weights_fingerprint(module)})

@@ -15,10 +15,10 @@ from reidguard.attacks import SMA, DeltaAttack
 from reidguard.data import Augment, ReIDDataset
 from reidguard.defenses import GOAT, AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.defenses import training as module
-from reidguard.defenses.batches import draw
 from reidguard.errors import InputError, ReIDGuardError
 from reidguard.learners import MAMLLearner, PlainLearner
 from reidguard.storage import weights_fingerprint
+from reidguard.training.loop import derived_seed
 from reidguard.types import Budget, ReIDSample
 
 SIZE = (32, 16)
@@ -86,7 +86,11 @@ def test_usual_values_are_those_that_the_docs_name(sets, learn):
     assert call.seed == 0
     stream = call.meta_train
     assert (stream.fraction, stream.clean, stream.domain) == (0.5, True, "default")
-    assert (stream.seed, stream.role, stream.fill) == (0, "meta-train", Augment().erase_value)
+    assert (stream.seed, stream.role, stream.augment.erase_value) == (
+        0,
+        "meta-train",
+        Augment().erase_value,
+    )
     assert stream.loader.augment == replace(Augment(), erase=0.0)
     assert call.steps == 85 * len(stream)
     assert robust.provenance == call.settings
@@ -134,7 +138,7 @@ def test_two_domains_have_streams_of_their_own(sets, learn):
     assert [s.seed for s in streams] == [4, 4]
     assert [s.fraction for s in streams] == [0.25, 0.25]
     assert [s.loader.augment for s in streams] == [replace(augment, erase=0.0)] * 2
-    assert [s.fill for s in streams] == [(0.0, 0.5, 1.0)] * 2
+    assert [s.augment.erase_value for s in streams] == [(0.0, 0.5, 1.0)] * 2
     assert len(streams[0].loader.samples) == 24
     assert len(streams[1].loader.samples) == 36
     assert (call.seed, call.steps) == (4, 2)
@@ -154,7 +158,7 @@ def test_new_classifiers_depend_on_the_seed(sets, learn):
     model = tiny_model(num_classes=16)
     assert torch.equal(head(1), head(1))
     assert not torch.equal(head(1), head(2))
-    expected = tiny_model(seed=draw(1, "classifiers"), num_classes={"nine": 9})
+    expected = tiny_model(seed=derived_seed(1, "classifiers"), num_classes={"nine": 9})
     assert torch.equal(head(1), expected.classifier["nine"].weight)
 
 
@@ -185,7 +189,7 @@ def test_an_attack_is_relearnt_every_so_many_epochs(sets, learn, monkeypatch, ev
         call.meta_train.before(step)
     assert [data for data, _ in fits] == [(call.module["model"], sets[0])] * 2
     assert [options for _, options in fits] == [
-        {"learner": "plain", "steps": 7, "seed": draw(2, "refresh", step), **SMALL}
+        {"learner": "plain", "steps": 7, "seed": derived_seed(2, "refresh", step), **SMALL}
         for step in (period, 2 * period)
     ]
 
@@ -218,7 +222,7 @@ def test_the_objective_is_that_of_the_settings(sets, learn):
     assert (objective.margin, objective.reduction) == (0.9, "sum")
     assert objective.batch_norm == "separate"
     assert objective.losses == ("triplet", "identity")
-    assert call.meta_train.fill is None
+    assert call.meta_train.augment is None
     assert call.meta_train.loader.augment is None
     batch = next(call.meta_train.epoch(0))
     assert batch.adversarial == 2

@@ -146,7 +146,7 @@ def _hub(failure: str) -> Iterator[Any]:
             utils.disable_progress_bars()
         yield huggingface_hub
     except Exception as error:  # its own, or those of the HTTP library below
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise CheckpointError(
             f"{failure} ({type(error).__name__}: {reason}); check the name, the revision and the "
             "token (log in with `hf auth login`), or use a folder"

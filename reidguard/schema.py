@@ -55,12 +55,12 @@ class Option:
 
     Args:
         help: One sentence, without a full stop.
-        default: The value where none is given. With None the default depends on the attack, recipe
-            or defense; otherwise None, if the type allows it, is a value of its own.
+        default: The value of an option that is left out. With None the default depends on the
+            attack, recipe or defense; otherwise None, if the type allows it, is a value of its own.
         low: Least value, inclusive. Ranges hold for every number of a tuple.
         high: Greatest value, inclusive.
         above: Lower bound, exclusive.
-        excludes: Another option of the group that cannot be given together with this one.
+        excludes: Another option of the group that excludes this one.
         recorded: Whether the result depends on the option, so that :func:`settings` has it.
         type: Its type, which :func:`options_of` reads from the annotation.
     """
@@ -136,11 +136,11 @@ def options_of(group: Any) -> dict[str, Option]:
 
 
 def resolve(group: Any, values: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Check the options that a caller gave, and fill in the defaults of the others.
+    """Check a caller's options, and fill in the defaults of the others.
 
     Args:
         group: The group of options.
-        values: The given options.
+        values: The caller's options.
         defaults: Defaults of this attack, recipe or defense, for options whose own is None.
 
     Returns:

@@ -41,7 +41,7 @@ def check_images(images: Tensor) -> None:
     """Refuse what is not a float tensor of shape (N, 3, H, W). Costs nothing, on any device.
 
     Raises:
-        InputError: Naming what was given and what to do about it.
+        InputError: Naming the actual type or shape, and how to fix it.
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor, not {type(images).__name__}")

@@ -152,7 +152,7 @@ def test_a_refused_upload(hub, monkeypatch, attack):
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
-    with pytest.raises(CheckpointError, match="ConnectionError: no reason given"):
+    with pytest.raises(CheckpointError, match="ConnectionError: unknown reason"):
         push_to_hub(attack, "me/net")
 
 

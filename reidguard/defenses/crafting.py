@@ -102,7 +102,7 @@ def attack_provenance(attack: Attack) -> dict[str, Any]:
     }
     if is_bound(attack):
         target = cast(InstanceAttack, attack).target.model
-        facts["victim"] = weights_fingerprint(target) if isinstance(target, nn.Module) else None
+        facts["target"] = weights_fingerprint(target) if isinstance(target, nn.Module) else None
     return facts
 
 

@@ -71,7 +71,7 @@ def with_classifiers(
             continue
         if key not in old or old[key].shape != new[key].shape:
             raise CheckpointError(
-                f"{name!r}, rebuilt, does not fit the given model ({key}): "
+                f"{name!r}, rebuilt, does not fit the original model ({key}): "
                 "create the model with create_model and the options that it has now"
             )
         new[key] = old[key].detach().clone()

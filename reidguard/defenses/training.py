@@ -42,7 +42,7 @@ class AdversarialTraining(Defense):
 
     Every batch holds P identities × K clean images and the adversarial images that an attack makes
     of a random half. The loss is triplet and cross-entropy over all of them (Eq. 12), the
-    optimiser Adam. With a learner that uses a second domain, its batches are made likewise.
+    optimiser Adam. With a learner that uses a second domain, its batches are made in the same way.
 
     The attack determines what the model becomes robust to:
 
@@ -355,7 +355,7 @@ class ReleasedMetaDefense(MetaDefense):
     """MetaDefense with those choices of the released code that can be reproduced.
 
     Triplet loss only, learning rate 2e-4, and an inner step by the gradient's sign, which is what
-    a first step of Adam is; it has no derivative, so the learner is "first_order". Its mistakes
+    a first step of Adam is; it has no derivative, so the learner is "first_order". Its errors
     are not repeated: ``docs/defenses.rst`` lists them.
     """
 

@@ -39,7 +39,7 @@ class MetaLearner(ABC):
     """
 
     needs_meta_test: bool
-    """Whether :meth:`step` must be given a meta-test batch."""
+    """Whether :meth:`step` needs a meta-test batch."""
 
     @abstractmethod
     def step(

@@ -104,7 +104,7 @@ class AGW(BackboneModel):
 
     Raises:
         InputError: If the backbone is unknown, or has no maps or no such stages.
-        CheckpointError: If pretrained weights are asked for and cannot be had.
+        CheckpointError: If pretrained weights cannot be loaded.
 
     Example:
         >>> model = AGW(backbone="resnet18", size=(64, 32)).eval()

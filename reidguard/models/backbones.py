@@ -32,7 +32,7 @@ def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -
 
     Raises:
         InputError: If timm knows no such network, or cannot build it for this size.
-        CheckpointError: If pretrained weights are asked for and cannot be had.
+        CheckpointError: If pretrained weights cannot be loaded.
     """
     if not isinstance(name, str) or not timm.is_model(name):  # so no address of a hub either
         hint = did_you_mean(str(name), timm.list_models(), most=3)

@@ -48,7 +48,7 @@ class ReIDModel(ABC, nn.Module):
     Args:
         input_spec: Resizing and normalisation, done inside the model.
         metric: How features are compared in retrieval. Features stay unnormalised: with "cosine"
-            whoever compares them normalises.
+            retrieval and attacks normalise them.
         num_classes: Training identities per domain, such as ``{"market1501": 751}``; one number
             means ``{"default": number}``; None builds no classifier.
     """
@@ -164,7 +164,7 @@ class ReIDModel(ABC, nn.Module):
         raise InputError(f"unknown domain {domain!r}: {hint}known: {', '.join(known)}")
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the tensors of other people's checkpoints to this model's names."""
+        """Rename the tensors of other code bases' checkpoints to this model's names."""
         return state
 
     def save(self, path: Path | str) -> None:

@@ -57,7 +57,7 @@ class BlackBoxModel(ReIDModel):
         if not callable(function):
             raise InputError(f"function must be callable, not a {type(function).__name__}")
         if not identity:
-            raise InputError("identity must tell this network from others, such as a file's hash")
+            raise InputError("identity must be unique to this network, such as a file's hash")
         self.function = function
         self.identity = identity
 
@@ -120,7 +120,7 @@ def load_onnx(
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime has classes of its own for each kind of damage
-        reason = (str(error).splitlines() or ["no reason given"])[0]
+        reason = (str(error).splitlines() or ["unknown reason"])[0]
         raise CheckpointError(f"{path} is no ONNX network that can be run: {reason}") from error
     images, features = session.get_inputs()[0], session.get_outputs()[0]
 

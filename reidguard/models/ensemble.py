@@ -41,11 +41,11 @@ class EnsembleModel(ReIDModel):
 
     def __init__(self, members: Sequence[ReIDModel]) -> None:
         members = list(members)
-        strangers = [type(m).__name__ for m in members if not isinstance(m, ReIDModel)]
-        if not members or strangers:
+        others = [type(m).__name__ for m in members if not isinstance(m, ReIDModel)]
+        if not members or others:
             raise InputError(
                 "an ensemble needs models"
-                + (f", not {', '.join(strangers)}: use wrap_model first" if strangers else "")
+                + (f", not {', '.join(others)}: use wrap_model first" if others else "")
             )
         nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         super().__init__(input_spec=nothing, metric="cosine")

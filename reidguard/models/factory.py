@@ -92,7 +92,7 @@ def load_model(path: Path | str) -> ReIDModel:
 
     Raises:
         CheckpointError: If the file is missing, damaged, no model of this library, or does not
-            fit the model of that name exactly; a torch file goes to
+            fit the model of that name exactly; load a torch file by
             ``create_model(name, weights=path)`` instead.
     """
     path = Path(path)

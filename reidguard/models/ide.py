@@ -37,7 +37,7 @@ class IDE(BackboneModel):
 
     Raises:
         InputError: If the backbone is unknown, or cannot work at this size or stride.
-        CheckpointError: If pretrained weights are asked for and cannot be had.
+        CheckpointError: If pretrained weights cannot be loaded.
 
     Example:
         >>> import torch

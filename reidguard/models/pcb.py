@@ -43,7 +43,7 @@ class PCB(BackboneModel):
 
     Raises:
         InputError: If the backbone is unknown, has no maps or fewer rows than there are parts.
-        CheckpointError: If pretrained weights are asked for and cannot be had.
+        CheckpointError: If pretrained weights cannot be loaded.
 
     Example:
         >>> model = PCB(backbone="resnet18", size=(96, 32), num_classes=4).eval()
@@ -83,8 +83,8 @@ class PCB(BackboneModel):
         self.parts = nn.ModuleList(_reduction(channels) for _ in range(parts))
         self.classifier = nn.ModuleDict(
             {
-                domain: nn.ModuleList(identity_layer(REDUCED, people) for _ in range(parts))
-                for domain, people in self.num_classes.items()
+                domain: nn.ModuleList(identity_layer(REDUCED, identities) for _ in range(parts))
+                for domain, identities in self.num_classes.items()
             }
         )
 

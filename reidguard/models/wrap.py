@@ -37,13 +37,10 @@ class WrappedModel(ReIDModel):
             output = getattr(self.network, self._source)(inputs)
         else:
             output = self._source(self.network, inputs)
-        if not isinstance(output, Tensor):
-            kind = f"a {type(output).__name__}"
-        elif output.shape[:1] == inputs.shape[:1] and output.dim() == 2:
-            return output
-        elif output.shape[:1] == inputs.shape[:1] and output.dim() == 4:
-            return output.mean((2, 3))
-        else:
+        kind = f"a {type(output).__name__}"
+        if isinstance(output, Tensor):
+            if output.shape[:1] == inputs.shape[:1] and output.dim() in (2, 4):
+                return output if output.dim() == 2 else output.mean((2, 3))
             kind = f"shape {tuple(output.shape)}"
         raise InputError(
             f"{type(self.network).__name__} gives {kind} for {len(inputs)} images, where features "
@@ -79,7 +76,7 @@ def wrap_model(
         metric: How its features are compared, "euclidean" or "cosine".
         features: Where the features come from if calling the module does not give them: the name
             of a method, or a function of (module, images). The function should use the module
-            that it is given, which may be a copy with other weights.
+            that it gets, which may be a copy with other weights.
 
     Raises:
         InputError: If the module is none, or has no such method; and in the first call, if the

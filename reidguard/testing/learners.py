@@ -98,11 +98,11 @@ def check_direction(make: LearnerFactory) -> None:
     module, plain = _Network(), _Network()
     _step(make(), module, test=1)
     _objective(plain, _batch(1)).backward()  # type: ignore[no-untyped-call]
-    ours, theirs = (
+    gradient, expected = (
         torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
         for m in (module, plain)
     )
-    cosine = float(F.cosine_similarity(ours, theirs, dim=0))
+    cosine = float(F.cosine_similarity(gradient, expected, dim=0))
     assert cosine > 0.9, f"cosine {cosine:.3f} to the gradient of the loss"
 
 

@@ -31,7 +31,7 @@ __all__ = ["MODEL_CHECKS", "ModelFactory"]
 
 ModelFactory = Callable[[Mapping[str, int] | None], ReIDModel]
 
-_PEOPLE = {"one": 3, "two": 4}
+_NUM_CLASSES = {"one": 3, "two": 4}
 
 
 def images(count: int = 4, size: tuple[int, int] = (48, 24), seed: int = 0) -> Tensor:
@@ -45,10 +45,10 @@ def _batch(seed: int = 0) -> ReIDBatch:
     return ReIDBatch(images(seed=seed), pids, torch.zeros_like(pids), torch.arange(4))
 
 
-def _build(make: ModelFactory, people: Mapping[str, int] | None) -> ReIDModel:
+def _build(make: ModelFactory, num_classes: Mapping[str, int] | None) -> ReIDModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make(people)
+        return make(num_classes)
 
 
 def _close(actual: Tensor, expected: Tensor, what: str) -> None:
@@ -117,10 +117,10 @@ def check_eval_is_pure(make: ModelFactory) -> None:
 @torch.no_grad()
 def check_output(make: ModelFactory) -> None:
     """Calling gives features, embeddings and logits of the requested domain."""
-    model = _build(make, _PEOPLE).eval()
-    assert dict(model.num_classes) == _PEOPLE, f"num_classes is {model.num_classes}"
+    model = _build(make, _NUM_CLASSES).eval()
+    assert dict(model.num_classes) == _NUM_CLASSES, f"num_classes is {model.num_classes}"
     x = images()
-    for domain, people in _PEOPLE.items():
+    for domain, identities in _NUM_CLASSES.items():
         output = model(x, domain=domain)
         assert isinstance(output, ReIDOutput), f"the call gives a {type(output).__name__}"
         _close(output.features, model.features(x), "features and forward differ")
@@ -129,13 +129,13 @@ def check_output(make: ModelFactory) -> None:
         assert scores, "no logits, though num_classes was given"
         assert all(len(part) == len(x) and part.dim() == 2 for part in parts), "embeddings: (N, E)"
         shapes = [tuple(part.shape) for part in scores]
-        assert shapes == [(len(x), people)] * len(scores), f"logits of {domain}: {shapes}"
+        assert shapes == [(len(x), identities)] * len(scores), f"logits of {domain}: {shapes}"
     assert _build(make, None).eval()(x).logits is None, "logits without num_classes"
 
 
 def check_domains(make: ModelFactory) -> None:
     """With several domains one must be named, and be known."""
-    model = _build(make, _PEOPLE).eval()
+    model = _build(make, _NUM_CLASSES).eval()
     for wrong in (None, "three"):
         try:
             model(images(), domain=wrong)
@@ -146,7 +146,7 @@ def check_domains(make: ModelFactory) -> None:
 
 def check_gradients(make: ModelFactory) -> None:
     """The images get a gradient from the features, the parameters one from the training loss."""
-    model = _build(make, _PEOPLE).eval()
+    model = _build(make, _NUM_CLASSES).eval()
     x = images().requires_grad_()
     (slope,) = torch.autograd.grad(model.features(x).square().sum(), x, allow_unused=True)
     assert slope is not None, "no gradient reaches the images"
@@ -171,7 +171,7 @@ def check_gradients(make: ModelFactory) -> None:
 @torch.no_grad()
 def check_inference_view(make: ModelFactory) -> None:
     """An inference view computes what the model in eval mode does, and leaves it as it is."""
-    model = _build(make, _PEOPLE).eval()
+    model = _build(make, _NUM_CLASSES).eval()
     expected = model.features(images())
     model.train()
     before = state_of(model)
@@ -183,7 +183,7 @@ def check_inference_view(make: ModelFactory) -> None:
 
 def check_copies(make: ModelFactory) -> None:
     """Defenses copy a model, learners call it with other weights, files rebuild it."""
-    model = _build(make, _PEOPLE).eval()
+    model = _build(make, _NUM_CLASSES).eval()
     with torch.no_grad():
         expected = model.features(images())
         assert torch.equal(copy.deepcopy(model).features(images()), expected), "a copy differs"
@@ -201,7 +201,7 @@ def check_copies(make: ModelFactory) -> None:
         model.save(Path(folder) / "model.safetensors")
         again = load_model(Path(folder) / "model.safetensors")
     with torch.no_grad():
-        for domain in _PEOPLE:
+        for domain in _NUM_CLASSES:
             output, rebuilt = (m(images(), domain=domain) for m in (model, again))
             assert torch.equal(output.features, rebuilt.features), "a saved model's features differ"
             pairs = zip(_listed(output.logits), _listed(rebuilt.logits), strict=True)

@@ -211,15 +211,15 @@ def _warn_of_collapse(
     """Warn if the loss ended at that of a network that maps all images to one embedding.
 
     With too high a learning rate, triplets of the hardest images pull all embeddings together; the
-    loss falls meanwhile, and nothing else shows it.
+    loss falls all the same, and nothing else shows it.
     """
     chance = parts * (math.log(identities) + equal)
     mean = sum(last) / max(1, len(last))
     if abs(mean / chance - 1) < 0.01:
         warnings.warn(
-            f"the training ended at a loss of {mean:.3f}, which is that of a network to which all "
-            f"people look alike (ln {identities} + {equal:.2f}): it has collapsed. Try a rate "
-            f'below {lr:g}; recipe="agw" has softer triplets than the paper\'s',
+            f"the training ended at a loss of {mean:.3f}, which is that of a network that gives "
+            f"all images one embedding (ln {identities} + {equal:.2f}): it has collapsed. Try a "
+            f'rate below {lr:g}; recipe="agw" has softer triplets than the paper\'s',
             stacklevel=3,
         )
 
@@ -236,8 +236,8 @@ def _embeddings(
 
 
 def _domain_of(model: ReIDModel, dataset: ReIDDataset) -> str:
-    people = dataset.num_train_pids
-    cure = f"create it with num_classes={{{dataset.name!r}: {people}}}"
+    identities = dataset.num_train_pids
+    advice = f"create it with num_classes={{{dataset.name!r}: {identities}}}"
     if dataset.name in model.num_classes:
         domain = dataset.name
     elif len(model.num_classes) == 1:
@@ -245,12 +245,12 @@ def _domain_of(model: ReIDModel, dataset: ReIDDataset) -> str:
     else:
         known = ", ".join(model.num_classes) or "none"
         raise InputError(
-            f"the model has no classifier for {dataset.name} (it has: {known}); {cure}"
+            f"the model has no classifier for {dataset.name} (it has: {known}); {advice}"
         )
-    if model.num_classes[domain] != people:
+    if model.num_classes[domain] != identities:
         raise InputError(
             f"the model's classifier {domain!r} knows {model.num_classes[domain]} identities, the "
-            f"training images of {dataset.name} show {people}; {cure}"
+            f"training images of {dataset.name} show {identities}; {advice}"
         )
     return domain
 

@@ -184,9 +184,9 @@ def test_the_facts_of_a_bound_attack_hold_its_target():
             return x.flatten(1)
 
     model = TinyNet()
-    assert attack_provenance(SMA().bind(model))["victim"] == weights_fingerprint(model)
-    assert attack_provenance(SMA().bind(Function()))["victim"] is None
-    assert "victim" not in attack_provenance(SMA())
+    assert attack_provenance(SMA().bind(model))["target"] == weights_fingerprint(model)
+    assert attack_provenance(SMA().bind(Function()))["target"] is None
+    assert "target" not in attack_provenance(SMA())
     assert is_bound(SMA().bind(model))
     assert not is_bound(FNA())
     assert not is_bound(learnt())

@@ -201,7 +201,7 @@ class _Alike(ReIDModel):
 @pytest.mark.parametrize(("recipe", "alike"), [("paper", "0.50"), ("agw", "0.69")])
 def test_a_collapsed_network_is_told(studio, recipe, alike):
     """The network's loss is known: it cannot tell anyone from anyone."""
-    with pytest.warns(UserWarning, match=rf"all people look alike \(ln 16 \+ {alike}\)"):
+    with pytest.warns(UserWarning, match=rf"all images one embedding \(ln 16 \+ {alike}\)"):
         train_model(_Alike(16), studio, recipe=recipe, steps=3, **{**SHORT, "lr": 1e-9})
 
 
@@ -214,7 +214,7 @@ class _AlikeInParts(_Alike):
 
 
 def test_a_collapsed_network_of_parts_is_told(studio):
-    with pytest.warns(UserWarning, match="all people look alike"):
+    with pytest.warns(UserWarning, match="all images one embedding"):
         train_model(_AlikeInParts(16), studio, steps=3, **{**SHORT, "lr": 1e-9})
 
 

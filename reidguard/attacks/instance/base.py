@@ -30,7 +30,7 @@ _DISTRACTOR, _UNKNOWN = -1, -2  # in place of an identity's index
 
 @dataclass(frozen=True, eq=False)
 class Guides:
-    """Features and identities of clean images, such as the gallery's, that an attack is given.
+    """Features and identities of clean images, such as the gallery's, for attacks that need them.
 
     Args:
         features: (G, D) as the target model's ``features`` gives them, not normalised.
@@ -175,7 +175,7 @@ class InstanceAttack(Attack):
     """
 
     needs_guides: ClassVar[bool] = False
-    """Whether :meth:`bind` must be given guides. Attacks that need none ignore them."""
+    """Whether :meth:`bind` needs guides. Attacks that need none ignore them."""
 
     seed: int = 0
     """Fixes the random draws; an argument of subclasses that draw."""
@@ -226,7 +226,7 @@ class InstanceAttack(Attack):
         return bound
 
     def with_labels(self, pids: Tensor | Sequence[int]) -> Self:
-        """Return this bound attack, given the ground-truth identities of the next call's images.
+        """Return this bound attack with the ground-truth identities of the next call's images.
 
         Without labels, attacks with guides take the identity of an image's nearest guide. An
         identity without guides is allowed: the image's own clean feature is used in their place.
@@ -274,7 +274,7 @@ class InstanceAttack(Attack):
         """
 
     def perturb(self, x: Tensor) -> Tensor:
-        """Return the result of :meth:`search`, given the clean features."""
+        """Return the result of :meth:`search`."""
         target = self.target
         if target.pids is not None and len(target.pids) != len(x):
             raise InputError(

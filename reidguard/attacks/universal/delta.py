@@ -44,7 +44,7 @@ class DeltaAttack(UniversalAttack):
         self.delta = nn.Parameter(torch.zeros(1, 3, *self.size))
 
     def resized(self, height: int, width: int) -> Tensor:
-        """Return δ for images of the given size, (1, 3, height, width)."""
+        """Return δ resized to (1, 3, height, width)."""
         if (height, width) == self.size:
             return self.delta
         return F.interpolate(self.delta, (height, width), mode="bilinear", align_corners=True)

@@ -48,7 +48,7 @@ class MetaAttack(LearnedAttack):
 
     Args:
         perturbation: Registered name of a universal attack.
-        budget: The ball; 8/255 by default. Given to the perturbation.
+        budget: The ball; 8/255 by default. That of the perturbation.
         learner: Registered name of the learner; by default the preset's, "maml".
         preset: "paper" is Algorithm 1 under one joint budget. "released" is what the paper's code
             does instead: stages of ε each (so 2ε in all), an inner sign step through which no

@@ -16,6 +16,7 @@ __all__ = [
     "ReIDGuardError",
     "RegistryError",
     "TrainingError",
+    "a_few",
     "did_you_mean",
 ]
 
@@ -48,3 +49,10 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
     """Return "did you mean 'x'? " with the nearest known names; nothing if none is near."""
     near = difflib.get_close_matches(name, list(known), n=most)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def a_few(names: Iterable[str], shown: int = 5) -> str:
+    """Join the first few names for an error message."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more

@@ -10,12 +10,13 @@ listed::
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar
 
-from reidguard.errors import RegistryError, did_you_mean
+from reidguard.errors import InputError, RegistryError, did_you_mean
 
 __all__ = ["Registry"]
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from reidguard.errors import CheckpointError
+from reidguard.errors import CheckpointError, a_few
 from reidguard.storage import read_card
 
 __all__ = ["read_tensors"]
@@ -83,12 +83,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     odd = [n for n, t in state.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]
     if odd:
         raise CheckpointError(
-            f"{path} has sparse, quantized or empty tensors ({_a_few(tuple(odd))}); "
+            f"{path} has sparse, quantized or empty tensors ({a_few(odd, 3)}); "
             "save them as ordinary dense ones"
         )
     if not state:
         raise CheckpointError(
-            f"{path} names no tensors (it has {_a_few(tuple(map(str, content))) or 'nothing'}); "
+            f"{path} names no tensors (it has {a_few(map(str, content), 3) or 'nothing'}); "
             "the weights should be at the top, under 'state_dict' or under 'model'"
         )
     return state
@@ -101,7 +101,3 @@ def _numpy_numbers() -> AbstractContextManager[None]:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     allowed: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
     return torch.serialization.safe_globals(allowed)
-
-
-def _a_few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -122,13 +122,7 @@ def create_attack(name: str, /, **options: Any) -> Attack:
         >>> create_attack("delta", size=(64, 32)).size
         (64, 32)
     """
-    factory = ATTACKS.get(name)
-    try:
-        inspect.signature(factory).bind(**options)
-    except TypeError as error:
-        accepted = ", ".join(inspect.signature(factory).parameters)
-        raise InputError(f"attack {name!r}: {error}; it takes: {accepted}") from None
-    return factory(**options)
+    return ATTACKS.create(name, **options)
 
 
 def load_attack(path: Path | str) -> Attack:

@@ -7,13 +7,13 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread_pool
-from reidguard.errors import DataError, InputError
+from reidguard.errors import DataError, InputError, a_few
 from reidguard.registry import Registry
 from reidguard.types import ReIDSample
 
@@ -31,13 +31,6 @@ CountCallback = Callable[[int, int], None]  # progress: (done, total)
 
 Reader = TypeVar("Reader", bound=Callable[..., Any])
 Result = TypeVar("Result")
-
-
-def a_few(names: Iterable[str], shown: int = 5) -> str:
-    """Join the first few names for an error message."""
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
 
 
 class ReIDDataset:

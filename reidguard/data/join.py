@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, a_few
-from reidguard.errors import InputError
+from reidguard.data.dataset import SPLITS, ReIDDataset
+from reidguard.errors import InputError, a_few
 from reidguard.types import ReIDSample
 
 __all__ = ["join_datasets"]

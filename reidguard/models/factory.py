@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,16 +63,8 @@ def create_model(
         >>> model.num_classes
         {'default': 751}
     """
-    factory = MODELS.get(name)
-    parameters = inspect.signature(factory).parameters.values()
-    accepted = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     options = kwargs if num_classes is None else {"num_classes": num_classes, **kwargs}
-    unknown = [key for key in options if key not in accepted]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise InputError(
-            f"model {name!r} does not take {', '.join(unknown)}; it takes {', '.join(accepted)}"
-        )
-    model = factory(**options)
+    model = MODELS.create(name, **options)
     # Pretrained initial weights are no part of the model: loading must not download them.
     model.build_spec = (name, {k: v for k, v in kwargs.items() if k != "pretrained"})
     if weights is not None:

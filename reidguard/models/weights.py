@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reidguard.errors import CheckpointError
+from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import ReIDModel
 from reidguard.models.checkpoint_formats import WRAPPERS, known_layout, without_wrappers
 from reidguard.tensor_files import read_tensors
@@ -57,13 +57,8 @@ class LoadReport:
             names: tuple[str, ...] = getattr(self, field)
             if names:
                 title = field.replace("_", " ")
-                lines.append(f"  {title} ({note}): {len(names)}: {_examples(names)}")
+                lines.append(f"  {title} ({note}): {len(names)}: {a_few(names, 4)}")
         return "\n".join(lines)
-
-
-def _examples(names: tuple[str, ...], limit: int = 4) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
@@ -106,8 +101,8 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
         raise CheckpointError(
             f"{path} holds the weights of another network than this {type(model).__name__}: "
             f"{count:,} of {total:,} numbers match. The file has, for instance, "
-            f"{_examples(tuple(state))}; the model needs {_examples(tuple(target))}"
-            + (f"; shapes differ: {_examples(report.mismatched, 2)}" if report.mismatched else "")
+            f"{a_few(state, 4)}; the model needs {a_few(target, 4)}"
+            + (f"; shapes differ: {a_few(report.mismatched, 2)}" if report.mismatched else "")
             + ". Create the model that the file was saved from"
         )
     matched = {name: state[name] for name in report.loaded}
@@ -167,6 +162,6 @@ def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     bad = tuple(n for n, t in state.items() if not bool(torch.isfinite(t).all()))
     if bad:
         raise CheckpointError(
-            f"{path} has NaN or infinite numbers in {len(bad)} tensors ({_examples(bad)}): its "
+            f"{path} has NaN or infinite numbers in {len(bad)} tensors ({a_few(bad, 4)}): its "
             "training diverged or the file is damaged; use an earlier checkpoint"
         )

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
-from reidguard.errors import CheckpointError, InputError, TrainingError
+from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.options import LoopOptions
 from reidguard.schema import documented, resolve
@@ -247,7 +247,7 @@ class _Checkpoint:
         bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise TrainingError(
-                f"step {step} left values that are not finite in {', '.join(bad[:3])}: lower the "
+                f"step {step} left values that are not finite in {a_few(bad, 3)}: lower the "
                 f"learning rate{self.hint}"
             )
         if self.path is None:

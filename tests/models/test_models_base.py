@@ -131,7 +131,7 @@ def test_zoo_is_listed():
 def test_mistakes_in_create_model():
     with pytest.raises(RegistryError, match="did you mean 'osnet_x0_25'"):
         create_model("osnet_x025")
-    with pytest.raises(InputError, match=r"does not take lastt_stride.*last_stride"):
+    with pytest.raises(InputError, match=r"lastt_stride.*it takes.*last_stride"):
         create_model("ide", lastt_stride=1)
     with pytest.raises(InputError, match=r"size must be"):
         create_model("osnet_x0_25", size=256)

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, a_few, register_dataset
+from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
 from reidguard.data.images import IMAGE_SUFFIXES, list_images
-from reidguard.errors import DataError
+from reidguard.errors import DataError, a_few
 from reidguard.types import ReIDSample
 
 __all__ = ["read_csv", "read_folder"]

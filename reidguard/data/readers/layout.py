@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, a_few
+from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.images import list_images
 from reidguard.data.readers.statistics import Count, Published, build_dataset
-from reidguard.errors import DataError
+from reidguard.errors import DataError, a_few
 from reidguard.types import ReIDSample
 
 __all__ = [

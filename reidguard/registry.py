@@ -119,8 +119,20 @@ class Registry(Generic[T]):
             ) from None
 
     def create(self, name: str, /, *args: Any, **kwargs: Any) -> T:
-        """Build the object registered under ``name`` with these arguments."""
-        return self.get(name)(*args, **kwargs)
+        """Build the object registered under ``name`` with these arguments.
+
+        Raises:
+            InputError: If its class or factory does not take them; the message lists what it takes.
+        """
+        factory = self.get(name)
+        try:
+            inspect.signature(factory).bind(*args, **kwargs)
+        except TypeError as error:
+            accepted = ", ".join(inspect.signature(factory).parameters)
+            raise InputError(f"{self.kind} {name!r}: {error}; it takes: {accepted}") from None
+        except ValueError:
+            pass  # some builtins have no signature
+        return factory(*args, **kwargs)
 
     def list(self, pattern: str = "*") -> list[str]:
         """Return the sorted names, plugins included, that match a shell-style ``pattern``."""

@@ -151,7 +151,7 @@ def _run(options: Options) -> None:
     from reidguard.cli.session import device_name
     from reidguard.distributed import join
 
-    with join(device_name(options)):
+    with join(device_name(options.device)):
         options.run(options)
 
 

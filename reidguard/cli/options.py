@@ -21,7 +21,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["MACHINE", "Flag", "Options", "command", "pathname", "read_config"]
+__all__ = ["MACHINE", "Flag", "Options", "command", "flag", "pathname", "read_config"]
+
+
+def flag(name: str) -> str:
+    """Return an option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def fraction(text: str) -> float:
@@ -209,8 +214,8 @@ def _parameter(
     """Return the parameter that cyclopts reads an option from."""
     kind = next(member for member in option.types if member is not NoneType)
     metavar, read = TYPES.get(kind, ("NAME", None))
-    flag = option if isinstance(option, Flag) else Flag("")
-    default = shown or flag.shown or _in_words(option.default)
+    own = option if isinstance(option, Flag) else Flag("")
+    default = shown or own.shown or _in_words(option.default)
     settings: dict[str, Any] = {
         "help": option.help + (f" (default: {default})" if default else ""),
         "group": groups,
@@ -220,7 +225,7 @@ def _parameter(
         "negative": () if kind is not bool or option.default is False else f"--no-{name}",
     }
     if not positional:
-        settings["name"] = f"--{name.replace('_', '-')}"
+        settings["name"] = flag(name)
     if get_origin(kind) is dict:
         kind, metavar = list[str], "KEY=VALUE"
         settings["converter"] = lambda _, tokens: dict(key_value(t.value) for t in tokens)
@@ -234,7 +239,7 @@ def _parameter(
     return inspect.Parameter(
         name,
         inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if flag.required else None,
+        default=inspect.Parameter.empty if own.required else None,
         annotation=Annotated[kind, Parameter(**settings)],
     )
 

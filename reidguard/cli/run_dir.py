@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,22 +13,29 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from reidguard.attacks import Attack
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.distributed import world
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel
-from reidguard.storage import atomic_write, changed_settings, library_versions, write_json
+from reidguard.storage import (
+    LOCK,
+    atomic_write,
+    changed_settings,
+    fingerprint,
+    folder_lock,
+    library_versions,
+    read_json,
+    write_json,
+)
 from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
 
 __all__ = ["RunFolder", "default_folder", "open_run"]
 
 Learnt = TypeVar("Learnt", ReIDModel, Attack)
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -116,8 +121,7 @@ class RunFolder:
 
 def default_folder(label: str, settings: Mapping[str, Any]) -> Path:
     """Return a folder below runs/ that is the same for equal settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{label.replace(':', '-')}-{digest[:8]}"
+    return Path("runs") / f"{label.replace(':', '-')}-{fingerprint(settings)[:8]}"
 
 
 @contextmanager
@@ -142,7 +146,8 @@ def open_run(
         existing: Names in the folder that may be there before the run.
 
     Raises:
-        InputError: If the folder holds something else, or another process works in it.
+        InputError: If the folder holds something else.
+        CheckpointError: If another process works in the folder, or it cannot be written.
         KeyboardInterrupt: After Ctrl-C; the message says how to resume the run.
     """
     settings = json.loads(json.dumps(settings))
@@ -151,12 +156,15 @@ def open_run(
     if distributed is not None and distributed.rank > 0:
         yield RunFolder(path, {}, Display(), writes=False)
         return
-    with _locked(path), Display() as display:
+    with folder_lock(path), Display() as display:
         manifest = _read_manifest(path)
         if manifest is None:
             manifest = _new_manifest(path, options, settings, existing)
-        else:
-            _compare(path, manifest["settings"], settings)
+        elif changed := changed_settings(manifest["settings"], settings):
+            raise InputError(
+                f"{path} holds a run with other settings ({changed}); repeat the settings to "
+                "resume it, or choose another folder with --out"
+            )
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
         run = RunFolder(path, manifest, display, finished=finished)
         if finished:
@@ -182,51 +190,15 @@ def open_run(
             raise KeyboardInterrupt(message) from None
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Make the folder and hold its lock, which ends with the process."""
-    lock = FileLock(path / LOCK, timeout=0)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"another process is working in {path}; wait for it, or choose another folder with "
-            "--out"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        if not (path.is_dir() and os.access(path, os.W_OK)):
-            raise InputError(
-                f"cannot write into {path}: {error}; choose another folder with --out"
-            ) from error  # else it is on a network disk without locks
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = dict(json.loads((path / MANIFEST).read_text("utf-8")))
-        if {"settings", "status", "resumed"} <= manifest.keys():
-            return manifest
-    except FileNotFoundError:
+    if not (path / MANIFEST).exists():
         return None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
-    except (ValueError, TypeError):
-        pass
+    manifest = read_json(path / MANIFEST)
+    if isinstance(manifest, dict) and {"settings", "status", "resumed"} <= manifest.keys():
+        return manifest
     raise CheckpointError(
         f"{path / MANIFEST} is damaged or of another program; choose another folder with --out"
     )
-
-
-def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if changed := changed_settings(before, now):
-        raise InputError(
-            f"{path} holds a run with other settings ({changed}); repeat the settings to resume "
-            "it, or choose another folder with --out"
-        )
 
 
 def _new_manifest(

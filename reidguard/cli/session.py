@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,46 +11,39 @@ from typing import Any, TypeVar
 
 import torch
 
-from reidguard.attacks import Attack, Guides, InstanceAttack
+from reidguard.attacks import Attack, InstanceAttack
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
+from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import MODELS, ReIDModel, create_model, load_model
+from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions
-from reidguard.storage import weights_fingerprint
 
-__all__ = [
-    "Session",
-    "build",
-    "device_name",
-    "feature_store",
-    "file_digest",
-    "model_from",
-    "use_device",
-]
+__all__ = ["Session", "build", "device_name", "feature_store", "model_from", "use_device"]
 
 T = TypeVar("T")
 
 
-def device_name(options: Options) -> str:
+def device_name(name: str | None) -> str:
     """Return the device of ``--device``, by default a GPU if there is one, its own per process."""
-    name: str = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     alone = "LOCAL_RANK" not in os.environ
     return name if name != "cuda" or alone else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def use_device(options: Options) -> torch.device:
-    """Set the number of threads and return the device.
+def use_device(name: str | None, threads: int | None) -> torch.device:
+    """Set the number of CPU threads and return the device.
 
     Raises:
         InputError: If there is no such device.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    name = device_name(options)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    name = device_name(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -122,14 +114,6 @@ def feature_store(folder: Path | None) -> FeatureStore:
         return FeatureStore()
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-
-
 @dataclass(frozen=True)
 class Session:
     """A command's options and the objects that they name.
@@ -139,6 +123,7 @@ class Session:
         device: Where the models are.
         dataset: ``--data``.
         model: ``--model``.
+        store: Clean features of this and earlier calls.
         surrogate: ``--surrogate``, if it is given.
         meta_test: ``--meta-data``, if it is given.
     """
@@ -147,6 +132,7 @@ class Session:
     device: torch.device
     dataset: ReIDDataset
     model: ReIDModel
+    store: FeatureStore
     surrogate: ReIDModel | None = None
     meta_test: ReIDDataset | None = None
 
@@ -158,7 +144,7 @@ class Session:
             options: Of the command.
             classifier: Whether a fresh model gets a classifier for the training identities.
         """
-        device = use_device(options)
+        device = use_device(options.device, options.threads)
         dataset = load_dataset(options.data)
         if (folder := options.get("query")) is not None:
             dataset = dataset.with_query(folder)
@@ -171,7 +157,8 @@ class Session:
             surrogate = model_from(spec, options.surrogate_set, seed=seed).to(device)
         elif options.get("surrogate_set"):
             raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
-        return cls(options, device, dataset, model.to(device), surrogate, meta_test)
+        store = feature_store(options.cache)
+        return cls(options, device, dataset, model.to(device), store, surrogate, meta_test)
 
     def settings(self, *splits: str, **own: Any) -> dict[str, Any]:
         """Return what identifies the run: the command's own settings, data, models and device.
@@ -187,7 +174,7 @@ class Session:
             **own,
             "data": _data_settings(self.dataset, *splits),
             **({} if meta_test is None else {"meta_data": _data_settings(meta_test, "train")}),
-            **{name: _model_settings(m) for name, m in models.items() if m is not None},
+            **{name: model_key(m) for name, m in models.items() if m is not None},
             "image_size": self.options.image_size,
             "device": self.device.type,
         }
@@ -197,23 +184,13 @@ class Session:
         """How images are read and scored."""
         return Protocol(image_size=self.options.image_size)
 
-    @property
-    def store(self) -> FeatureStore:
-        """Clean features of this and earlier calls."""
-        return feature_store(self.options.cache)
-
-    def bind(self, attack: InstanceAttack, model: ReIDModel, display: Display) -> InstanceAttack:
-        """Bind an attack to a model, with the gallery as guides where it needs them."""
-        if not attack.needs_guides:
-            return attack.bind(model)
-        features = self.store.features(
-            model,
-            self.dataset,
-            "gallery",
-            image_size=self.options.image_size,
-            progress=display.phase("features of the gallery"),
-        )
-        return attack.bind(model, Guides(features, [sample.pid for sample in self.dataset.gallery]))
+    def bind(self, attack: Attack, model: ReIDModel, display: Display) -> Attack:
+        """Bind an instance attack to a model, with the gallery as guides where it needs them."""
+        if not isinstance(attack, InstanceAttack):
+            return attack
+        progress = display.phase("features of the gallery")
+        retrieval = Retrieval(model, self.dataset, self.protocol, self.store, progress=progress)
+        return retrieval.bind(attack)
 
     def measure(
         self,
@@ -230,7 +207,7 @@ class Session:
             display: Shows progress.
             model: Is evaluated; not where something was learnt from a dataset without queries or
                 gallery.
-            attack: Perturbs the queries.
+            attack: Perturbs the queries; an unbound instance attack is bound to the model.
             provenance: How the model or attack was learnt, if it was.
             seconds: Time of a step, if any was taken now.
             lpips: Also measures LPIPS.
@@ -239,6 +216,7 @@ class Session:
         if provenance is not None and not (self.dataset.query and self.dataset.gallery):
             note(f"{self.dataset.name} has no query or no gallery images; skipping the evaluation")
         else:
+            attack = None if attack is None else self.bind(attack, model, display)
             result = evaluate(
                 model,
                 self.dataset,
@@ -273,7 +251,7 @@ class Session:
             label: Beginning of the folder's name below runs/.
             settings: What the result depends on.
             fit: Takes ``checkpoint`` and ``progress``, and returns the model.
-            attack: Perturbs the queries; an instance attack is made on the learnt model.
+            attack: Perturbs the queries of the evaluation.
         """
         products = ("model.safetensors", "result.json", "result.md")
         with open_run(self.options, settings, products, label) as run:
@@ -283,8 +261,6 @@ class Session:
                 if not run.writes:
                     return
                 model = model.to(self.device)
-                if isinstance(attack, InstanceAttack) and self.dataset.gallery:
-                    attack = self.bind(attack, model, run.display)
                 run.finish(*self.measure(run.display, model, attack, model.provenance, seconds))
             run.print()
             print(f"model: {run / products[0]}")
@@ -318,13 +294,4 @@ def _data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:
     return {
         "name": dataset.name,
         **{split: dataset.fingerprint(split) for split in splits if dataset.split(split)},
-    }
-
-
-def _model_settings(model: ReIDModel) -> dict[str, Any]:
-    return {
-        "class": type(model).__name__,
-        "weights": weights_fingerprint(model),
-        "input_spec": model.input_spec.to_dict(),
-        "metric": model.metric,
     }

@@ -12,6 +12,7 @@ from reidguard.attacks import Attack, Guides, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import (
+    CountCallback,
     FeatureStore,
     attack_device,
     labelled,
@@ -39,6 +40,7 @@ class Retrieval:
         protocol: How to read and score; None is ``Protocol()``.
         store: Caches clean features; None is a new one.
         batch_size: Images per forward pass.
+        progress: Called with (images done, images in all) while the gallery is read.
 
     Raises:
         InputError: If the dataset has no query or no gallery images.
@@ -51,6 +53,7 @@ class Retrieval:
         protocol: Protocol | None = None,
         store: FeatureStore | None = None,
         batch_size: int = 64,
+        progress: CountCallback | None = None,
     ) -> None:
         if not dataset.query or not dataset.gallery:
             raise InputError(
@@ -59,7 +62,7 @@ class Retrieval:
         self.model, self.dataset = model, dataset
         self.protocol = Protocol() if protocol is None else protocol
         self.store = FeatureStore() if store is None else store
-        self.batch_size = batch_size
+        self.batch_size, self.progress = batch_size, progress
         self.device = module_device(model)
         self.metric = model.metric if self.protocol.metric is None else self.protocol.metric
 
@@ -99,6 +102,7 @@ class Retrieval:
             image_size=self.protocol.image_size,
             dtype=self.protocol.dtype,
             batch_size=self.batch_size,
+            progress=self.progress,
         )
 
     def guides(self) -> Guides:

@@ -1,18 +1,22 @@
 """``reidguard attack``."""
 
+import hashlib
+import inspect
+import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from reidguard.cli.options import MACHINE, Flag, Options, command
+import reidguard as rg
+from reidguard.cli.options import MACHINE, Flag, Options, command, flag, pathname
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Surrogate
+from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
-from reidguard.schema import options_of
+from reidguard.schema import options_of, resolve, settings
 
 if TYPE_CHECKING:
-    from reidguard.attacks import Attack
-    from reidguard.cli.run_dir import RunFolder
-    from reidguard.cli.session import Session
+    from reidguard.evaluation import LPIPS
 
 EXAMPLES = """\
   learn an additive attack in 100 steps, look at every 8th query, keep the images:
@@ -94,74 +98,164 @@ class Products(TypedDict, total=False):
     cube: Annotated[Path, Flag("file for the colour table, for image editors (.cube)")]
 
 
-# Options of learning: refused where nothing is learnt.
-LEARNING = (*options_of(Names), *options_of(AttackOptions))
+# Options of learning: refused where nothing is learnt, except for one that evaluation has, too.
+LEARNING = [n for n in (*options_of(Names), *options_of(AttackOptions)) if n != "image_size"]
 
 
 def run(options: Options) -> None:
     """Learn or load an attack, or build one that learns nothing; evaluate it and save it."""
-    from reidguard.attacks import InstanceAttack, LearnedAttack, load_attack
-    from reidguard.cli.attack_plan import AttackPlan
     from reidguard.cli.run_dir import open_run
     from reidguard.cli.session import Session
+    from reidguard.evaluation import LPIPS, save_adversarial
 
-    plan = AttackPlan.of(options, LEARNING)  # finds mistakes before anything slow
+    # Mistakes are found before anything slow.
+    attack = _create(options) if options.load is None else rg.load_attack(options.load)
+    unlearnt = attack if isinstance(attack, rg.LearnedAttack) and options.load is None else None
+    _check(options, attack, learns=unlearnt is not None)
+    fit = {} if unlearnt is None else _fit_options(options, unlearnt)
+    lpips = None if options.lpips is None else LPIPS(*map(pathname, options.lpips.split(":", 1)))
     session = Session.open(options)
-    settings = session.settings("train", "query", "gallery", **plan.settings)
+    own = _settings(options, attack, fit, lpips)
+    run_settings = session.settings("train", "query", "gallery", **own)
     name = options.attack if options.load is None else options.load.stem
-    products = [] if options.load else ["attack.safetensors"]
+    products = ["attack.safetensors"] if options.load is None else []
     label = f"attack-{name}-{session.dataset.name}"
-    with open_run(options, settings, (*products, "result.json", "result.md"), label) as folder:
-        attack, seconds = plan.attack.to(session.device), None
-        source = session.surrogate or session.model
-        if isinstance(attack, LearnedAttack) and plan.fit is not None:
-            fit = partial(attack.fit, source, session.dataset, session.meta_test, **plan.fit)
+    with open_run(options, run_settings, (*products, "result.json", "result.md"), label) as folder:
+        seconds, source = None, session.surrogate or session.model
+        if unlearnt is not None:
+            unlearnt = unlearnt.to(session.device)
+            learn = partial(unlearnt.fit, source, session.dataset, session.meta_test, **fit)
             attack, seconds = folder.learn(
-                products[0], load_attack, fit, tensorboard=options.tensorboard
+                products[0], rg.load_attack, learn, tensorboard=options.tensorboard
             )
             if not folder.writes:
                 return
         elif products and not (folder / products[0]).exists():
             attack.save(folder / products[0])
-        attack = attack.to(session.device)
-        if isinstance(attack, InstanceAttack):
-            attack = session.bind(attack, source, folder.display)
+        attack = session.bind(attack.to(session.device), source, folder.display)
         if not folder.finished:
-            lpips = None if plan.lpips is None else plan.lpips.to(session.device)
-            folder.finish(
-                *session.measure(
-                    folder.display,
-                    session.model,
-                    attack,
-                    attack.provenance,
-                    seconds,
-                    lpips,
-                )
-            )
+            measure = partial(session.measure, folder.display, session.model, attack)
+            on_device = None if lpips is None else lpips.to(session.device)
+            folder.finish(*measure(attack.provenance, seconds, on_device))
         folder.print()
-        _write_more(session, folder, attack)
+        if options.save_images is not None:
+            save_adversarial(
+                attack,
+                session.dataset,
+                options.save_images,
+                image_size=options.image_size,
+                with_labels=options.with_labels,
+                progress=folder.display.phase("saving images"),
+            )
+            print(f"images: {options.save_images}")
+        if options.cube is not None:
+            _color_table(attack).save_cube(options.cube)
+            print(f"colour table: {options.cube}")
         print(f"attack: {folder / products[0]}" if products else f"run: {folder.path}")
 
 
-def _write_more(session: "Session", folder: "RunFolder", attack: "Attack") -> None:
-    """Write the images and the colour table that the options ask for."""
-    from reidguard.cli.attack_plan import color_table
-    from reidguard.evaluation import save_adversarial
+def _create(options: Options) -> "rg.Attack":
+    """Build the attack of ``--attack``, ``--set`` and ``--eps``."""
+    import torch
 
-    options = session.options
-    if options.save_images is not None:
-        save_adversarial(
-            attack,
-            session.dataset,
-            options.save_images,
-            image_size=options.image_size,
-            with_labels=options.with_labels,
-            progress=folder.display.phase("saving images"),
+    from reidguard.cli.session import build
+
+    if taken := {"budget", "eps"} & options.set.keys():
+        raise InputError(f"{taken.pop()} is no --set option: write --eps 8/255")
+    arguments = dict(options.set)
+    # What is added pixel by pixel has the images' size, unless the user says otherwise.
+    if "size" in inspect.signature(rg.ATTACKS.get(options.attack)).parameters:
+        arguments.setdefault("size", options.image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        budget = rg.Budget(options.eps)
+        return build("--set", rg.create_attack, options.attack, budget=budget, **arguments)
+
+
+def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
+    """Refuse options that this attack has no use for."""
+    is_instance, name = isinstance(attack, rg.InstanceAttack), type(attack).__name__
+    if options.load is not None:
+        _refuse(
+            options,
+            ["attack", "set", "eps", *LEARNING],
+            "--load applies a saved attack as it is: leave out {flags}, or leave out --load to "
+            "learn one",
         )
-        print(f"images: {options.save_images}")
+        if options.surrogate is not None and not is_instance:
+            raise InputError(f"{name} is already learnt, so it needs no --surrogate: leave it out")
+    elif is_instance:
+        _refuse(
+            options,
+            LEARNING,
+            f"{options.attack} is an instance attack and learns nothing: leave out {{flags}}; its "
+            "own options go into --set, such as --set steps=15 or --set seed=1",
+        )
+    elif not learns:
+        raise InputError(f"{name} is neither a learned nor an instance attack: call it in Python")
+    if not learns and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("nothing is learnt here, so one process is enough: call without torchrun")
+    if options.with_labels and not (is_instance and attack.needs_guides):
+        raise InputError(f"{name} does not use the identities: leave --with-labels out")
     if options.cube is not None:
-        color_table(attack).save_cube(options.cube)
-        print(f"colour table: {options.cube}")
+        _color_table(attack)
+
+
+def _refuse(options: Options, names: list[str], message: str) -> None:
+    if needless := [flag(name) for name in names if name in options.explicit]:
+        raise InputError(message.format(flags=", ".join(needless)))
+
+
+def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]:
+    """Return the options of the attack's ``fit``, with its learner built."""
+    from reidguard.cli.session import build
+
+    defaults = attack.fit_defaults
+    name = options.learner or defaults.learner
+    arguments = dict(defaults.learner_options) if name == defaults.learner else {}
+    arguments |= options.learner_set
+    learner = build("--learner-set", rg.LEARNERS.create, name, **arguments)
+    if learner.needs_meta_test and options.meta_data is None:
+        raise InputError(
+            f"learner {name!r} needs a second dataset: give it with --meta-data NAME:PATH "
+            "(virtual:plaza needs no files), or take --learner plain"
+        )
+    fit = {**options.of(AttackOptions, explicit=True), "learner": learner}
+    if options.objective is not None:
+        rg.ATTACK_LOSSES.get(options.objective)
+        fit["objective"] = options.objective
+    return fit
+
+
+def _settings(
+    options: Options, attack: "rg.Attack", fit: Mapping[str, Any], lpips: "LPIPS | None"
+) -> dict[str, Any]:
+    """Return which attack it is, how it learns and how it is evaluated, as JSON values."""
+    from reidguard.storage import weights_fingerprint
+
+    own = settings(EvaluateOptions, options.of(EvaluateOptions))
+    if lpips is not None:
+        own["lpips"] = weights_fingerprint(lpips)
+    if options.load is not None:
+        return {**own, "attack": hashlib.sha256(options.load.read_bytes()).hexdigest()}
+    own |= {"attack": options.attack, "set": attack.config()}
+    if fit:
+        learner = fit["learner"]
+        own["recipe"] = settings(AttackOptions, resolve(AttackOptions, fit))
+        own["learner"] = {"name": rg.LEARNERS.name_of(type(learner)), **learner.config()}
+    return own
+
+
+def _color_table(attack: "rg.Attack") -> "rg.ColorAttack":
+    """Return the part of an attack that has a colour table.
+
+    Raises:
+        InputError: If it has none.
+    """
+    for part in attack.modules():
+        if isinstance(part, rg.ColorAttack):
+            return part
+    raise InputError(f"{type(attack).__name__} has no colour table to write: leave --cube out")
 
 
 app = command(

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from reidguard.cli.options import MACHINE, Flag, Options, command
+from reidguard.cli.options import MACHINE, Flag, Options, command, flag
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
 from reidguard.errors import InputError
 from reidguard.options import DefenseOptions, MeasureOptions
@@ -118,8 +118,7 @@ def _attack(options: Options) -> "Attack | None":
     if spec not in ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
         for name in ("attack_set", "eps"):
             if name in options.explicit:
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{spec} knows how it was built; leave {flag} out")
+                raise InputError(f"{spec} knows how it was built; leave {flag(name)} out")
         return load_attack(path)
     factory = ATTACKS.get(spec)
     if not (isinstance(factory, type) and issubclass(factory, Attack)):

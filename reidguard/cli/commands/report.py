@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     from reidguard.cli.session import feature_store, use_device
     from reidguard.report import read_run, report_page, save_page
 
-    device = use_device(options)
+    device = use_device(options.device, options.threads)
     runs = [read_run(Path(path).expanduser()) for path in options.runs]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise InputError("a run is given twice: name each folder once")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from reidguard.types import ProgressCallback
 
 __all__ = [
+    "DEFENSE_DEFAULTS",
+    "TRAIN_DEFAULTS",
     "AttackOptions",
     "AuditOptions",
     "AutoAttackOptions",
@@ -122,6 +124,16 @@ class TrainOptions(ModelOptions, total=False):
     ]
 
 
+TRAIN_DEFAULTS = {
+    "epochs": "85, agw 120",
+    "lr": "3e-4, agw 3.5e-4",
+    "identities": "8, agw 16",
+    "images_per_identity": "8, agw 4",
+    "margin": "0.5",
+}
+"""Defaults of :class:`TrainOptions` that depend on the recipe, in words."""
+
+
 class DefenseOptions(ModelOptions, total=False):
     """Options of :meth:`AdversarialTraining.fit <reidguard.AdversarialTraining.fit>`."""
 
@@ -134,6 +146,15 @@ class DefenseOptions(ModelOptions, total=False):
             recorded=False,
         ),
     ]
+
+
+DEFENSE_DEFAULTS = {
+    "epochs": "85",
+    "lr": "3e-4, meta_released 2e-4",
+    "identities": "8",
+    "images_per_identity": "8",
+}
+"""Defaults of :class:`DefenseOptions` that depend on the defense, in words."""
 
 
 class BatchOptions(TypedDict, total=False):

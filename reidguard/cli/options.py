@@ -153,7 +153,7 @@ def command(
     arguments: type = Arguments,
     examples: str,
     summary: str | None = None,
-    **shown: str,
+    shown: Mapping[str, str] | None = None,
 ) -> App:
     """Return a cyclopts command whose result is the :class:`Options` to call ``run`` with.
 
@@ -182,7 +182,7 @@ def command(
             groups[option.excludes].append(pair)
     positional = list(options_of(arguments))
     parameters = [
-        _parameter(key, option, groups[key], shown.get(key), key in positional)
+        _parameter(key, option, groups[key], (shown or {}).get(key), key in positional)
         for key, option in options.items()
     ]
 

@@ -24,7 +24,7 @@ from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
-from reidguard.options import DefenseOptions, LoopOptions
+from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
 from reidguard.schema import documented, resolve, select, settings
 from reidguard.storage import weights_fingerprint
 from reidguard.training import LoopHooks, batch_loaders, learn
@@ -147,11 +147,7 @@ class AdversarialTraining(Defense):
             "learner_options": learner.config(),
         }
 
-    @documented(
-        DefenseOptions,
-        **{"epochs": EPOCHS, "lr": "3e-4 (2e-4 for the released defense)"},
-        **{"identities": 8, "images_per_identity": 8},
-    )
+    @documented(DefenseOptions, **DEFENSE_DEFAULTS)
     def fit(
         self,
         model: ReIDModel,

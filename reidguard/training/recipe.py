@@ -21,7 +21,7 @@ from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
-from reidguard.options import LoopOptions, TrainOptions
+from reidguard.options import TRAIN_DEFAULTS, LoopOptions, TrainOptions
 from reidguard.schema import documented, resolve, select, settings
 from reidguard.training.loop import LoopHooks, batch_loaders, learn
 from reidguard.types import Progress, ProgressCallback
@@ -86,11 +86,7 @@ RECIPES = {
 """The paper's own, and that of AGW (Ye et al., TPAMI 2021)."""
 
 
-@documented(
-    TrainOptions,
-    **{"epochs": "85 (120 for AGW)", "lr": "3e-4 (3.5e-4)", "margin": "0.5"},
-    **{"identities": "8 (16)", "images_per_identity": "8 (4)"},
-)
+@documented(TrainOptions, **TRAIN_DEFAULTS)
 def train_model(
     model: ReIDModel, dataset: ReIDDataset, **options: Unpack[TrainOptions]
 ) -> ReIDModel:

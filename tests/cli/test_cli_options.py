@@ -12,12 +12,22 @@ from fractions import Fraction
 
 import pytest
 
+from reidguard.attacks import ATTACKS
 from reidguard.cli import main
 from reidguard.cli.app import COMMANDS, parse
+from reidguard.cli.commands.attack import DEFAULTS as LEARNING_DEFAULTS
+from reidguard.defenses import DEFENSES
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, PlainLearner
-from reidguard.options import AttackOptions, FitOptions, TrainOptions
+from reidguard.options import (
+    DEFENSE_DEFAULTS,
+    TRAIN_DEFAULTS,
+    AttackOptions,
+    FitOptions,
+    TrainOptions,
+)
 from reidguard.schema import options_of
+from reidguard.training.recipe import RECIPES
 
 VICTIM = ["--data", "virtual:studio", "--model", "ide"]
 
@@ -159,6 +169,25 @@ def test_options_of_the_library_are_options_of_the_commands():
         "clip": False, "momentum": 0.9, "checkpoint_every": 7
     }  # fmt: skip
     assert options.of(FitOptions, explicit=True) == {"checkpoint_every": 7}
+
+
+def test_defaults_in_words_are_those_of_the_library():
+    """Such as "85, agw 120": that of most, then the exceptions by name."""
+
+    def assert_same(text, values):
+        most, *exceptions = (part.split() for part in text.split(", "))
+        expected = {name: float(value) for name, value in exceptions}
+        assert expected.keys() <= values.keys()
+        assert values == {name: expected.get(name, float(most[0])) for name in values}
+
+    for name in ("epochs", "lr", "identities", "images_per_identity"):
+        assert_same(TRAIN_DEFAULTS[name], {k: getattr(r, name) for k, r in RECIPES.items()})
+    rates = {name: DEFENSES.get(name).default_lr for name in DEFENSES.list()}
+    assert_same(DEFENSE_DEFAULTS["lr"], rates)
+    fitted = {name: ATTACKS.get(name).fit_defaults for name in ("delta", "color", "misrank", "uap")}
+    for name in ("epochs", "momentum"):
+        expected = {k: getattr(defaults, name) for k, defaults in fitted.items()}
+        assert_same(LEARNING_DEFAULTS[name], expected)
 
 
 def test_help_teaches(capsys):

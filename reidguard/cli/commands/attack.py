@@ -98,6 +98,15 @@ class Products(TypedDict, total=False):
     cube: Annotated[Path, Flag("file for the colour table, for image editors (.cube)")]
 
 
+# Defaults of learning, in words; a test compares them with those of the attacks.
+DEFAULTS = {
+    "epochs": "10, misrank 40",
+    "lr": "eps/10, misrank 2e-4",
+    "identities": "8",
+    "images_per_identity": "8, misrank 4",
+    "momentum": "0.5, uap 1",
+    "clip": "yes",
+}
 # Options of learning: refused where nothing is learnt, except for one that evaluation has, too.
 LEARNING = [n for n in (*options_of(Names), *options_of(AttackOptions)) if n != "image_size"]
 
@@ -269,10 +278,5 @@ app = command(
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,
-    epochs="10, misrank 40",
-    lr="eps/10, misrank 2e-4",
-    identities="8",
-    images_per_identity="8, misrank 4",
-    momentum="0.5, uap 1",
-    clip="yes",
+    shown=DEFAULTS,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from reidguard.cli.options import MACHINE, Flag, Options, command, flag
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
 from reidguard.errors import InputError
-from reidguard.options import DefenseOptions, MeasureOptions
+from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
 from reidguard.schema import resolve, settings
 
 if TYPE_CHECKING:
@@ -142,8 +142,5 @@ app = command(
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,
-    epochs="85",
-    lr="3e-4",
-    identities="8",
-    images_per_identity="8",
+    shown=DEFENSE_DEFAULTS,
 )

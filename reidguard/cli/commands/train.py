@@ -4,7 +4,7 @@ from functools import partial
 
 from reidguard.cli.options import MACHINE, Options, command
 from reidguard.cli.sections import Learning, Machine, Reading, Victim
-from reidguard.options import MeasureOptions, TrainOptions
+from reidguard.options import TRAIN_DEFAULTS, MeasureOptions, TrainOptions
 from reidguard.schema import resolve, settings
 
 EXAMPLES = """\
@@ -50,9 +50,5 @@ app = command(
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,
-    epochs="85, agw 120",
-    lr="3e-4, agw 3.5e-4",
-    identities="8, agw 16",
-    images_per_identity="8, agw 4",
-    margin="0.5",
+    shown=TRAIN_DEFAULTS,
 )

@@ -59,9 +59,9 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 #
 # **Each run**: the loss, which should fall for models and attacks; then the perturbation, the
 # colour cube, and people before and after the attack. In the rank lists a solid blue frame and ✓ is
-# the right person, a dashed orange one and ✗ someone else. *Found no more* are queries on which the
-# attack succeeds, *Still found* those on which it fails. For the defended model each list is shown
-# three times: before the attack, under it, and under it with the defense. *Defended, yet lost* are
-# the defense's failures: what do they have in common?
+# the right person, a dashed orange one and ✗ someone else. Under *Rank-1 match lost* are queries on
+# which the attack succeeds, under *Rank-1 match kept* those on which it fails. For the defended
+# model each list is shown three times: before the attack, under it, and under it with the defense.
+# Under *Rank-1 match lost despite the defense* are its failures: what do they have in common?
 #
 # **Provenance** has each command, commit and version, for repeating the runs.

@@ -16,7 +16,7 @@ from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation import FeatureStore
 from reidguard.evaluation.features import module_device
-from reidguard.models import ReIDModel, load_model
+from reidguard.models import load_model
 from reidguard.report import (
     Retrieval,
     Run,
@@ -31,9 +31,9 @@ __all__ = ["pictures"]
 EXAMINED = 64  # queries that are attacked to find two of each kind
 SHOWN = 2
 LEGEND = (
-    "They are spaced evenly among the {right} of {queries} whose first image is right before the "
-    "attack. Attacked queries are 8-bit images. ✓ and a solid blue frame: the same person by "
-    "another camera. ✗ and a dashed orange frame: someone else."
+    "They are spaced evenly among the {correct} of {queries} queries with a correct rank-1 match "
+    "before the attack. Attacked queries are 8-bit images. ✓ and a solid blue frame: the same "
+    "person by another camera. ✗ and a dashed orange frame: someone else."
 )
 
 
@@ -41,11 +41,9 @@ class Subject(NamedTuple):
     """A model under an attack, rebuilt from a run."""
 
     title: str
-    model: ReIDModel
-    dataset: ReIDDataset
+    retrieval: Retrieval
     attack: Attack
-    size: tuple[int, int]
-    normal: ReIDModel | None = None  # what the model was hardened from
+    normal: Retrieval | None = None  # of the model before it was hardened
 
 
 class _OmittedError(Exception):
@@ -72,8 +70,8 @@ def pictures(
     if own.exists() and (learnt := perturbation(load_attack(own))):
         parts += ["<h3>The learnt perturbation</h3>", *learnt]
     try:
-        for subject in _subjects(run, device):
-            parts += _people(subject, run, store, real)
+        for subject in _subjects(run, device, store):
+            parts += _people(subject, run.command, real)
     except _OmittedError as reason:
         parts.append(paragraph(f"Pictures of people are omitted: {reason}."))
     except (ReIDGuardError, OSError, KeyError) as error:
@@ -82,55 +80,54 @@ def pictures(
     return parts
 
 
-def _subjects(run: Run, device: torch.device) -> Iterator[Subject]:
+def _subjects(run: Run, device: torch.device, store: FeatureStore) -> Iterator[Subject]:
     if run.result is None:
         return
     if run.command == "demo":
         attack = load_attack(run.path / "attack.safetensors").to(device)
+        height, width = run.manifest["settings"]["plan"]["size"]
         for cell in run.result["cells"]:
             name = f"{cell['dataset']}-{cell['model'].lower()}.safetensors"
             model = load_model(run.path / "models" / name).to(device)
             people = load_dataset("virtual", run.path / "people" / cell["dataset"])
             title = f"{cell['setting']} ({cell['model']}, {cell['dataset']})"
-            yield Subject(
-                title, model, people, attack, _size(run.manifest["settings"]["plan"]["size"])
-            )
+            yield Subject(title, Retrieval(model, people, store, (height, width)), attack)
     elif run.command in ("attack", "defend") and (run.result.get("evaluation") or {}).get("attack"):
-        yield _subject(run, device)
+        yield _subject(run, device, store)
 
 
-def _subject(run: Run, device: torch.device) -> Subject:
+def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
     """Rebuild what ``attack`` or ``defend`` evaluated."""
     call: dict[str, Any] = run.manifest["options"]
     dataset = load_dataset(call["data"])
     query = dataset.query[:: call["query_every"]]
     dataset = ReIDDataset(dataset.name, dataset.train, query, dataset.gallery, root=dataset.root)
-    normal = None
-    if run.command == "defend":
+    is_defense = run.command == "defend"
+    if is_defense:
         model = load_model(run.path / "model.safetensors")
         if not Path(call["attack"] or "").is_file():
             raise _OmittedError("the defense's attack is not in a file")
         attack = load_attack(call["attack"])
-        if not isinstance(attack, InstanceAttack):  # which would be made on each model anew
-            normal = model_from(call["model"], call["model_set"]).to(device)
     else:
         model = model_from(call["model"], call["model_set"])
         attack = load_attack(call["load"] or run.path / "attack.safetensors")
+    height, width = call["image_size"]
+    retrieval = Retrieval(model.to(device), dataset, store, (height, width))
+    normal = None
     if isinstance(attack, InstanceAttack):
         if attack.needs_guides or call.get("surrogate"):
             raise _OmittedError("the attack needs more than the model to be made again")
-        attack = attack.bind(model.to(device))
-    size = _size(call["image_size"])
-    return Subject(dataset.name, model.to(device), dataset, attack.to(device), size, normal)
+        attack = attack.bind(model)
+    elif is_defense:
+        hardened_from = model_from(call["model"], call["model_set"])
+        normal = replace(retrieval, model=hardened_from.to(device))
+    return Subject(dataset.name, retrieval, attack.to(device), normal)
 
 
-def _size(pair: list[int]) -> tuple[int, int]:
-    return pair[0], pair[1]
-
-
-def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -> list[str]:
+def _people(subject: Subject, command: str, real: str | None) -> list[str]:
     """Return examples, and rank lists before and after the attack (and the defense)."""
-    title, model, dataset, attack, size, normal = subject
+    title, retrieval, attack, normal = subject
+    dataset = retrieval.dataset
     is_real = not dataset.name.startswith("virtual:")
     if is_real and real is None:
         raise _OmittedError(
@@ -138,41 +135,42 @@ def _people(subject: Subject, run: Run, store: FeatureStore, real: str | None) -
         )
     blur = is_real and real == "blur"
     parts = []
-    is_first = run.command == "attack" or title.startswith("source")
-    if is_first and not blur:
+    if (command == "attack" or title.startswith("source")) and not blur:
+        device = module_device(retrieval.model)
         parts.append("<h3>Retrieval before and after the attack</h3>")
-        parts += adversarial_examples(attack, dataset, size, device=module_device(model))
-    retrieval = Retrieval(model, dataset, store, size)
-    before = retrieval if normal is None else replace(retrieval, model=normal)
-    right = before.rank1_correct()
-    chosen = evenly_spaced(right, EXAMINED)
-    if not chosen:
-        return [*parts, paragraph(f"{title}: no query is found even before the attack.")]
-    changed = retrieval.attacked(attack, chosen)
-    robust = retrieval.rank1_correct(chosen, changed)
-    lost = [number for number in chosen if number not in robust]
-    summary = f"{title}: of {len(chosen)} queries, {len(robust)} still find the person first under "
-    lists = [("Before", before, False), ("After", retrieval, True)]
-    groups = [("Found no more", lost), ("Still found", robust)]
+        parts += adversarial_examples(attack, dataset, retrieval.size, device=device)
+    before = normal or retrieval
+    correct = before.rank1_correct()
+    examined = evenly_spaced(correct, EXAMINED)
+    if not examined:
+        return [*parts, paragraph(f"{title}: no query has a correct rank-1 match, even clean.")]
+    changed = retrieval.attacked(attack, examined)
+    robust = retrieval.rank1_correct(examined, changed)
+    lost = [query for query in examined if query not in robust]
+    summary = f"{title}: {len(robust)} of {len(examined)} queries keep their rank-1 match under "
     if normal is None:
         summary += "attack."
+        lists = [("Before", before, False), ("After", retrieval, True)]
+        groups = [("Rank-1 match lost", lost), ("Rank-1 match kept", robust)]
     else:
-        undefended = before.rank1_correct(chosen, changed)
+        undefended = before.rank1_correct(examined, changed)
         summary += f"attack with the hardened model, {len(undefended)} with the normal one."
         lists = [
             ("Before the attack", before, False),
             ("After the attack", before, True),
             ("After the defense", retrieval, True),
         ]
-        saved = [number for number in robust if number not in undefended]
-        groups = [("Found again by the defense", saved), ("Defended, yet lost", lost)]
-    legend = LEGEND.format(right=len(right), queries=len(dataset.query))
+        groups = [
+            ("Rank-1 match kept by the defense", [q for q in robust if q not in undefended]),
+            ("Rank-1 match lost despite the defense", lost),
+        ]
+    legend = LEGEND.format(correct=len(correct), queries=len(dataset.query))
     parts.append(paragraph(f"{summary} {legend}"))
-    for heading, numbers in groups:
-        if not numbers:
+    for heading, queries in groups:
+        if not queries:
             continue
-        shown = evenly_spaced(numbers, SHOWN)
-        images = changed[[chosen.index(number) for number in shown]]
+        shown = evenly_spaced(queries, SHOWN)
+        images = changed[[examined.index(query) for query in shown]]
         columns = (
             ranked.rank_lists(shown, images if attacked else None, title=name, blur=blur)
             for name, ranked, attacked in lists

@@ -29,10 +29,14 @@ class Display:
 
     Args:
         stream: Standard error by default. A terminal gets bars, anything else lines.
+
+    Attributes:
+        title: Shown before each phase's name.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = sys.stderr if stream is None else stream
+        self.title = ""
         self._bar: bars.Progress | None = None
         self._phase: str | None = None
         self._done = 0
@@ -60,7 +64,7 @@ class Display:
         self._bar, self._phase = None, None
 
     def _update(self, phase: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
+        now, phase = time.monotonic(), f"{self.title}{phase}"
         if phase != self._phase or done < self._done:
             self.close()
             self._phase, self._start, self._shown = phase, (now, done), now

@@ -74,7 +74,6 @@ class RunFolder:
         fit: Callable[..., Learnt],
         *,
         prefix: str = "",
-        progress: ProgressCallback | None = None,
         tensorboard: bool = False,
     ) -> tuple[Learnt, float | None]:
         """Load what the run has learnt already, or learn and save it.
@@ -84,7 +83,6 @@ class RunFolder:
             load: Reads the file.
             fit: Takes ``checkpoint`` and ``progress``.
             prefix: Of the names of metrics.jsonl and checkpoint.safetensors.
-            progress: Called after every step; the display by default.
             tensorboard: Whether the metrics also go to TensorBoard.
 
         Returns:
@@ -93,7 +91,7 @@ class RunFolder:
         if (self / name).exists():
             return load(self / name), None
         with ExitStack() as stack:
-            progress = progress or self.display
+            progress: ProgressCallback = self.display
             if tensorboard and self.writes:
                 progress = stack.enter_context(TensorBoard(self / "tensorboard", progress))
             metrics = MetricsFile(self / f"{prefix}metrics.jsonl", progress)

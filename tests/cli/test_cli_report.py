@@ -68,9 +68,9 @@ def test_virtual_people_are_shown(runs, report):
     assert sum(alt.startswith("rank 1,") for alt in people) >= 2
     assert sum(alt.endswith(": clean") for alt in people) == 3
     assert sum("colour cube" in alt for alt in others) == 6
-    assert re.search(r"of 6 queries, \d still find the person first under attack", html)
-    assert "among the 6 of 6 whose first image is right before the attack" in html
-    assert "Found no more" in html or "Still found" in html
+    assert re.search(r"\d of 6 queries keep their rank-1 match under attack", html)
+    assert "among the 6 of 6 queries with a correct rank-1 match before the attack" in html
+    assert "Rank-1 match lost" in html or "Rank-1 match kept" in html
     assert "://" not in html.replace("virtual:/", "")
     assert "<script" not in html
     assert html.count("<svg") >= 2  # the curve of learning and its legend
@@ -93,17 +93,17 @@ def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, caps
     assert titles == ["Before the attack", "After the attack", "After the defense"] * (
         len(titles) // 3
     )
-    told = re.search(
-        r"of (\d+) queries, (\d+) .* with the hardened model, (\d+) with the normal one", html
+    summary = re.search(
+        r"(\d+) of (\d+) queries .* with the hardened model, (\d+) with the normal one", html
     )
-    before, hardened, normal = map(int, told.groups())
+    hardened, before, normal = map(int, summary.groups())
     result = json.loads((tmp_path / "robust" / "result.json").read_text("utf-8"))["evaluation"]
     share = result["attacked_8bit"]["cmc"][0]
     assert before == 6  # all queries are found before
     assert hardened == round(6 * share)
     assert normal < 6
     first = html.split("After the defense: person", 1)[1].split('<li class="', 3)[2]
-    kind = "correct" if "Found again by the defense" in html else "wrong"
+    kind = "correct" if "Rank-1 match kept by the defense" in html else "wrong"
     assert first.startswith(kind)
 
 

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -106,12 +106,9 @@ class Demo:
     """
 
     def __init__(self, plan: Plan, seed: int, folder: "RunFolder") -> None:
-        self.plan = plan
-        self.seed = seed
-        self.folder = folder
+        self.plan, self.seed, self.folder = plan, seed, folder
         self.seconds: dict[str, float] = {}
-        trainings = len(plan.domains) * len(plan.networks)
-        self.stages = len(plan.domains) + 1 + trainings + 2
+        self.num_stages = len(plan.domains) * (1 + len(plan.networks)) + 3
 
     def run(self) -> None:
         """Write the models, the attack, the result and the page."""
@@ -129,10 +126,18 @@ class Demo:
             for network in plan.networks
         }
         home = plan.domains[0]
-        surrogate = models[plan.networks[0].label][home]
-        attack = self.attack(surrogate, people[home], people[plan.meta_domain])
+        attack = self.learn(
+            "MetaAttack",
+            "attack.safetensors",
+            rg.load_attack,
+            rg.MetaAttack(budget=rg.Budget(plan.eps), size=plan.size).fit,
+            models[plan.networks[0].label][home],
+            people[home],
+            people[plan.meta_domain],
+            steps=plan.attack_steps,
+        )
         store = rg.FeatureStore()
-        with self.timed("evaluating 4 settings") as name:
+        with self.stage("evaluating"):
             grid = rg.evaluate_grid(
                 {"MetaAttack": attack},
                 models,
@@ -140,59 +145,58 @@ class Demo:
                 rg.Protocol(image_size=plan.size),
                 folder=self.folder.path,
                 store=store,
-                progress=self.folder.display.phase(name),
+                progress=self.folder.display.phase("settings"),
             )
         content = {**grid.to_dict(), "training": attack.provenance, "seconds": self.seconds}
-        self.folder.finish(content, _table(grid))
+        self.folder.finish(content, grid.to_markdown())
         shown = read_run(self.folder.path)
         parts = pictures(shown, torch.device("cpu"), store)
         save_page(self.folder / PAGE, report_page([shown], {shown.name: parts}))
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[str]:
-        """Yield a name for a stage's progress, and record its seconds."""
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a stage's name before its progress, and record its seconds."""
         began = time.perf_counter()
-        yield f"{len(self.seconds) + 1}/{self.stages} {what}"
-        self.seconds[what] = round(time.perf_counter() - began, 2)
+        self.folder.display.title = f"{len(self.seconds) + 1}/{self.num_stages} {name}: "
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
 
-    def learn(self, what: str, name: str, prefix: str, fit: Any, *data: Any, **own: Any) -> None:
-        """Learn a model or an attack, unless its file exists."""
+    def learn(
+        self, stage: str, name: str, load: Any, fit: Any, *data: Any, prefix: str = "", **own: Any
+    ) -> Any:
+        """Learn a model or an attack unless its file exists, and load it from there."""
         plan = self.plan
-        with self.timed(what) as stage:
-
-            def show(progress: "rg.Progress") -> None:
-                self.folder.display(replace(progress, phase=f"{stage}: {progress.phase}"))
-
-            shared = {
-                "identities": plan.identities,
-                "images_per_identity": plan.images_per_identity,
-                "image_size": plan.size,
-                "seed": self.seed,
-            }
-            fit = partial(fit, *data, **shared, **own)
-            load: Any = rg.load_attack if name.startswith("attack") else rg.load_model
-            self.folder.learn(name, load, fit, prefix=prefix, progress=show)
+        learn = partial(
+            fit,
+            *data,
+            identities=plan.identities,
+            images_per_identity=plan.images_per_identity,
+            image_size=plan.size,
+            seed=self.seed,
+            **own,
+        )
+        with self.stage(stage):
+            self.folder.learn(name, load, learn, prefix=prefix)
+        return load(self.folder / name)
 
     def people(self, domain: str) -> "rg.ReIDDataset":
         """Render a domain; the meta-test one needs training identities only."""
-        from reidguard.data import load_dataset
-
         plan = self.plan
-        meta = domain == plan.meta_domain
+        is_meta = domain == plan.meta_domain
         target = self.folder / "people" / domain
         for leftover in target.parent.glob(f".{domain}.*"):  # of a killed run
             shutil.rmtree(leftover, ignore_errors=True)
-        with self.timed(f"rendering {domain}") as name:
-            return load_dataset(
+        with self.stage(f"rendering {domain}"):
+            return rg.load_dataset(
                 f"virtual:{domain}",
-                train_identities=plan.meta_identities if meta else plan.train_identities,
-                test_identities=1 if meta else plan.test_identities,
+                train_identities=plan.meta_identities if is_meta else plan.train_identities,
+                test_identities=1 if is_meta else plan.test_identities,
                 cameras=plan.cameras,
                 images_per_camera=plan.images_per_camera,
                 height=plan.size[0],
                 seed=self.seed,
                 folder=target,
-                progress=self.folder.display.phase(name),
+                progress=self.folder.display.phase("images"),
             )
 
     def model(self, people: "rg.ReIDDataset", domain: str, network: Network) -> "rg.ReIDModel":
@@ -201,62 +205,24 @@ class Demo:
 
         from reidguard.data import Augment
 
-        name = f"{domain}-{network.label.lower()}"
+        path = f"models/{domain}-{network.label.lower()}"
+        classes, size = people.num_train_pids, self.plan.size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = rg.create_model(
-                network.name,
-                num_classes=people.num_train_pids,
-                size=self.plan.size,
-                **network.options,
-            )
-        self.learn(
+            model = rg.create_model(network.name, num_classes=classes, size=size, **network.options)
+        trained: rg.ReIDModel = self.learn(
             f"training {network.label} on {domain}",
-            f"models/{name}.safetensors",
-            f"models/{name}.",
+            f"{path}.safetensors",
+            rg.load_model,
             rg.train_model,
             model,
             people,
+            prefix=f"{path}.",
             steps=network.steps,
             lr=network.lr,
             augment=Augment(**self.plan.augment),
         )
-        return rg.load_model(self.folder / "models" / f"{name}.safetensors")
-
-    def attack(
-        self, model: "rg.ReIDModel", source: "rg.ReIDDataset", meta_test: "rg.ReIDDataset"
-    ) -> "rg.Attack":
-        """Learn the attack."""
-        attack = rg.MetaAttack(budget=rg.Budget(self.plan.eps), size=self.plan.size)
-        name, steps = "attack.safetensors", self.plan.attack_steps
-        self.learn("MetaAttack", name, "", attack.fit, model, source, meta_test, steps=steps)
-        return rg.load_attack(self.folder / name)
-
-
-def _table(grid: "rg.GridResult") -> str:
-    """Return the printed table: rates in percent, L∞ in grey levels."""
-    from reidguard.tables import Table, percent
-
-    rows = []
-    for cell in grid.cells:
-        for name, kind in (
-            ("clean", "clean"),
-            ("attacked, float", "attacked"),
-            ("attacked, 8-bit", "attacked_8bit"),
-        ):
-            result = cell.evaluation[kind]
-            rows.append(
-                [
-                    cell.setting,
-                    f"{cell.model}, {cell.dataset}",
-                    name,
-                    *(percent(cell.metric(kind, metric)) for metric in ("mAP", "rank1", "mINP")),
-                    f"{result.get('linf_255', 0.0):.2f}",
-                    f"{result.get('ssim', 1.0):.3f}",
-                ]
-            )
-    header = ["setting", "model, people", "queries", "mAP", "rank-1", "mINP", "L∞", "SSIM"]
-    return Table(header, rows).to_markdown() + "\n"
+        return trained
 
 
 app = command(

@@ -148,10 +148,10 @@ def _run(options: Options) -> None:
         return
     if options.command not in DISTRIBUTED:
         raise InputError(f"{options.command} works in one process: call it without torchrun")
-    from reidguard.cli.session import device_name
+    from reidguard.cli.session import use_device
     from reidguard.distributed import join
 
-    with join(device_name(options.device)):
+    with join(use_device(options.device)):
         options.run(options)
 
 

@@ -4,8 +4,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, ForwardRef, TypedDict, get_origin
@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["MACHINE", "Flag", "Options", "command", "flag", "pathname", "read_config"]
+__all__ = ["MACHINE", "Flag", "Options", "command", "pathname", "read_config"]
 
 
 def flag(name: str) -> str:
@@ -82,21 +82,24 @@ TYPES: dict[Any, tuple[str, Callable[[str], Any]]] = {
     tuple[float, ...]: ("X,X,...", lambda text: tuple(map(fraction, text.split(",")))),
     Path: ("PATH", pathname),
 }
+HAS_METAVAR = "metavar" in inspect.signature(Parameter).parameters  # from cyclopts 5 on
 # Options of the library that the command line fills in itself or has no use for.
 OMITTED = ("checkpoint", "side")
 
 
 @dataclass(frozen=True)
 class Flag(Option):
-    """An option that only the command line has.
+    """An option as the command line has it.
 
     Args:
         shown: The default in words.
         required: Whether leaving it out is an error.
+        positional: Whether it is given without its name.
     """
 
     shown: str = ""
     required: bool = False
+    positional: bool = False
 
 
 class Options(SimpleNamespace):
@@ -125,6 +128,16 @@ class Options(SimpleNamespace):
             name: getattr(self, name) for name in names if not explicit or name in self.explicit
         }
 
+    def refuse(self, names: Sequence[str], message: str) -> None:
+        """Raise InputError if any of these options were set; ``{flags}`` in the message are they.
+
+        Args:
+            names: Of options.
+            message: With the place for those that were set.
+        """
+        if needless := [flag(name) for name in names if name in self.explicit]:
+            raise InputError(message.format(flags=", ".join(needless)))
+
     def values(self) -> dict[str, Any]:
         """Return every option's value as JSON."""
         values = {k: v for k, v in vars(self).items() if k not in Options.__annotations__}
@@ -138,10 +151,6 @@ class General(TypedDict, total=False):
     debug: Annotated[bool, Option("show the traceback of an error", False)]
 
 
-class Arguments(TypedDict, total=False):
-    """No positional arguments."""
-
-
 MACHINE = "output and machine"  # title of the last section of every help
 
 
@@ -150,7 +159,6 @@ def command(
     run: Callable[[Options], None],
     sections: Mapping[str, tuple[type, ...]],
     *,
-    arguments: type = Arguments,
     examples: str,
     summary: str | None = None,
     shown: Mapping[str, str] | None = None,
@@ -161,38 +169,39 @@ def command(
         name: Of the command.
         run: Does the work.
         sections: Groups of options by the title of their section in the help.
-        arguments: The group of the positional arguments.
         examples: Shown below the options.
         summary: One line of help, where no other app gives it.
         shown: Defaults in words, by option, where they depend on others.
     """
-    options: dict[str, Option] = {}
+    options: dict[str, Flag] = {}
     groups: dict[str, list[Group]] = {}
+    positionals = Group("arguments", sort_key=0)
     last = {MACHINE: (*sections.get(MACHINE, ()), General)}
-    for title, definitions in {"arguments": (arguments,), **sections, **last}.items():
-        section = Group(title, sort_key=len(groups))
+    for rank, (title, definitions) in enumerate({**sections, **last}.items(), 1):
+        section = Group(title, sort_key=rank)
         for key, option in ((k, o) for d in definitions for k, o in options_of(d).items()):
-            if key not in OMITTED and not isinstance(option.type, ForwardRef):
-                options.setdefault(key, option)
-                groups.setdefault(key, [section])
+            if key in OMITTED or key in options or isinstance(option.type, ForwardRef):
+                continue
+            options[key] = option if isinstance(option, Flag) else Flag(**vars(option))
+            groups[key] = [positionals if options[key].positional else section]
+    for key, words in (shown or {}).items():
+        options[key] = replace(options[key], shown=words)
     for key, option in options.items():
         if option.excludes in options:
             pair = Group(f"{key} and {option.excludes}", show=False, validator=LimitedChoice())
             groups[key].append(pair)
             groups[option.excludes].append(pair)
-    positional = list(options_of(arguments))
-    parameters = [
-        _parameter(key, option, groups[key], (shown or {}).get(key), key in positional)
-        for key, option in options.items()
-    ]
+    arguments = [key for key, option in options.items() if option.positional]
 
-    def collect(*arguments: Any, **values: Any) -> Options:
-        values |= dict(zip(positional, arguments, strict=False))
+    def collect(*given: Any, **values: Any) -> Options:
+        values |= dict(zip(arguments, given, strict=False))
         defaults = {k: {} if get_origin(o.type) is dict else o.default for k, o in options.items()}
         return Options(
             **{**defaults, **values}, command=name, explicit=frozenset(values), run=run, argv=[]
         )
 
+    parameters = [_parameter(key, option, groups[key]) for key, option in options.items()]
+    parameters.sort(key=lambda parameter: parameter.kind)  # positional ones first
     collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     epilogue = f"examples:\n{examples}"
     return App(name, default_command=collect, help=summary, help_epilogue=epilogue)
@@ -208,14 +217,11 @@ def _in_words(default: Any) -> str:
     return str(default)
 
 
-def _parameter(
-    name: str, option: Option, groups: list[Group], shown: str | None, positional: bool
-) -> inspect.Parameter:
+def _parameter(name: str, option: Flag, groups: list[Group]) -> inspect.Parameter:
     """Return the parameter that cyclopts reads an option from."""
     kind = next(member for member in option.types if member is not NoneType)
     metavar, read = TYPES.get(kind, ("NAME", None))
-    own = option if isinstance(option, Flag) else Flag("")
-    default = shown or own.shown or _in_words(option.default)
+    default = option.shown or _in_words(option.default)
     settings: dict[str, Any] = {
         "help": option.help + (f" (default: {default})" if default else ""),
         "group": groups,
@@ -224,7 +230,7 @@ def _parameter(
         # A flag that is on by default, or as the attack has it, can be turned off.
         "negative": () if kind is not bool or option.default is False else f"--no-{name}",
     }
-    if not positional:
+    if not option.positional:
         settings["name"] = flag(name)
     if get_origin(kind) is dict:
         kind, metavar = list[str], "KEY=VALUE"
@@ -234,12 +240,13 @@ def _parameter(
         settings["n_tokens"] = 1
         if kind is not Path:
             settings["validator"] = lambda _, value: value is None or option.check(name, value)
-    if "metavar" in inspect.signature(Parameter).parameters:  # only from cyclopts 5 on
+    if HAS_METAVAR:
         settings["metavar"] = metavar
+    place = inspect.Parameter
     return inspect.Parameter(
         name,
-        inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if own.required else None,
+        place.POSITIONAL_ONLY if option.positional else place.KEYWORD_ONLY,
+        default=place.empty if option.required else None,
         annotation=Annotated[kind, Parameter(**settings)],
     )
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,29 +22,29 @@ from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import MODELS, ReIDModel, create_model, load_model
 from reidguard.models.fingerprint import model_key
-from reidguard.options import EvaluateOptions
+from reidguard.options import EvaluateOptions, MeasureOptions
+from reidguard.schema import resolve, settings
 
-__all__ = ["Session", "build", "device_name", "feature_store", "model_from", "use_device"]
+__all__ = ["Session", "build", "feature_store", "model_from", "use_device"]
 
 T = TypeVar("T")
 
 
-def device_name(name: str | None) -> str:
-    """Return the device of ``--device``, by default a GPU if there is one, its own per process."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    alone = "LOCAL_RANK" not in os.environ
-    return name if name != "cuda" or alone else f"cuda:{os.environ['LOCAL_RANK']}"
-
-
-def use_device(name: str | None, threads: int | None) -> torch.device:
+def use_device(name: str | None, threads: int | None = None) -> torch.device:
     """Set the number of CPU threads and return the device.
+
+    Args:
+        name: By default a GPU if there is one; "cuda" is the process's own of several.
+        threads: None leaves torch's choice.
 
     Raises:
         InputError: If there is no such device.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    name = device_name(name)
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -65,19 +66,19 @@ def build(flag: str, factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def model_from(
-    spec: str, settings: Mapping[str, Any], *, seed: int = 0, num_classes: int | None = None
+    spec: str, arguments: Mapping[str, Any], *, seed: int = 0, num_classes: int | None = None
 ) -> ReIDModel:
     """Build the model that an option names.
 
     Args:
         spec: A file that reidguard saved, or NAME[:WEIGHTS].
-        settings: Options of the model's constructor.
+        arguments: Of the model's constructor.
         seed: Fixes the initial weights.
         num_classes: Training identities, where a fresh model is to be trained.
     """
     name, colon, weights = spec.partition(":")
     if not colon and spec not in MODELS and (spec.endswith(".safetensors") or Path(spec).is_file()):
-        if settings:
+        if arguments:
             raise InputError(f"{spec} knows how its model was built; leave --model-set out")
         if not spec.endswith(".safetensors"):
             raise InputError(f"say which network {spec} belongs to: --model NAME:{spec}")
@@ -92,7 +93,7 @@ def model_from(
             name,
             num_classes=num_classes,
             weights=Path(weights).expanduser() if weights else None,
-            **settings,
+            **arguments,
         )
     if not weights and num_classes is None:
         note(
@@ -241,22 +242,28 @@ class Session:
     def learn_model(
         self,
         label: str,
-        settings: Mapping[str, Any],
+        group: type,
         fit: Callable[..., ReIDModel],
         attack: Attack | None = None,
+        **own: Any,
     ) -> None:
         """Learn a model in a run folder, evaluate it, save both and print the result.
 
         Args:
             label: Beginning of the folder's name below runs/.
-            settings: What the result depends on.
-            fit: Takes ``checkpoint`` and ``progress``, and returns the model.
+            group: Options of the learning.
+            fit: Takes these, ``checkpoint`` and ``progress``, and returns the model.
             attack: Perturbs the queries of the evaluation.
+            own: Further settings that the result depends on, as JSON values.
         """
+        recipe = self.options.of(group, explicit=True)
+        own["recipe"] = settings(group, resolve(group, recipe))
+        own |= settings(MeasureOptions, self.options.of(MeasureOptions))
+        run_settings = self.settings("train", "query", "gallery", **own)
         products = ("model.safetensors", "result.json", "result.md")
-        with open_run(self.options, settings, products, label) as run:
+        with open_run(self.options, run_settings, products, label) as run:
             if not run.finished:
-                tensorboard = self.options.tensorboard
+                fit, tensorboard = partial(fit, **recipe), self.options.tensorboard
                 model, seconds = run.learn(products[0], load_model, fit, tensorboard=tensorboard)
                 if not run.writes:
                     return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import reidguard as rg
-from reidguard.cli.options import MACHINE, Flag, Options, command, flag, pathname
+from reidguard.cli.options import MACHINE, Flag, Options, command, pathname
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Surrogate
 from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
@@ -185,8 +185,7 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
     """Refuse options that this attack has no use for."""
     is_instance, name = isinstance(attack, rg.InstanceAttack), type(attack).__name__
     if options.load is not None:
-        _refuse(
-            options,
+        options.refuse(
             ["attack", "set", "eps", *LEARNING],
             "--load applies a saved attack as it is: leave out {flags}, or leave out --load to "
             "learn one",
@@ -194,8 +193,7 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         if options.surrogate is not None and not is_instance:
             raise InputError(f"{name} is already learnt, so it needs no --surrogate: leave it out")
     elif is_instance:
-        _refuse(
-            options,
+        options.refuse(
             LEARNING,
             f"{options.attack} is an instance attack and learns nothing: leave out {{flags}}; its "
             "own options go into --set, such as --set steps=15 or --set seed=1",
@@ -208,11 +206,6 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         raise InputError(f"{name} does not use the identities: leave --with-labels out")
     if options.cube is not None:
         _color_table(attack)
-
-
-def _refuse(options: Options, names: list[str], message: str) -> None:
-    if needless := [flag(name) for name in names if name in options.explicit]:
-        raise InputError(message.format(flags=", ".join(needless)))
 
 
 def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]:

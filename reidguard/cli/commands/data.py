@@ -22,27 +22,17 @@ EXPORT_EXAMPLES = """\
 
 
 class Dataset(TypedDict, total=False):
-    """The dataset to show."""
+    """The dataset to summarise, and whether to check it."""
 
-    dataset: Annotated[str, Flag("reidguard list datasets", required=True)]
-
-
-class Check(TypedDict, total=False):
-    """What else to do."""
-
+    dataset: Annotated[str, Flag("reidguard list datasets", required=True, positional=True)]
     check: Annotated[bool, Flag("decode every image, so that damage shows now", False)]
 
 
 class Target(TypedDict, total=False):
     """The dataset to write, and where."""
 
-    domain: Annotated[str, Flag("virtual people", required=True)]
-    folder: Annotated[Path, Flag("where to write them", required=True)]
-
-
-class Identities(TypedDict, total=False):
-    """Numbers of identities that are equal."""
-
+    domain: Annotated[str, Flag("virtual people", required=True, positional=True)]
+    folder: Annotated[Path, Flag("where to write them", required=True, positional=True)]
     identities: Annotated[int, Flag("training identities, and as many test identities", low=1)]
 
 
@@ -89,13 +79,12 @@ def export(options: Options) -> None:
     run(Options(dataset=f"virtual:{options.folder.absolute()}"))
 
 
-app = command("data", run, {"options": (Check,)}, arguments=Dataset, examples=EXAMPLES)
+app = command("data", run, {"options": (Dataset,)}, examples=EXAMPLES)
 app.command(
     command(
         "export",
         export,
-        {"virtual people": (Identities, VirtualOptions)},
-        arguments=Target,
+        {"virtual people": (Target, VirtualOptions)},
         examples=EXPORT_EXAMPLES,
         summary="write virtual people as a folder in Market-1501's layout",
     )

@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from reidguard.cli.options import MACHINE, Flag, Options, command, flag
+from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
-from reidguard.schema import resolve, settings
 
 if TYPE_CHECKING:
     from reidguard.attacks import Attack
@@ -56,16 +55,10 @@ def run(options: Options) -> None:
 
     defense = _defense(options)  # finds mistakes before anything slow
     session = Session.open(options, classifier=True)
-    recipe = options.of(DefenseOptions, explicit=True)
-    own = {
-        "defense": defense.config(),
-        "recipe": settings(DefenseOptions, resolve(DefenseOptions, recipe)),
-        **settings(MeasureOptions, options.of(MeasureOptions)),
-    }
-    fit = partial(defense.fit, session.model, session.dataset, session.meta_test, **recipe)
+    fit = partial(defense.fit, session.model, session.dataset, session.meta_test)
     label = f"defend-{options.defense}-{session.dataset.name}"
-    run_settings = session.settings("train", "query", "gallery", **own)
-    session.learn_model(label, run_settings, fit, defense.attack.to(session.device))
+    attack = defense.attack.to(session.device)
+    session.learn_model(label, DefenseOptions, fit, attack, defense=defense.config())
 
 
 def _defense(options: Options) -> "AdversarialTraining":
@@ -116,9 +109,7 @@ def _attack(options: Options) -> "Attack | None":
         return None
     path = Path(spec).expanduser()
     if spec not in ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
-        for name in ("attack_set", "eps"):
-            if name in options.explicit:
-                raise InputError(f"{spec} knows how it was built; leave {flag(name)} out")
+        options.refuse(["attack_set", "eps"], f"{spec} knows how it was built; leave {{flags}} out")
         return load_attack(path)
     factory = ATTACKS.get(spec)
     if not (isinstance(factory, type) and issubclass(factory, Attack)):

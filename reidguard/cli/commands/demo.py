@@ -225,9 +225,4 @@ class Demo:
         return trained
 
 
-app = command(
-    "demo",
-    run,
-    {MACHINE: (Place, Threads)},
-    examples=EXAMPLES,
-)
+app = command("demo", run, {MACHINE: (Place, Threads)}, examples=EXAMPLES)

@@ -23,10 +23,7 @@ class Queries(TypedDict, total=False):
     """Other query images."""
 
     query: Annotated[
-        Path,
-        Flag(
-            "take the query images from this folder: one for each query, under its name",
-        ),
+        Path, Flag("take the query images from this folder: one for each query, under its name")
     ]
 
 

@@ -27,7 +27,7 @@ class Kind(TypedDict, total=False):
 
     kind: Annotated[
         Literal["attacks", "defenses", "models", "learners", "objectives", "datasets"],
-        Flag("what to list", shown="all"),
+        Flag("what to list", shown="all", positional=True),
     ]
 
 
@@ -51,10 +51,4 @@ def _print_registry(kind: str, indent: str = "") -> None:
         print(f"{indent}{name:{max(map(len, names))}}  {summary}".rstrip())
 
 
-app = command(
-    "list",
-    run,
-    {},
-    arguments=Kind,
-    examples=EXAMPLES,
-)
+app = command("list", run, {"options": (Kind,)}, examples=EXAMPLES)

@@ -23,15 +23,10 @@ during the run.
 """
 
 
-class Runs(TypedDict, total=False):
-    """The runs to report on."""
-
-    runs: Annotated[list[str], Flag("run folders", required=True)]
-
-
 class Page(TypedDict, total=False):
-    """The page and its pictures."""
+    """The runs to report on, the page and its pictures."""
 
+    runs: Annotated[list[str], Flag("run folders", required=True, positional=True)]
     out: Annotated[Path, Flag("the page", Path("report.html"))]
     no_images: Annotated[
         bool, Flag("no pictures at all, only text and curves", False, excludes="blur")
@@ -66,10 +61,4 @@ def run(options: Options) -> None:
     print(f"page: {options.out.resolve()}")
 
 
-app = command(
-    "report",
-    run,
-    {"page": (Page,), MACHINE: (Device,)},
-    arguments=Runs,
-    examples=EXAMPLES,
-)
+app = command("report", run, {"page": (Page,), MACHINE: (Device,)}, examples=EXAMPLES)

@@ -5,7 +5,6 @@ from functools import partial
 from reidguard.cli.options import MACHINE, Options, command
 from reidguard.cli.sections import Learning, Machine, Reading, Victim
 from reidguard.options import TRAIN_DEFAULTS, MeasureOptions, TrainOptions
-from reidguard.schema import resolve, settings
 
 EXAMPLES = """\
   the paper's recipe, on a ResNet-50 with weights of your own:
@@ -30,14 +29,9 @@ def run(options: Options) -> None:
     from reidguard.training import train_model
 
     session = Session.open(options, classifier=True)
-    recipe = options.of(TrainOptions, explicit=True)
-    own = {
-        "recipe": settings(TrainOptions, resolve(TrainOptions, recipe)),
-        **settings(MeasureOptions, options.of(MeasureOptions)),
-    }
     name = options.model.partition(":")[0].rpartition("/")[2].removesuffix(".safetensors")
-    fit = partial(train_model, session.model, session.dataset, **recipe)
-    session.learn_model(f"train-{name}", session.settings("train", "query", "gallery", **own), fit)
+    fit = partial(train_model, session.model, session.dataset)
+    session.learn_model(f"train-{name}", TrainOptions, fit)
 
 
 app = command(

@@ -129,14 +129,9 @@ class Options(SimpleNamespace):
         }
 
     def refuse(self, names: Sequence[str], message: str) -> None:
-        """Raise InputError if any of these options were set; ``{flags}`` in the message are they.
-
-        Args:
-            names: Of options.
-            message: With the place for those that were set.
-        """
+        """Raise InputError if any of these options were set; the message's {flags} are they."""
         if needless := [flag(name) for name in names if name in self.explicit]:
-            raise InputError(message.format(flags=", ".join(needless)))
+            raise InputError(message.replace("{flags}", ", ".join(needless)))
 
     def values(self) -> dict[str, Any]:
         """Return every option's value as JSON."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import reidguard as rg
 from reidguard.cli.options import MACHINE, Options, command
 from reidguard.cli.sections import Machine, Reading, Surrogate
 from reidguard.options import AuditOptions
@@ -30,13 +31,12 @@ Without --out it only prints; else the folder gets manifest.json, audit.json and
 def run(options: Options) -> None:
     """Audit and print; with ``--out`` also write."""
     from reidguard.cli.session import Session
-    from reidguard.evaluation import audit
 
     session = Session.open(options)
     values = options.of(AuditOptions)
 
     def measure(display: "Display") -> tuple[dict[str, Any], str]:
-        report = audit(
+        report = rg.audit(
             session.model,
             session.dataset,
             surrogate=session.surrogate,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, TypedDict
 
+import reidguard as rg
 from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, Reading, Surrogate
 from reidguard.options import AutoAttackOptions
@@ -52,16 +53,13 @@ class Images(TypedDict, total=False):
 
 def run(options: Options) -> None:
     """Attack, and write what is left."""
-    from reidguard.attacks import load_attack
     from reidguard.cli.run_dir import open_run
     from reidguard.cli.session import Session
-    from reidguard.evaluation import RetrievalAutoAttack
-    from reidguard.types import Budget
 
-    universal = None if options.universal is None else load_attack(options.universal)
+    universal = None if options.universal is None else rg.load_attack(options.universal)
     session = Session.open(options)
-    suite = RetrievalAutoAttack(
-        Budget(options.eps),
+    suite = rg.RetrievalAutoAttack(
+        rg.Budget(options.eps),
         universal=None if universal is None else universal.to(session.device),
         surrogate=session.surrogate,
         restarts=options.restarts,

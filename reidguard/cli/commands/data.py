@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, TypedDict
 
+import reidguard as rg
 from reidguard.cli.options import Flag, Options, command
 from reidguard.errors import InputError
 from reidguard.options import VirtualOptions
@@ -39,10 +40,10 @@ class Target(TypedDict, total=False):
 def run(options: Options) -> None:
     """Print a table of the splits."""
     from reidguard.cli.progress import Display
-    from reidguard.data import SPLITS, load_dataset
+    from reidguard.data import SPLITS
     from reidguard.tables import Table
 
-    dataset = load_dataset(options.dataset)
+    dataset = rg.load_dataset(options.dataset)
     counts = dataset.summary()
     columns = ("images", "identities", "cameras")
     rows = [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]
@@ -62,7 +63,6 @@ def run(options: Options) -> None:
 def export(options: Options) -> None:
     """Write virtual people into a folder, and print its table."""
     from reidguard.cli.progress import Display
-    from reidguard.data import load_dataset
 
     kind, _, domain = options.domain.partition(":")
     if kind != "virtual":
@@ -75,7 +75,7 @@ def export(options: Options) -> None:
         values = {**equal, **values}
     name, folder = f"virtual:{domain or 'plaza'}", options.folder
     with Display() as display:
-        load_dataset(name, folder=folder, progress=display.phase("rendering"), **values)
+        rg.load_dataset(name, folder=folder, progress=display.phase("rendering"), **values)
     run(Options(dataset=f"virtual:{options.folder.absolute()}"))
 
 

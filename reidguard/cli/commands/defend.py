@@ -3,16 +3,13 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
+import reidguard as rg
 from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
-
-if TYPE_CHECKING:
-    from reidguard.attacks import Attack
-    from reidguard.defenses import AdversarialTraining
 
 EXAMPLES = """\
   the paper's defense: harden a model against an attack that was learnt on it, with virtual people
@@ -61,15 +58,13 @@ def run(options: Options) -> None:
     session.learn_model(label, DefenseOptions, fit, attack, defense=defense.config())
 
 
-def _defense(options: Options) -> "AdversarialTraining":
+def _defense(options: Options) -> "rg.AdversarialTraining":
     """Build the defense of ``--defense``, ``--set`` and the attack's options."""
     from reidguard.cli.session import build
-    from reidguard.defenses import DEFENSES, AdversarialTraining
-    from reidguard.types import Budget
 
     name = options.defense
-    factory = DEFENSES.get(name)
-    if not (isinstance(factory, type) and issubclass(factory, AdversarialTraining)):
+    factory = rg.DEFENSES.get(name)
+    if not (isinstance(factory, type) and issubclass(factory, rg.AdversarialTraining)):
         raise InputError(
             f"the defense {name!r} is none that this command can run: call its fit() in Python"
         )
@@ -84,9 +79,9 @@ def _defense(options: Options) -> "AdversarialTraining":
             "or --attack sma"
         )
     arguments = {} if attack is None else {"attack": attack}
-    defense: AdversarialTraining = build("--set", factory, **arguments, **options.set)
+    defense: rg.AdversarialTraining = build("--set", factory, **arguments, **options.set)
     if attack is None and "eps" in options.explicit:
-        own = type(defense.attack)(Budget(options.eps))
+        own = type(defense.attack)(rg.Budget(options.eps))
         defense = dataclasses.replace(defense, attack=own)
     if defense.needs_meta_test != (options.meta_data is not None):
         cure = "needs a second dataset: give it with --meta-data NAME:PATH, or take adversarial"
@@ -96,11 +91,9 @@ def _defense(options: Options) -> "AdversarialTraining":
     return defense
 
 
-def _attack(options: Options) -> "Attack | None":
+def _attack(options: Options) -> "rg.Attack | None":
     """Load or build the attack of ``--attack``, ``--attack-set`` and ``--eps``."""
-    from reidguard.attacks import ATTACKS, Attack, LearnedAttack, load_attack
     from reidguard.cli.session import build
-    from reidguard.types import Budget
 
     spec = options.attack
     if spec is None:
@@ -108,18 +101,18 @@ def _attack(options: Options) -> "Attack | None":
             raise InputError("--attack-set belongs to a named attack: give --attack NAME, too")
         return None
     path = Path(spec).expanduser()
-    if spec not in ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
+    if spec not in rg.ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
         options.refuse(["attack_set", "eps"], f"{spec} knows how it was built; leave {{flags}} out")
-        return load_attack(path)
-    factory = ATTACKS.get(spec)
-    if not (isinstance(factory, type) and issubclass(factory, Attack)):
+        return rg.load_attack(path)
+    factory = rg.ATTACKS.get(spec)
+    if not (isinstance(factory, type) and issubclass(factory, rg.Attack)):
         raise InputError(f"the attack {spec!r} is no class: save one and give its file")
-    if issubclass(factory, LearnedAttack):
+    if issubclass(factory, rg.LearnedAttack):
         raise InputError(
             f"{spec!r} must be learnt first, with: reidguard attack --attack {spec} ...; then give "
             "its file, as in --attack runs/NAME/attack.safetensors"
         )
-    return build("--attack-set", factory, budget=Budget(options.eps), **options.attack_set)
+    return build("--attack-set", factory, budget=rg.Budget(options.eps), **options.attack_set)
 
 
 app = command(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import reidguard as rg
 from reidguard.cli.options import MACHINE, Options, command
 from reidguard.cli.sections import Learning, Machine, Reading, Victim
 from reidguard.options import TRAIN_DEFAULTS, MeasureOptions, TrainOptions
@@ -26,11 +27,10 @@ gives the same weights as an uninterrupted one.
 def run(options: Options) -> None:
     """Train, evaluate, save."""
     from reidguard.cli.session import Session
-    from reidguard.training import train_model
 
     session = Session.open(options, classifier=True)
     name = options.model.partition(":")[0].rpartition("/")[2].removesuffix(".safetensors")
-    fit = partial(train_model, session.model, session.dataset)
+    fit = partial(rg.train_model, session.model, session.dataset)
     session.learn_model(f"train-{name}", TrainOptions, fit)
 
 

@@ -155,14 +155,20 @@ def open_run(
         yield RunFolder(path, {}, Display(), writes=False)
         return
     with folder_lock(path), Display() as display:
-        manifest = _read_manifest(path)
-        if manifest is None:
-            manifest = _new_manifest(path, options, settings, existing)
-        elif changed := changed_settings(manifest["settings"], settings):
-            raise InputError(
-                f"{path} holds a run with other settings ({changed}); repeat the settings to "
-                "resume it, or choose another folder with --out"
+        manifest = read_json(path / MANIFEST)
+        if isinstance(manifest, dict) and {"settings", "status", "resumed"} <= manifest.keys():
+            if changed := changed_settings(manifest["settings"], settings):
+                raise InputError(
+                    f"{path} holds a run with other settings ({changed}); repeat the settings to "
+                    "resume it, or choose another folder with --out"
+                )
+        elif (path / MANIFEST).exists():
+            raise CheckpointError(
+                f"{path / MANIFEST} is damaged or of another program; choose another folder with "
+                "--out"
             )
+        else:
+            manifest = _new_manifest(path, options, settings, existing)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
         run = RunFolder(path, manifest, display, finished=finished)
         if finished:
@@ -186,17 +192,6 @@ def open_run(
             command = shlex.join(["reidguard", *options.argv])
             message = f"{path} keeps what is done; to resume: {command}"
             raise KeyboardInterrupt(message) from None
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    if not (path / MANIFEST).exists():
-        return None
-    manifest = read_json(path / MANIFEST)
-    if isinstance(manifest, dict) and {"settings", "status", "resumed"} <= manifest.keys():
-        return manifest
-    raise CheckpointError(
-        f"{path / MANIFEST} is damaged or of another program; choose another folder with --out"
-    )
 
 
 def _new_manifest(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,9 +26,7 @@ from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.schema import resolve, settings
 
-__all__ = ["Session", "build", "feature_store", "model_from", "use_device"]
-
-T = TypeVar("T")
+__all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
 
 
 def use_device(name: str | None, threads: int | None = None) -> torch.device:
@@ -55,10 +54,11 @@ def use_device(name: str | None, threads: int | None = None) -> torch.device:
     return device
 
 
-def build(flag: str, factory: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a constructor with the values of an option; its errors name the option."""
+@contextmanager
+def errors_name(flag: str) -> Iterator[None]:
+    """Turn a constructor's TypeError or ValueError into an InputError that names the option."""
     try:
-        return factory(*args, **kwargs)
+        yield
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError | CheckpointError):
             raise
@@ -87,14 +87,9 @@ def model_from(
         raise InputError(f"the path after {name!r}: is empty; write {name}:/path/to/weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build(
-            "--model-set",
-            create_model,
-            name,
-            num_classes=num_classes,
-            weights=Path(weights).expanduser() if weights else None,
-            **arguments,
-        )
+        path = Path(weights).expanduser() if weights else None
+        with errors_name("--model-set"):
+            model = create_model(name, num_classes=num_classes, weights=path, **arguments)
     if not weights and num_classes is None:
         note(
             f"warning: no weights are given for {name}, so it keeps its initial ones (usually "

@@ -123,8 +123,8 @@ def run(options: Options) -> None:
     _check(options, attack, learns=unlearnt is not None)
     fit = {} if unlearnt is None else _fit_options(options, unlearnt)
     lpips = None if options.lpips is None else LPIPS(*map(pathname, options.lpips.split(":", 1)))
-    session = Session.open(options)
     own = _settings(options, attack, fit, lpips)
+    session = Session.open(options)
     run_settings = session.settings("train", "query", "gallery", **own)
     name = options.attack if options.load is None else options.load.stem
     products = ["attack.safetensors"] if options.load is None else []
@@ -158,7 +158,7 @@ def run(options: Options) -> None:
             )
             print(f"images: {options.save_images}")
         if options.cube is not None:
-            _color_table(attack).save_cube(options.cube)
+            _color_parts(attack)[0].save_cube(options.cube)
             print(f"colour table: {options.cube}")
         print(f"attack: {folder / products[0]}" if products else f"run: {folder.path}")
 
@@ -167,7 +167,7 @@ def _create(options: Options) -> "rg.Attack":
     """Build the attack of ``--attack``, ``--set`` and ``--eps``."""
     import torch
 
-    from reidguard.cli.session import build
+    from reidguard.cli.session import errors_name
 
     if taken := {"budget", "eps"} & options.set.keys():
         raise InputError(f"{taken.pop()} is no --set option: write --eps 8/255")
@@ -175,10 +175,9 @@ def _create(options: Options) -> "rg.Attack":
     # What is added pixel by pixel has the images' size, unless the user says otherwise.
     if "size" in inspect.signature(rg.ATTACKS.get(options.attack)).parameters:
         arguments.setdefault("size", options.image_size)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), errors_name("--set"):
         torch.manual_seed(options.seed)
-        budget = rg.Budget(options.eps)
-        return build("--set", rg.create_attack, options.attack, budget=budget, **arguments)
+        return rg.create_attack(options.attack, budget=rg.Budget(options.eps), **arguments)
 
 
 def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
@@ -204,19 +203,20 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         raise InputError("nothing is learnt here, so one process is enough: call without torchrun")
     if options.with_labels and not (is_instance and attack.needs_guides):
         raise InputError(f"{name} does not use the identities: leave --with-labels out")
-    if options.cube is not None:
-        _color_table(attack)
+    if options.cube is not None and not _color_parts(attack):
+        raise InputError(f"{name} has no colour table to write: leave --cube out")
 
 
 def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]:
     """Return the options of the attack's ``fit``, with its learner built."""
-    from reidguard.cli.session import build
+    from reidguard.cli.session import errors_name
 
     defaults = attack.fit_defaults
     name = options.learner or defaults.learner
     arguments = dict(defaults.learner_options) if name == defaults.learner else {}
     arguments |= options.learner_set
-    learner = build("--learner-set", rg.LEARNERS.create, name, **arguments)
+    with errors_name("--learner-set"):
+        learner = rg.LEARNERS.create(name, **arguments)
     if learner.needs_meta_test and options.meta_data is None:
         raise InputError(
             f"learner {name!r} needs a second dataset: give it with --meta-data NAME:PATH "
@@ -248,16 +248,8 @@ def _settings(
     return own
 
 
-def _color_table(attack: "rg.Attack") -> "rg.ColorAttack":
-    """Return the part of an attack that has a colour table.
-
-    Raises:
-        InputError: If it has none.
-    """
-    for part in attack.modules():
-        if isinstance(part, rg.ColorAttack):
-            return part
-    raise InputError(f"{type(attack).__name__} has no colour table to write: leave --cube out")
+def _color_parts(attack: "rg.Attack") -> "list[rg.ColorAttack]":
+    return [part for part in attack.modules() if isinstance(part, rg.ColorAttack)]
 
 
 app = command(

@@ -60,7 +60,7 @@ def run(options: Options) -> None:
 
 def _defense(options: Options) -> "rg.AdversarialTraining":
     """Build the defense of ``--defense``, ``--set`` and the attack's options."""
-    from reidguard.cli.session import build
+    from reidguard.cli.session import errors_name
 
     name = options.defense
     factory = rg.DEFENSES.get(name)
@@ -78,8 +78,9 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
             f"the defense {name!r} needs an attack: --attack FILE (reidguard attack learns one), "
             "or --attack sma"
         )
-    arguments = {} if attack is None else {"attack": attack}
-    defense: rg.AdversarialTraining = build("--set", factory, **arguments, **options.set)
+    arguments: dict[str, Any] = options.set if attack is None else {"attack": attack, **options.set}
+    with errors_name("--set"):
+        defense = factory(**arguments)
     if attack is None and "eps" in options.explicit:
         own = type(defense.attack)(rg.Budget(options.eps))
         defense = dataclasses.replace(defense, attack=own)
@@ -93,7 +94,7 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
 
 def _attack(options: Options) -> "rg.Attack | None":
     """Load or build the attack of ``--attack``, ``--attack-set`` and ``--eps``."""
-    from reidguard.cli.session import build
+    from reidguard.cli.session import errors_name
 
     spec = options.attack
     if spec is None:
@@ -112,7 +113,8 @@ def _attack(options: Options) -> "rg.Attack | None":
             f"{spec!r} must be learnt first, with: reidguard attack --attack {spec} ...; then give "
             "its file, as in --attack runs/NAME/attack.safetensors"
         )
-    return build("--attack-set", factory, budget=rg.Budget(options.eps), **options.attack_set)
+    with errors_name("--attack-set"):
+        return factory(budget=rg.Budget(options.eps), **options.attack_set)
 
 
 app = command(

@@ -1,4 +1,4 @@
-"""One small trained model for all tests of the command line, and a cache that is nobody's."""
+"""A trained model that all tests of the command line share, and a cache folder for each test."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def call(*argv: Any) -> str:
         capsys.readouterr()
         assert main([str(argument) for argument in argv]) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        (line,) = told.err.splitlines()
+        output = capsys.readouterr()
+        assert output.out == ""
+        (line,) = output.err.splitlines()
         assert line.startswith("reidguard: error: ")
         return line
 

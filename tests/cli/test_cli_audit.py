@@ -21,7 +21,7 @@ def audited(victim, trained, tmp_path_factory):
     return out
 
 
-def test_the_report_is_the_library_s(audited, trained, studio_root):
+def test_the_report_equals_that_of_the_library(audited, trained, studio_root):
     model = load_model(trained / "model.safetensors")
     report = audit(
         model,
@@ -40,7 +40,7 @@ def test_the_report_is_the_library_s(audited, trained, studio_root):
     assert manifest["settings"]["attack_steps"] == 2
 
 
-def test_a_trained_network_is_honest(audited):
+def test_a_trained_network_raises_no_warning(audited):
     """One with ReLUs and batch norms; compared with itself, transfer is white-box."""
     content = json.loads((audited / "audit.json").read_text())
     assert content["warnings"] == []
@@ -52,23 +52,23 @@ def test_the_same_command_again_reuses(audited, victim, trained, capsys):
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
     before = {p.name: p.read_bytes() for p in audited.iterdir()}
     assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(audited)]) == 0
-    told = capsys.readouterr()
-    assert "already finished" in told.err
-    assert (audited / "audit.md").read_text().rpartition("`reidguard")[0] in told.out
+    output = capsys.readouterr()
+    assert "already finished" in output.err
+    assert (audited / "audit.md").read_text().rpartition("`reidguard")[0] in output.out
     assert {p.name: p.read_bytes() for p in audited.iterdir()} == before
 
 
 def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["audit", *victim, *QUICK]) == 0
-    told = capsys.readouterr()
-    assert "Audit on virtual:studio (6 queries): " in told.out
-    assert "no surrogate" in told.out
-    assert "auditing 6/6" in told.err
+    output = capsys.readouterr()
+    assert "Audit on virtual:studio (6 queries): " in output.out
+    assert "no surrogate" in output.out
+    assert "auditing 6/6" in output.err
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_mistakes(victim, audited, refused):
+def test_errors(victim, audited, refused):
     assert "give --surrogate, too" in refused("audit", *victim, "--surrogate-set", "size=64x32")
     assert "at least 1" in refused("audit", *victim, "--queries", "0")
     assert "above 0" in refused("audit", *victim, *QUICK, "--eps", "0")

@@ -20,12 +20,13 @@ QUICK += ["--eps", "4/255", "--batch-size", "7", "--query-every", "4"]
 
 @pytest.fixture(scope="module")
 def universal(tmp_path_factory):
-    made = DeltaAttack(Budget(4 / 255), size=SIZE)
+    attack = DeltaAttack(Budget(4 / 255), size=SIZE)
     with torch.no_grad():
-        made.delta.copy_(torch.randn(made.delta.shape, generator=torch.Generator().manual_seed(0)))
-        made.clip_parameters()
+        generator = torch.Generator().manual_seed(0)
+        attack.delta.copy_(torch.randn(attack.delta.shape, generator=generator))
+        attack.clip_parameters()
     path = tmp_path_factory.mktemp("universal") / "attack.safetensors"
-    made.save(path)
+    attack.save(path)
     return path
 
 
@@ -42,7 +43,7 @@ def finished(call, tmp_path_factory):
     return out
 
 
-def test_the_figures_are_the_library_s(finished, trained, universal, studio_root):
+def test_the_results_equal_those_of_the_library(finished, trained, universal, studio_root):
     from reidguard.attacks import load_attack
 
     model = load_model(trained / "model.safetensors")
@@ -65,14 +66,14 @@ def test_the_figures_are_the_library_s(finished, trained, universal, studio_root
     assert json.loads((finished / "manifest.json").read_text())["status"] == "finished"
 
 
-def test_the_same_command_goes_on_and_images_can_be_had_later(
+def test_a_finished_run_is_reused_and_can_still_save_images(
     finished, call, studio_root, tmp_path, capsys
 ):
     before = {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     assert main([*call, "--out", str(finished)]) == 0
-    told = capsys.readouterr()
-    assert "already finished" in told.err
-    assert "robust, 8-bit" in told.out
+    output = capsys.readouterr()
+    assert "already finished" in output.err
+    assert "robust, 8-bit" in output.out
     images = tmp_path / "images"
     assert main([*call, "--out", str(finished), "--save-images", str(images)]) == 0
     assert "attacking" not in capsys.readouterr().err  # they are in the state
@@ -89,7 +90,7 @@ def test_a_report_shows_it(finished):
     assert "furthest-negative" in page
 
 
-def test_an_interrupted_run_goes_on(finished, call, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_is_resumed(finished, call, tmp_path, monkeypatch, capsys):
     from reidguard.attacks import SquareAttack
 
     calls = []
@@ -110,14 +111,14 @@ def test_an_interrupted_run_goes_on(finished, call, tmp_path, monkeypatch, capsy
     assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()
 
 
-def test_early_stop_says_what_is_not_measured(victim, tmp_path, capsys):
+def test_early_stop_reports_what_is_not_measured(victim, tmp_path, capsys):
     call = ["autoattack", *victim, *QUICK, "--early-stop"]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     assert "robust mAP is not measured" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["robust"]["mAP"] is None
 
 
-def test_mistakes(call, victim, universal, finished, refused):
+def test_errors(call, victim, universal, finished, refused):
     small = ["autoattack", *victim, "--universal", universal, "--eps", "2/255"]
     assert "more than the suite's 2/255" in refused(*small)
     assert "above 0" in refused("autoattack", *victim, "--eps", "0")

@@ -49,10 +49,10 @@ def test_train_writes_a_run(trained, studio):
     assert steps_of(trained) == list(range(1, 13))
     model = load_model(trained / "model.safetensors")
     assert model.provenance["steps"] == 12
-    figures = evaluate(model, studio, protocol=Protocol(image_size=SIZE)).to_dict()
+    expected = evaluate(model, studio, protocol=Protocol(image_size=SIZE)).to_dict()
     saved = result_of(trained)
-    assert saved["clean"] == figures["clean"]
-    assert saved["weights"] == figures["weights"]
+    assert saved["clean"] == expected["clean"]
+    assert saved["weights"] == expected["weights"]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["started"] <= manifest["finished"]
@@ -68,9 +68,9 @@ def test_train_writes_a_run(trained, studio):
 def test_the_same_command_again_reuses(trained, train_call, capsys):
     before = contents(trained)
     assert main([*train_call, "--out", str(trained)]) == 0
-    told = capsys.readouterr()
-    assert "already finished" in told.err
-    assert (trained / "result.md").read_text().rpartition("`reidguard")[0] in told.out
+    output = capsys.readouterr()
+    assert "already finished" in output.err
+    assert (trained / "result.md").read_text().rpartition("`reidguard")[0] in output.out
     assert contents(trained) == before
 
 
@@ -83,24 +83,24 @@ def test_other_settings_are_refused(trained, train_call, refused):
     )
 
 
-def test_attack_gives_the_figures_of_the_library(attacked, trained, studio, capsys):
+def test_attack_gives_the_results_of_the_library(attacked, trained, studio, capsys):
     model = load_model(trained / "model.safetensors")
     attack = load_attack(attacked / "attack.safetensors")
     assert isinstance(attack, DeltaAttack)
     assert attack.size == SIZE
     own = DeltaAttack(size=SIZE).fit(model, studio, steps=6, image_size=SIZE)
     assert torch.equal(attack.delta, own.delta)
-    figures = evaluate(model, studio, own, Protocol(image_size=SIZE), query_every=3).to_dict()
+    expected = evaluate(model, studio, own, Protocol(image_size=SIZE), query_every=3).to_dict()
     saved = result_of(attacked)
     for part in ("clean", "attacked", "attacked_8bit"):
-        assert saved[part] == figures[part]
+        assert saved[part] == expected[part]
     assert saved["attacked"]["mAP"] < saved["clean"]["mAP"]
     assert "one query in 3" in (attacked / "result.md").read_text()
     assert steps_of(attacked) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("every", ["1", "3"])
-def test_saved_images_give_exactly_the_8bit_figures(attacked, victim, tmp_path, every, capsys):
+def test_saved_images_give_exactly_the_8bit_metrics(attacked, victim, tmp_path, every, capsys):
     """With every query, or a third of them: all images are saved either way."""
     load = ["--load", str(attacked / "attack.safetensors"), "--query-every", every]
     assert main(["attack", *victim, *load, "--out", str(tmp_path / "attack")]) == 0
@@ -122,17 +122,17 @@ def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, ca
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_features_are_kept_where_the_user_says(victim, private_cache, tmp_path, capsys):
+def test_features_are_cached_in_the_folder_of_the_option(victim, private_cache, tmp_path, capsys):
     assert main(["evaluate", *victim]) == 0
     assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query
     assert "evaluating 176/176" in capsys.readouterr().err
     assert main(["evaluate", *victim]) == 0
-    assert "evaluating 48/48" in capsys.readouterr().err  # the gallery was kept
+    assert "evaluating 48/48" in capsys.readouterr().err  # the gallery was cached
     assert main(["evaluate", *victim, "--cache", str(tmp_path / "mine")]) == 0
     assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_end(victim, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_is_a_warning(victim, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert main(["evaluate", *victim]) == 0
@@ -154,7 +154,7 @@ def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, cap
     assert budgets == {4, 8}
 
 
-def test_a_stacked_attack_states_twice_the_budget(victim, studio, tmp_path, capsys):
+def test_a_stacked_attack_reports_twice_the_budget(victim, studio, tmp_path, capsys):
     call = ["attack", *victim, "--steps", "1", "--attack", "combinatorial"]
     call += ["--set", "stacked=true", "--set", "resolution=3", "--eps", "4/255"]
     assert main([*call, "--out", str(tmp_path / "r")]) == 0
@@ -224,13 +224,13 @@ def test_agw_by_its_own_recipe(data, tmp_path, refused):
     assert "--recipe" in line
 
 
-def test_a_model_without_weights_is_told(data, capsys):
+def test_a_model_without_weights_is_a_warning(data, capsys):
     assert main(["evaluate", *data, "--model", "osnet_x0_25", "--model-set", "size=32x16"]) == 0
     assert "warning: no weights are given for osnet_x0_25" in capsys.readouterr().err
 
 
-def test_weights_of_elsewhere(data, trained, tmp_path, capsys):
-    """A plain state dict, its classifier dropped: the same figures as our own file."""
+def test_weights_of_another_program(data, trained, tmp_path, capsys):
+    """A plain state dict, its classifier dropped: the same metrics as those of our own file."""
     state = load_model(trained / "model.safetensors").state_dict()
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "w.pth")
     network = ["--model-set", "backbone=test_resnet", "--model-set", "size=64x32"]
@@ -254,11 +254,11 @@ def test_list(capsys):
 
 def test_data(studio_root, tmp_path, capsys):
     assert main(["data", f"virtual:{studio_root}", "--check"]) == 0
-    told = capsys.readouterr()
-    assert "| train   |    144 |         16 |       3 |" in told.out
-    assert "distractors in the gallery: 32" in told.out
-    assert "every image can be read" in told.out
-    assert "checking images 320/320" in told.err
+    output = capsys.readouterr()
+    assert "| train   |    144 |         16 |       3 |" in output.out
+    assert "distractors in the gallery: 32" in output.out
+    assert "every image can be read" in output.out
+    assert "checking images 320/320" in output.err
 
     broken = write_virtual(
         tmp_path / "s",
@@ -336,7 +336,7 @@ def test_tables_are_aligned():
 
 
 def test_the_library_prints_nothing(trained, studio_root, tmp_path, capfd):
-    """What the command line shows is the command line's."""
+    """Only the command line prints."""
     dataset = load_dataset("virtual", studio_root)
     model = load_model(trained / "model.safetensors")
     attack = DeltaAttack(size=SIZE).fit(model, dataset, steps=1, image_size=SIZE)

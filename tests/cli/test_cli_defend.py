@@ -37,10 +37,10 @@ def test_a_run_folder(call, data, trained, tmp_path, capsys):
     out = tmp_path / "run"
     meta = ["--meta-data", data[1], "--set", "batch_norm=separate", "--steps", "3"]
     assert main([*call, *meta, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "attacked, 8-bit" in told
-    assert "learnt in 3 steps" in told
-    assert f"model: {out / 'model.safetensors'}" in told
+    output = capsys.readouterr().out
+    assert "attacked, 8-bit" in output
+    assert "learnt in 3 steps" in output
+    assert f"model: {out / 'model.safetensors'}" in output
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["settings"]["defense"]["learner"] == "maml"
@@ -54,16 +54,16 @@ def test_a_run_folder(call, data, trained, tmp_path, capsys):
     assert result["training"]["method"] == "meta"
     assert 0 <= result["evaluation"]["attacked"]["mAP"] <= 1
     assert result["evaluation"]["attack"]["name"] == "DeltaAttack"
-    # Nothing is done twice.
+    # A finished run is not repeated.
     before = (out / "model.safetensors").stat().st_mtime_ns
     assert main([*call, *meta, "--out", str(out)]) == 0
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     assert "already finished" in capsys.readouterr().err
 
 
-def test_ctrl_c_then_the_same_command(call, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_is_resumed_by_the_same_command(call, tmp_path, monkeypatch, capsys):
     run = [*call, "--defense", "adversarial", "--steps", "5", "--checkpoint-every", "2"]
-    assert main([*run, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*run, "--out", str(tmp_path / "uninterrupted")]) == 0
     taken = []
     original = torch.optim.Adam.step
 
@@ -80,7 +80,7 @@ def test_ctrl_c_then_the_same_command(call, tmp_path, monkeypatch, capsys):
     assert main([*run, "--out", str(out)]) == 0
     assert steps_of(out) == [1, 2, 3, 4, 5]
     for name in ("model.safetensors", "checkpoint.safetensors"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
 def test_an_instance_attack_is_measured_on_the_hardened_model(
@@ -115,7 +115,7 @@ def test_goat_has_its_own_attack(victim, tmp_path, capsys):
     assert 0 < result["evaluation"]["attacked"]["linf_255"] <= 2.001  # its guides are the gallery
 
 
-def test_refusals_name_the_cure(call, victim, data, attack_file, refused, tmp_path):
+def test_errors_say_how_to_correct_the_call(call, victim, data, attack_file, refused, tmp_path):
     bare = ["defend", *victim]
     plain = ["--defense", "adversarial"]
     assert "--meta-data" in refused(*call)
@@ -138,6 +138,6 @@ def test_refusals_name_the_cure(call, victim, data, attack_file, refused, tmp_pa
 
 def test_list(capsys):
     assert main(["list", "defenses"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("adversarial", "goat", "meta", "meta_released", "mixed"):
-        assert f"\n{name} " in f"\n{told}"
+        assert f"\n{name} " in f"\n{output}"

@@ -1,4 +1,4 @@
-"""The demo, on crowds so small that its figures mean nothing."""
+"""The demo, on so few identities that its metrics mean nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def html(finished) -> str:
 
 
 class Reader(HTMLParser):
-    """Tags in order, with their attributes; complains of tags that do not match."""
+    """Tags in order, with their attributes; fails on tags that do not match."""
 
     VOID = ("meta", "img", "br")
 
@@ -86,19 +86,19 @@ class Reader(HTMLParser):
 
 
 def test_the_last_line_names_the_page(finished, patched, capsys):
-    """A second call computes nothing, and says the same."""
+    """A second call computes nothing, and prints the same."""
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     assert call(finished) == 0
-    told = capsys.readouterr()
-    last = told.out.splitlines()[-1]
+    output = capsys.readouterr()
+    last = output.out.splitlines()[-1]
     assert last == f"page: {(finished / 'demo.html').resolve()}"
-    assert "already finished" in told.err
+    assert "already finished" in output.err
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     changed = {path.name for path in before if before[path] != after.get(path)}
     assert changed <= {".lock"}
 
 
-def test_each_step_is_written_down(finished):
+def test_each_step_is_logged(finished):
     lines = (finished / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, TINY.attack_steps + 1)]
     assert len(list((finished / "models").glob("*.jsonl"))) == 4
@@ -138,8 +138,8 @@ def test_tables_show_the_metrics_of_result_json(finished, patched, html, capsys)
     assert [row for row in rows if row[:2] in [line[:2] for line in expected]][-4:] == expected
 
 
-def test_figures_are_those_of_the_saved_files(finished):
-    """What is written down is what anyone can measure again."""
+def test_metrics_can_be_measured_again_from_the_saved_files(finished):
+    """The files give the metrics of result.json."""
     result = json.loads((finished / "result.json").read_text("utf-8"))
     attack = load_attack(finished / "attack.safetensors")
     for cell, name in zip(result["cells"], NETWORKS, strict=True):
@@ -151,7 +151,7 @@ def test_figures_are_those_of_the_saved_files(finished):
         assert 0 < cell["evaluation"]["attacked_8bit"]["linf_255"] <= 8
 
 
-def test_nobody_searched_for_was_learnt_from(finished):
+def test_training_and_test_identities_are_disjoint(finished):
     for domain in TINY.domains:
         people = load_dataset("virtual", finished / "people" / domain)
         assert not {s.pid for s in people.train} & {s.pid for s in people.query}
@@ -164,7 +164,7 @@ def test_nobody_searched_for_was_learnt_from(finished):
 def test_every_picture_is_there(finished, html):
     alts = [attributes["alt"] for tag, attributes in Reader(html).tags if tag == "img"]
     cells = json.loads((finished / "result.json").read_text("utf-8"))["cells"]
-    found = [
+    correct = [
         round(c["evaluation"]["clean"]["cmc"][0] * 6) for c in cells
     ]  # of 3 people × 2 cameras
     assert sum("colour cube" in alt for alt in alts) == 6
@@ -173,13 +173,13 @@ def test_every_picture_is_there(finished, html):
     assert sum("adversarial" in alt for alt in alts) == 3
     # Two queries of each cell that are lost and two that are not, once before and once after.
     lists = sum(alt.startswith("query") for alt in alts)
-    assert 2 * sum(min(2, n) for n in found) <= lists <= 2 * sum(min(4, n) for n in found)
+    assert 2 * sum(min(2, n) for n in correct) <= lists <= 2 * sum(min(4, n) for n in correct)
     assert lists > 0
     first, last = (sum(alt.startswith(f"rank {n},") for alt in alts) for n in (1, 8))
     assert first == last == lists
 
 
-def test_the_page_is_whole_and_needs_no_network(html):
+def test_the_page_is_complete_and_needs_no_network(html):
     reader = Reader(html)
     assert html.startswith("<!DOCTYPE html>")
     assert "://" not in html
@@ -195,8 +195,8 @@ def test_the_page_is_whole_and_needs_no_network(html):
     assert dict(reader.tags)["html"]["lang"] == "en"
 
 
-def test_a_killed_run_goes_on(finished, patched, tmp_path, monkeypatch, capsys):
-    """Ctrl-C while the attack learns; the models that stand are not trained again."""
+def test_an_interrupted_demo_is_resumed(finished, patched, tmp_path, monkeypatch, capsys):
+    """Ctrl-C while the attack learns; finished models are not trained again."""
     out = tmp_path / "run"
 
     def interrupt(*_, **__):
@@ -209,15 +209,16 @@ def test_a_killed_run_goes_on(finished, patched, tmp_path, monkeypatch, capsys):
     assert not (out / "demo.html").exists()
 
     def train_again(*_, **__):
-        raise AssertionError("the models are there")
+        raise AssertionError("the models exist already")
 
     monkeypatch.setattr(reidguard, "train_model", train_again)
     assert call(out) == 0
     capsys.readouterr()
-    one, two = (json.loads((f / "result.json").read_text("utf-8")) for f in (finished, out))
-    assert [c["evaluation"]["attacked"] for c in one["cells"]] == [
-        c["evaluation"]["attacked"] for c in two["cells"]
-    ]
+    expected, resumed = (
+        [cell["evaluation"]["attacked"] for cell in json.loads(text)["cells"]]
+        for text in ((f / "result.json").read_text("utf-8") for f in (finished, out))
+    )
+    assert resumed == expected
 
 
 def test_other_settings_are_refused(finished, patched, capsys):
@@ -227,7 +228,7 @@ def test_other_settings_are_refused(finished, patched, capsys):
 
 @pytest.mark.slow
 def test_the_real_demo(tmp_path):
-    """All networks find people, and the attack hurts at least the one that it was learnt on."""
+    """All networks retrieve people, and the attack hurts at least the one that it was learnt on."""
     assert call(tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     for cell in result["cells"]:

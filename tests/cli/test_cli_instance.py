@@ -1,4 +1,4 @@
-"""``reidguard attack`` with attacks that work each image out, and with a surrogate."""
+"""``reidguard attack`` with instance attacks, and with a surrogate."""
 
 import json
 
@@ -29,8 +29,8 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())["evaluation"]
 
 
-def same(saved, figures):
-    return all(saved[part] == figures[part] for part in ("clean", "attacked", "attacked_8bit"))
+def same(saved, expected):
+    return all(saved[part] == expected[part] for part in ("clean", "attacked", "attacked_8bit"))
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def surrogate(tmp_path_factory):
     from reidguard.models import create_model
 
     torch.manual_seed(3)
-    made = create_model("ide", backbone="test_resnet", size=(32, 16))
+    model = create_model("ide", backbone="test_resnet", size=(32, 16))
     path = tmp_path_factory.mktemp("surrogate") / "model.safetensors"
-    made.save(path)
+    model.save(path)
     return path
 
 
@@ -55,17 +55,17 @@ def guides(model, dataset):
     return Guides(features, [s.pid for s in dataset.gallery])
 
 
-def test_sma_is_bound_evaluated_and_its_recipe_saved(victim, model, studio, tmp_path, capsys):
+def test_sma_is_bound_evaluated_and_saved(victim, model, studio, tmp_path, capsys):
     call = ["attack", *victim, "--attack", "sma", *SHORT, "--set", "restarts=2"]
     call += ["--eps", "4/255", "--out", str(tmp_path / "run")]
     assert main(call) == 0
     assert "under SMA, ε = 4/255" in capsys.readouterr().out
-    recipe = load_attack(tmp_path / "run" / "attack.safetensors")
-    assert isinstance(recipe, SMA)
-    assert (recipe.steps, recipe.restarts, recipe.budget.levels) == (2, 2, 4)
+    saved_attack = load_attack(tmp_path / "run" / "attack.safetensors")
+    assert isinstance(saved_attack, SMA)
+    assert (saved_attack.steps, saved_attack.restarts, saved_attack.budget.levels) == (2, 2, 4)
     own = SMA(Budget(4 / 255), steps=2, restarts=2).bind(model)
-    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
-    assert same(result_of(tmp_path / "run"), figures)
+    expected = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), expected)
     assert result_of(tmp_path / "run")["attack"] == {"name": "SMA", "eps": 4 / 255}
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     assert set(before) >= {"manifest.json", "attack.safetensors", "result.json", "result.md"}
@@ -75,28 +75,28 @@ def test_sma_is_bound_evaluated_and_its_recipe_saved(victim, model, studio, tmp_
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_loaded_recipe_gives_the_same_figures(victim, tmp_path):
+def test_a_loaded_attack_gives_the_same_results(victim, tmp_path):
     call = ["attack", *victim, "--attack", "metric_fgsm", "--query-every", "8"]
-    assert main([*call, "--out", str(tmp_path / "made")]) == 0
-    load = ["--load", str(tmp_path / "made" / "attack.safetensors"), "--query-every", "8"]
+    assert main([*call, "--out", str(tmp_path / "created")]) == 0
+    load = ["--load", str(tmp_path / "created" / "attack.safetensors"), "--query-every", "8"]
     assert main(["attack", *victim, *load, "--out", str(tmp_path / "loaded")]) == 0
-    assert same(result_of(tmp_path / "loaded"), result_of(tmp_path / "made"))
+    assert same(result_of(tmp_path / "loaded"), result_of(tmp_path / "created"))
     assert not (tmp_path / "loaded" / "attack.safetensors").exists()
 
 
-def test_guides_are_the_gallery_and_labels_can_be_told(victim, model, studio, tmp_path):
+def test_guides_are_the_gallery_and_labels_can_be_used(victim, model, studio, tmp_path):
     call = ["attack", *victim, "--attack", "fna", *SHORT]
     assert main([*call, "--out", str(tmp_path / "guessed")]) == 0
     images = tmp_path / "images"
-    told = ["--with-labels", "--out", str(tmp_path / "told"), "--save-images", str(images)]
-    assert main([*call, *told]) == 0
+    labels = ["--with-labels", "--out", str(tmp_path / "labelled"), "--save-images", str(images)]
+    assert main([*call, *labels]) == 0
     attack = FNA(steps=2).bind(model, guides(model, studio))
-    for name, tell in (("guessed", False), ("told", True)):
-        figures = evaluate(
-            model, studio, attack, PROTOCOL, query_every=8, with_labels=tell
+    for name, with_labels in (("guessed", False), ("labelled", True)):
+        expected = evaluate(
+            model, studio, attack, PROTOCOL, query_every=8, with_labels=with_labels
         ).to_dict()
-        assert same(result_of(tmp_path / name), figures)
-    assert result_of(tmp_path / "told")["attack"]["with_labels"] is True
+        assert same(result_of(tmp_path / name), expected)
+    assert result_of(tmp_path / "labelled")["attack"]["with_labels"] is True
     assert len(list(images.glob("*.png"))) == len(studio.query)
     assert json.loads((images / "adversarial.json").read_text())["with_labels"] is True
     assert main([*call, "--with-labels", "--out", str(tmp_path / "guessed")]) == 2
@@ -107,10 +107,10 @@ def test_transfer_from_a_surrogate(victim, model, surrogate, studio, tmp_path, n
     call = ["attack", *victim, "--attack", name, *SHORT, "--surrogate", str(surrogate)]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     source = load_model(surrogate)
-    shown = guides(source, studio)
-    own = ATTACKS.get(name)(steps=2).bind(source, shown)
-    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
-    assert same(result_of(tmp_path / "run"), figures)
+    gallery = guides(source, studio)
+    own = ATTACKS.get(name)(steps=2).bind(source, gallery)
+    expected = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), expected)
     settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
     assert settings["surrogate"]["weights"] != settings["model"]["weights"]
 
@@ -121,8 +121,8 @@ def test_a_universal_attack_learns_on_the_surrogate(victim, model, surrogate, st
     own = DeltaAttack(size=SIZE).fit(load_model(surrogate), studio, steps=2, image_size=SIZE)
     attack = load_attack(tmp_path / "run" / "attack.safetensors")
     assert torch.equal(attack.delta, own.delta)
-    figures = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
-    assert same(result_of(tmp_path / "run"), figures)
+    expected = evaluate(model, studio, own, PROTOCOL, query_every=8).to_dict()
+    assert same(result_of(tmp_path / "run"), expected)
 
 
 def test_a_surrogate_by_name_and_options(victim, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_a_surrogate_by_name_and_options(victim, tmp_path, capsys):
     assert "no weights are given for ide" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_refused(victim, surrogate, tmp_path, refused):
+def test_options_that_do_not_fit_are_refused(victim, surrogate, tmp_path, refused):
     sma = ["attack", *victim, "--attack", "sma"]
     line = refused(*sma, "--steps", 15, "--lr", "1e-3", "--seed", 1)
     assert "sma is an instance attack and learns nothing" in line

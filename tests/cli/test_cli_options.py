@@ -1,4 +1,4 @@
-"""Options from the command line and from files, help, and how mistakes are reported."""
+"""Options from the command line and from files, help, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_eps_refuses(text):
         ("a=", ""),
     ],
 )
-def test_pairs(text, value):
+def test_key_value_options(text, value):
     assert attack("--set", text).set == {"a": value}
 
 
@@ -88,12 +88,12 @@ def test_pairs(text, value):
         (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
     ],
 )
-def test_mistakes_on_the_command_line(argv, message):
+def test_errors_on_the_command_line(argv, message):
     with pytest.raises(InputError, match=message):
         attack(*argv)
 
 
-def test_what_must_be_given():
+def test_required_and_exclusive_options():
     with pytest.raises(InputError, match="--data"):
         parse(["attack", "--model", "ide"])
     with pytest.raises(InputError, match=r"exclusive.*--blur.*--images"):
@@ -150,7 +150,7 @@ def test_defaults_file_and_command_line(tmp_path, suffix):
         ('config = "x"', "unknown key 'config'"),
     ],
 )
-def test_mistakes_in_the_file(tmp_path, content, message):
+def test_errors_in_the_file(tmp_path, content, message):
     file = tmp_path / "c.toml"
     file.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -190,7 +190,7 @@ def test_defaults_in_words_are_those_of_the_library():
         assert_same(LEARNING_DEFAULTS[name], expected)
 
 
-def test_help_teaches(capsys):
+def test_help_has_a_summary_and_examples(capsys):
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
     assert main([]) == 0
@@ -257,7 +257,7 @@ def test_unknown_names_end_in_one_line(refused, data, victim, tmp_path):
     assert f"--model NAME:{weights}" in refused("evaluate", *data, "--model", weights)
 
 
-def test_a_learner_of_two_domains_asks_for_the_second(victim, refused, monkeypatch):
+def test_a_learner_of_two_domains_needs_the_second(victim, refused, monkeypatch):
     class Both(PlainLearner):
         needs_meta_test = True
 
@@ -284,7 +284,7 @@ def test_an_encoding_without_greek():
     assert b"at most ?" in done.stdout
 
 
-def test_the_reader_of_the_output_goes_away():
+def test_a_closed_pipe_is_no_error():
     """As in ``reidguard list | head -1``: no traceback, and the code that a SIGPIPE would give."""
     with subprocess.Popen(
         [sys.executable, "-m", "reidguard", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -21,7 +21,7 @@ PEOPLE = ("query", "rank ", "person ")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """The same attack on the same images, of which one folder does not say that they are drawn."""
+    """The same attack on the same images, of which one folder is not marked as virtual."""
     root = tmp_path_factory.mktemp("report")
     crowd = write_virtual(root / "drawn", height=64, **SIZES)
     for query in sorted((crowd / "query").iterdir()):  # so that a fresh network finds everybody
@@ -98,20 +98,20 @@ def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, caps
     )
     hardened, before, normal = map(int, summary.groups())
     result = json.loads((tmp_path / "robust" / "result.json").read_text("utf-8"))["evaluation"]
-    share = result["attacked_8bit"]["cmc"][0]
-    assert before == 6  # all queries are found before
-    assert hardened == round(6 * share)
+    rank1 = result["attacked_8bit"]["cmc"][0]
+    assert before == 6  # all queries have a correct rank-1 match before
+    assert hardened == round(6 * rank1)
     assert normal < 6
     first = html.split("After the defense: person", 1)[1].split('<li class="', 3)[2]
     kind = "correct" if "Rank-1 match kept by the defense" in html else "wrong"
     assert first.startswith(kind)
 
 
-def test_real_people_are_not_unless_asked(runs, report):
+def test_real_people_are_shown_only_with_an_option(runs, report):
     html = report(runs["real"])
     people, others = shown(html)
     assert people == []
-    assert others  # what was learnt shows nobody
+    assert others  # the learnt perturbation shows no people
     assert "--blur shows them as blocks of colour" in html
     blurred, _ = shown(report(runs["real"], "--blur"))
     plain, _ = shown(report(runs["real"], "--images"))
@@ -124,10 +124,10 @@ def test_real_people_are_not_unless_asked(runs, report):
 def test_blurred_people_are_32_blocks_of_colour():
     from reidguard.report import thumbnail
 
-    one = Image.effect_noise((64, 128), 80).convert("RGB")
-    blocks = one.resize((4, 8), Image.Resampling.BOX).resize((64, 128), Image.Resampling.NEAREST)
-    assert thumbnail(one, True).tobytes() == thumbnail(blocks, True).tobytes()
-    assert thumbnail(one, False).tobytes() == one.tobytes()
+    image = Image.effect_noise((64, 128), 80).convert("RGB")
+    blocks = image.resize((4, 8), Image.Resampling.BOX).resize((64, 128), Image.Resampling.NEAREST)
+    assert thumbnail(image, True).tobytes() == thumbnail(blocks, True).tobytes()
+    assert thumbnail(image, False).tobytes() == image.tobytes()
 
 
 def test_no_images_at_all(runs, report):
@@ -136,8 +136,8 @@ def test_no_images_at_all(runs, report):
     assert "<svg" in html
 
 
-def test_a_page_without_the_data(runs, report, tmp_path, capsys):
-    """The run is there, its images are not: everything else is shown."""
+def test_a_page_where_the_data_is_missing(runs, report, tmp_path, capsys):
+    """The run exists, its images do not: everything else is shown."""
     moved = tmp_path / "run"
     moved.mkdir()
     for name in ("manifest.json", "result.json", "attack.safetensors"):
@@ -149,7 +149,7 @@ def test_a_page_without_the_data(runs, report, tmp_path, capsys):
     assert "colour cube" in html
 
 
-def test_mistakes(runs, refused, tmp_path):
+def test_errors(runs, refused, tmp_path):
     assert "not a run folder" in refused("report", tmp_path)
     assert "exclusive" in refused("report", runs["drawn"], "--blur", "--images")
     assert "given twice" in refused("report", runs["drawn"], runs["drawn"])

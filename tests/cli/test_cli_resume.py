@@ -1,4 +1,4 @@
-"""Interrupted, killed, torn: the same command goes on and ends as if nothing had happened."""
+"""Interrupted and killed runs: the same command resumes them and ends with the same files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def steps_of(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def assert_same_run(one: Path, two: Path) -> None:
+def assert_same_run(run: Path, expected: Path) -> None:
     for name in ("attack.safetensors", "checkpoint.safetensors"):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
-    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+        assert (run / name).read_bytes() == (expected / name).read_bytes()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run, expected)]
     for result in results:
         del result["seconds_per_step"], result["evaluation"]["seconds"]
     assert results[0] == results[1]
     losses = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (one, two)
+        for folder in (run, expected)
     ]
     assert losses[0] == losses[1]
 
@@ -47,15 +47,15 @@ def call(victim, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(call, tmp_path_factory) -> Path:
-    """The run folder of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
+def uninterrupted(call, tmp_path_factory) -> Path:
+    """The run folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert main([*call, "--out", str(out)]) == 0
     return out
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_ctrl_c_then_the_same_command(call, whole, tmp_path, monkeypatch, capsys, step):
+def test_an_interrupted_run_is_resumed(call, uninterrupted, tmp_path, monkeypatch, capsys, step):
     """Before the first checkpoint, and between two."""
     out = tmp_path / "run"
     taken = []
@@ -78,52 +78,52 @@ def test_ctrl_c_then_the_same_command(call, whole, tmp_path, monkeypatch, capsys
     assert main([*call, "--out", str(out)]) == 0
     assert f"resuming {out}" in capsys.readouterr().err
     assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, whole)
+    assert_same_run(out, uninterrupted)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert len(manifest["resumed"]) == 1
 
 
 @pytest.mark.parametrize("missing", ["result.json", "attack.safetensors", "result.md"])
-def test_a_finished_run_that_lost_a_file_makes_it_again(call, whole, tmp_path, missing):
+def test_a_missing_file_of_a_finished_run_is_written_again(call, uninterrupted, tmp_path, missing):
     out = tmp_path / "run"
     out.mkdir()
-    for path in whole.iterdir():
+    for path in uninterrupted.iterdir():
         (out / path.name).write_bytes(path.read_bytes())
     (out / missing).unlink()
     (out / ".attack.safetensors.abc.tmp").touch()  # as a killed writer leaves it
     assert main([*call, "--out", str(out)]) == 0
-    assert_same_run(out, whole)
+    assert_same_run(out, uninterrupted)
     assert not list(out.glob(".*.tmp"))
 
 
-def test_a_torn_line_is_written_anew(call, whole, tmp_path):
+def test_an_incomplete_line_is_written_again(call, uninterrupted, tmp_path):
     """A kill may cut the last line short; a later one may be of a step that is repeated."""
     out = tmp_path / "run"
     out.mkdir()
     for name in ("manifest.json", "metrics.jsonl"):
-        (out / name).write_bytes((whole / name).read_bytes())
+        (out / name).write_bytes((uninterrupted / name).read_bytes())
     manifest = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
     with (out / "metrics.jsonl").open("r+") as stream:
         stream.truncate(len(stream.read()) - 9)
     assert main([*call, "--out", str(out)]) == 0
     assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, whole)
+    assert_same_run(out, uninterrupted)
 
 
-def test_a_damaged_manifest_is_told(call, whole, tmp_path, refused):
+def test_a_damaged_manifest_is_an_error(call, uninterrupted, tmp_path, refused):
     (tmp_path / "manifest.json").write_text("{")
     assert "damaged or of another program" in refused(*call, "--out", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
-def test_two_processes_in_one_folder(call, whole, refused):
+def test_two_processes_in_one_folder(call, uninterrupted, refused):
     import fcntl
 
-    with (whole / ".lock").open("w") as stream:
+    with (uninterrupted / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        assert "another process is working" in refused(*call, "--out", whole)
+        assert "another process is working" in refused(*call, "--out", uninterrupted)
 
 
 # A shell starts background jobs, such as this test perhaps, with Ctrl-C ignored.
@@ -176,25 +176,25 @@ def kill_and_finish(call: list[str], out: Path, kills: int, seed: int) -> int:
     return done
 
 
-def test_kill_9_and_a_real_ctrl_c(call, whole, tmp_path):
+def test_kill_9_and_a_real_ctrl_c(call, uninterrupted, tmp_path):
     out = tmp_path / "run"
     with start([*call, "--out", str(out)]) as process:
         wait_for_steps(process, out, 4)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate()
+        _, errors = process.communicate()
     assert process.returncode == 130
-    assert "Traceback" not in told
-    assert "to resume: reidguard attack" in told.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert "to resume: reidguard attack" in errors.splitlines()[-1]
     assert kill_and_finish(call, out, kills=2, seed=int.from_bytes(os.urandom(4), "big")) > 0
     assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, whole)
+    assert_same_run(out, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_many_kills(call, whole, tmp_path, seed):
+def test_many_kills(call, uninterrupted, tmp_path, seed):
     out = tmp_path / "run"
     assert kill_and_finish(call, out, kills=20, seed=seed) >= 15
     assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, whole)
+    assert_same_run(out, uninterrupted)
     assert load_tensors(out / "attack.safetensors")[1]["training"]["steps"] == STEPS

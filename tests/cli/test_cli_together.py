@@ -36,7 +36,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_an_attack(victim, data, tmp_path):
-    """Two processes learn what one learns; one of them writes, measures and prints."""
+    """Two processes learn the same as one; the first writes, evaluates and prints."""
     call = ["attack", *victim, "--images-per-identity", "4", "--steps", "3", "--query-every", "4"]
     call += ["--meta-data", data[1], "--learner", "first_order", "--checkpoint-every", "2"]
     call += ["--cache", str(tmp_path / "cache")]
@@ -45,15 +45,15 @@ def test_an_attack(victim, data, tmp_path):
     assert ended.stdout.count("attack:") == 1
     assert main([*call, "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-    one, two = (load_attack(tmp_path / n / "attack.safetensors") for n in ("one", "two"))
+    single, joint = (load_attack(tmp_path / n / "attack.safetensors") for n in ("one", "two"))
     # A step is the gradient's sign, which rounding turns where the gradient is nearly 0.
-    same = torch.isclose(one.delta, two.delta, atol=1e-6)
+    same = torch.isclose(single.delta, joint.delta, atol=1e-6)
     assert same.float().mean() > 0.99
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text("utf-8"))
     assert manifest["status"] == "finished"
 
 
-def test_commands_for_one_process_say_so(victim, refused, monkeypatch):
+def test_commands_for_one_process_are_refused(victim, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "evaluate works in one process: call it without torchrun" in refused("evaluate", *victim)
 
@@ -73,4 +73,4 @@ def test_a_model(command, train_call, victim, trained, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-2)
     again = together(*call, "--out", str(tmp_path / "two"))
     assert again.returncode == 0
-    assert again.stderr.count("is finished already") == 1
+    assert again.stderr.count("is already finished") == 1

@@ -23,16 +23,16 @@ def learn(victim: list[str], out: Path, *options: str) -> dict[str, Any]:
     return facts
 
 
-def test_uap_takes_its_own_loss_or_the_one_asked_for(victim: list[str], tmp_path: Path) -> None:
+def test_uap_takes_its_own_loss_or_that_of_the_option(victim: list[str], tmp_path: Path) -> None:
     own = learn(victim, tmp_path / "own", "--attack", "uap")
     assert (own["objective"], own["momentum"]) == ("pairwise", 1.0)
-    asked = learn(victim, tmp_path / "sma", "--attack", "uap", "--objective", "self_metric")
-    assert asked["objective"] == "self_metric"
+    chosen = learn(victim, tmp_path / "sma", "--attack", "uap", "--objective", "self_metric")
+    assert chosen["objective"] == "self_metric"
     delta = learn(victim, tmp_path / "delta", "--attack", "delta")
     assert (delta["objective"], delta["momentum"]) == ("misranking", 0.5)
 
 
-def test_input_diversity_reaches_the_learning(victim: list[str], tmp_path: Path) -> None:
+def test_input_diversity_is_an_option_of_learning(victim: list[str], tmp_path: Path) -> None:
     facts = learn(victim, tmp_path / "diverse", "--attack", "delta", "--diversity", "0.7")
     assert facts["diversity"] == 0.7
     manifest = json.loads((tmp_path / "diverse" / "manifest.json").read_text("utf-8"))
@@ -49,7 +49,7 @@ def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--learner", "maml"], "not 'maml'"),
         (["--objective", "pairwise"], "unknown option 'objective'"),
@@ -57,26 +57,26 @@ def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None
     ],
 )
 def test_misrank_refuses_other_recipes(
-    options: list[str], told: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
+    options: list[str], message: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     other = ["--meta-data", victim[1]]
     call = ["attack", *victim, *other, *SHORT, "--attack", "misrank", "--set", "width=1", *options]
-    assert told in refused(*call, "--out", str(tmp_path / "run"))
+    assert message in refused(*call, "--out", str(tmp_path / "run"))
 
 
-def test_lpips_with_files_of_ones_own(
+def test_lpips_with_files_of_the_user(
     victim: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    made = alexnet(weights=None).state_dict()
-    torch.save({k: v for k, v in made.items() if "features" in k}, tmp_path / "alexnet.pth")
+    weights = alexnet(weights=None).state_dict()
+    torch.save({k: v for k, v in weights.items() if "features" in k}, tmp_path / "alexnet.pth")
     counts = (64, 192, 384, 256, 256)
     lines = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(counts)}
     torch.save(lines, tmp_path / "lines.pth")
-    given = f"{tmp_path / 'alexnet.pth'}:{tmp_path / 'lines.pth'}"
+    files = f"{tmp_path / 'alexnet.pth'}:{tmp_path / 'lines.pth'}"
     call = ["attack", *victim[:-1], "64x64", *SHORT, "--set", "size=64x32"]  # of --image-size
-    assert main([*call, "--lpips", given, "--out", str(tmp_path / "run")]) == 0
-    found = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
-    assert found["attacked"]["lpips"] > 0
+    assert main([*call, "--lpips", files, "--out", str(tmp_path / "run")]) == 0
+    evaluation = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
+    assert evaluation["attacked"]["lpips"] > 0
     assert "| LPIPS |" in (tmp_path / "run" / "result.md").read_text("utf-8")
     wrong = f"{tmp_path / 'lines.pth'}:{tmp_path / 'lines.pth'}"
     assert "neither AlexNet nor VGG-16" in refused(*call, "--lpips", wrong)

@@ -273,12 +273,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
             raise CheckpointError(
                 f"another process is working in {folder}; wait for it, or choose another folder"
             ) from None
-        except NotImplementedError:
-            pass  # some network disks have no locks
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write into {folder}: {error.strerror}; choose another folder"
-            ) from error
+        except (NotImplementedError, OSError) as error:  # some network disks have no locks
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise CheckpointError(
+                    f"cannot write into {folder}: {error}; choose another folder"
+                ) from error
         yield
 
 

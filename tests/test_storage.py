@@ -218,6 +218,20 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "no locks")])
+def test_a_disk_without_locks_can_be_used(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with ResumableStore(tmp_path, {}) as store:
+        store.put("part", 1)
+    assert json.loads((tmp_path / "part.json").read_text()) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot write into"):
+        ResumableStore(tmp_path / "file" / "folder", {}).__enter__()
+
+
 def test_the_lock_outlives_its_holders(tmp_path):
     """Deleted, the file of the next holder would not be the one that others have open."""
     with ResumableStore(tmp_path, {}):

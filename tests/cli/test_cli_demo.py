@@ -205,7 +205,10 @@ def test_an_interrupted_demo_is_resumed(finished, patched, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(MetaAttack, "fit", interrupt)
         assert call(out) == 130
-    assert "to resume: reidguard demo --out" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert re.search(r"^1/9 rendering plaza: images (\d+)/\1, ", errors, re.MULTILINE)
+    assert re.search(r"^4/9 training ResNet on plaza: \w+ 4/4, ", errors, re.MULTILINE)
+    assert "to resume: reidguard demo --out" in errors
     assert not (out / "demo.html").exists()
 
     def train_again(*_, **__):

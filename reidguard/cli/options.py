@@ -55,7 +55,7 @@ def image_size(text: str) -> tuple[int, int]:
 def pathname(text: str) -> Path:
     """Read a path; ~ is the home folder."""
     if not text:
-        raise InputError("an empty path names nothing")
+        raise InputError("the path is empty")
     return Path(text).expanduser()
 
 
@@ -188,8 +188,8 @@ def command(
             groups[option.excludes].append(pair)
     arguments = [key for key, option in options.items() if option.positional]
 
-    def collect(*given: Any, **values: Any) -> Options:
-        values |= dict(zip(arguments, given, strict=False))
+    def collect(*positional: Any, **values: Any) -> Options:
+        values |= dict(zip(arguments, positional, strict=False))
         defaults = {k: {} if get_origin(o.type) is dict else o.default for k, o in options.items()}
         return Options(
             **{**defaults, **values}, command=name, explicit=frozenset(values), run=run, argv=[]

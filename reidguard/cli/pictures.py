@@ -116,7 +116,7 @@ def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
     normal = None
     if isinstance(attack, InstanceAttack):
         if attack.needs_guides or call.get("surrogate"):
-            raise _OmittedError("the attack needs more than the model to be made again")
+            raise _OmittedError("the attack cannot be repeated with the model alone")
         attack = attack.bind(model)
     elif is_defense:
         hardened_from = model_from(call["model"], call["model_set"])

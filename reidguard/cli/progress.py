@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, a line now and then in a log."""
+"""Progress on standard error: bars on a terminal, a line every 10 seconds in a log."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def open_run(
             if not interrupted:
                 raise
             command = shlex.join(["reidguard", *options.argv])
-            message = f"{path} keeps what is done; to resume: {command}"
+            message = f"{path} has the finished part; to resume: {command}"
             raise KeyboardInterrupt(message) from None
 
 

@@ -79,7 +79,7 @@ def model_from(
     name, colon, weights = spec.partition(":")
     if not colon and spec not in MODELS and (spec.endswith(".safetensors") or Path(spec).is_file()):
         if arguments:
-            raise InputError(f"{spec} knows how its model was built; leave --model-set out")
+            raise InputError(f"{spec} contains the options of its model; leave --model-set out")
         if not spec.endswith(".safetensors"):
             raise InputError(f"say which network {spec} belongs to: --model NAME:{spec}")
         return load_model(Path(spec).expanduser())

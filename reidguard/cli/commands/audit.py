@@ -21,8 +21,8 @@ EXAMPLES = """\
 
 It warns of gradients that are zero, not finite, random, or that do not predict the loss; of a
 larger budget that hurts less; and of a perturbation made on another model that hurts more than one
-made on this model with equal steps. No warning proves nothing. Warnings are results: the exit code
-is 0.
+made on this model with equal steps. A lack of warnings proves nothing. Warnings are results: the
+exit code is 0.
 
 Without --out it only prints; else the folder gets manifest.json, audit.json and audit.md.
 """

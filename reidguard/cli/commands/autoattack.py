@@ -10,7 +10,7 @@ from reidguard.options import AutoAttackOptions
 from reidguard.schema import settings
 
 EXAMPLES = """\
-  what is left of a model in the worst case:
+  the metrics of a model in the worst case:
     reidguard autoattack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --query-every 8 --out runs/autoattack
 
@@ -52,7 +52,7 @@ class Images(TypedDict, total=False):
 
 
 def run(options: Options) -> None:
-    """Attack, and write what is left."""
+    """Run the suite and write the result."""
     from reidguard.cli.run_dir import open_run
     from reidguard.cli.session import Session
 

@@ -21,7 +21,7 @@ EXAMPLES = """\
     reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --attack runs/meta/attack.safetensors --defense adversarial --set refresh_every=5
 
-  against SMA, made anew for each batch on the model as it hardens:
+  against SMA, computed for each batch on the model in training:
     reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --attack sma --attack-set steps=7 --meta-data virtual:plaza
 
@@ -66,7 +66,7 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
     factory = rg.DEFENSES.get(name)
     if not (isinstance(factory, type) and issubclass(factory, rg.AdversarialTraining)):
         raise InputError(
-            f"the defense {name!r} is none that this command can run: call its fit() in Python"
+            f"the defense {name!r} cannot be run by this command: call its fit() in Python"
         )
     if "attack" in options.set:
         raise InputError("attack is no --set option: write --attack FILE")
@@ -103,7 +103,7 @@ def _attack(options: Options) -> "rg.Attack | None":
         return None
     path = Path(spec).expanduser()
     if spec not in rg.ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
-        options.refuse(["attack_set", "eps"], f"{spec} knows how it was built; leave {{flags}} out")
+        options.refuse(["attack_set", "eps"], f"{spec} contains these options; leave {{flags}} out")
         return rg.load_attack(path)
     factory = rg.ATTACKS.get(spec)
     if not (isinstance(factory, type) and issubclass(factory, rg.Attack)):

@@ -20,11 +20,11 @@ EXAMPLES = """\
   reidguard demo
   reidguard demo --out /tmp/demo --threads 2
 
-It renders three crowds of virtual people, trains two small networks on each of two of them, learns
-one MetaAttack on the first network of the first (the third crowd is the meta-test set), and
-evaluates it on all four, in settings from white box to unknown network and unknown dataset. Nobody
-who is searched for is in the training images. Nothing is downloaded. The same command resumes an
-interrupted run.
+It renders three sets of virtual people, trains two small networks on each of two of them, learns
+one MetaAttack on the first network of the first (the third set is the meta-test set), and
+evaluates it on all four, in settings from white box to unknown network and unknown dataset.
+Training and test identities differ. Nothing is downloaded. The same command resumes an interrupted
+run.
 """
 
 PAGE = "demo.html"
@@ -149,9 +149,9 @@ class Demo:
             )
         content = {**grid.to_dict(), "training": attack.provenance, "seconds": self.seconds}
         self.folder.finish(content, grid.to_markdown())
-        shown = read_run(self.folder.path)
-        parts = pictures(shown, torch.device("cpu"), store)
-        save_page(self.folder / PAGE, report_page([shown], {shown.name: parts}))
+        run = read_run(self.folder.path)
+        parts = pictures(run, torch.device("cpu"), store)
+        save_page(self.folder / PAGE, report_page([run], {run.name: parts}))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -16,10 +16,10 @@ EXAMPLES = """\
   the demo, or the folder of evaluate_grid:
     reidguard report runs/demo runs/grid
 
-The page needs no network and no other file. Virtual people are shown. Real people are not, unless
-you ask: --blur shows them as a few blocks of colour, --images as they are. Their pictures are then
-part of the page, so think before you pass it on. Pictures of people need the data where it was
-during the run.
+The page needs no network and no other file. Virtual people are shown. Real people are shown only
+with --blur, as a few blocks of colour, or with --images, as they are. Their pictures are then part
+of the page, so think before you pass it on. Pictures of people need the data where it was during
+the run.
 """
 
 

@@ -14,13 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 import benchmarks.paper as paper
 from benchmarks.common import RESULTS, commit, save
 from benchmarks.paper import PaperFigure, PaperTable, Runner, Setup
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import RunFolder, default_folder, open_run
+from reidguard.cli.session import use_device
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import DataError, InputError, ReIDGuardError, TrainingError
 from reidguard.report import save_page
@@ -182,7 +181,7 @@ def run(options: Options) -> None:
         describe = [paper.describe_table, paper.describe_figure]
         print("\n\n".join(describe[isinstance(item, PaperFigure)](item) for item in items))
         return
-    device = select_device(options)
+    device = use_device(options.device, options.threads)
     datasets = load_datasets(options.data)
     models = parse_models(options.model)
     setup = make_setup(options, datasets, models)
@@ -298,21 +297,6 @@ def list_items() -> Table:
         ]
         rows.append([figure.name, figure.caption, "-", *counts])
     return Table(["name", "shows", "values", "measurable", "with --stand-in"], rows)
-
-
-def select_device(options: Options) -> torch.device:
-    """Set the number of threads and return the device."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu"
-        ) from error
-    return device
 
 
 def load_datasets(specs: Sequence[str]) -> dict[str, ReIDDataset]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from helpers import imagine_silent_peer
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
 from reidguard.learners import HessianFreeLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective, without_memory
-from reidguard.types import Budget, InputSpec
+from reidguard.types import BatchShard, Budget, InputSpec
 
 DOUBLE = torch.float64
 PLAIN = InputSpec(size=None, mean=(0, 0, 0), std=(1, 1, 1))
@@ -104,6 +108,22 @@ def test_the_objective_is_the_sum_over_all_images(reduction, losses, batch_norm)
         objective = DefenseObjective(losses, reduction=reduction, batch_norm=batch_norm)
         torch.testing.assert_close(objective(model, drawn), wanted)
     assert float(wanted) > 0.1
+
+
+@pytest.mark.parametrize("batch_norm", ["shared", "separate"])
+def test_a_shard_that_holds_all_rows_is_the_batch(batch_norm, monkeypatch):
+    """Beside a process that holds none, whichever policy; with and without adversarial images."""
+    imagine_silent_peer(monkeypatch)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    objective = DefenseObjective(batch_norm=batch_norm)
+    for adversarial in (0, 4):
+        drawn = batch("b", 1, adversarial=adversarial)
+        model, reference = made(Small), made(Small)
+        shard = replace(drawn, shard=BatchShard(torch.arange(len(drawn)), len(drawn)))
+        found, wanted = objective(model, shard), objective(reference, drawn)
+        torch.testing.assert_close(found, wanted)
+        for a, b in zip(model.buffers(), reference.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def by_hand(model, parameters, buffers, drawn, batch_norm):

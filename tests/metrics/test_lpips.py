@@ -113,11 +113,13 @@ def test_mistakes_name_the_cure(alex, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"reidguard\[lpips\]"):
         LPIPS(backbone)
-    y, x = pair((32, 64))
-    with pytest.raises(InputError, match="at least 64 pixels"):
-        LPIPS(*alex)(y, x)
+    measure = LPIPS(*alex)
+    for size in ((63, 64), (64, 63)):
+        y, x = pair(size)
+        with pytest.raises(InputError, match=rf"at least 64 pixels.* {size[0]}x{size[1]}"):
+            measure(y, x)
     with pytest.raises(InputError, match="must be equal"):
-        LPIPS(*alex)(y[:1], x)
+        measure(y[:1], x)
 
 
 def test_its_network_is_frozen_and_double_precision_is_taken(alex):

@@ -1,4 +1,4 @@
-"""The result of `RetrievalAutoAttack`: the worst case of each query, and what each member does."""
+"""The result of `RetrievalAutoAttack`: the worst case of each query, and each member's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AutoAttackResult", "MemberResult", "WorstCase"]
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What one member of the suite does with its float images.
+    """Results of one member of the suite, with its float images.
 
     Attributes:
         name: ``clean`` (the images as they are), ``self-metric``, ``furthest-negative``,

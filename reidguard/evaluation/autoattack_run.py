@@ -269,7 +269,7 @@ class SuiteRun:
     def member_results(
         self, batches: Sequence[QueryBatch]
     ) -> tuple[tuple[MemberResult, ...], tuple[str | None, ...]]:
-        """Return what each member does to float images, and who breaks each query first."""
+        """Return each member's results on float images, and the first that breaks each query."""
         ap, first, linf = (metric[0] for metric in _joined(batches))
         broken = self.is_broken(ap, first)
         results: list[MemberResult] = []

@@ -175,7 +175,7 @@ def _attack_dict(attack: Attack, with_labels: bool, side: str) -> dict[str, Any]
 
 
 class BatchAccumulator:
-    """Features and quality of one kind of adversarial images, on the device until the end."""
+    """Features and quality of one kind of adversarial images, collected on the device."""
 
     def __init__(self, lpips: Measure | None) -> None:
         self.lpips = lpips

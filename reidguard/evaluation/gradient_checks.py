@@ -1,4 +1,4 @@
-"""The checks of `audit` on input gradients: finite, not zero, repeatable, true."""
+"""The checks of `audit` on input gradients: finite, not zero, repeatable, accurate."""
 
 from __future__ import annotations
 

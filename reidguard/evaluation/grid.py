@@ -1,4 +1,4 @@
-"""`evaluate_grid`: attacks × models × datasets, each cell named by what the attack has seen."""
+"""`evaluate_grid`: attacks × models × datasets, each cell named by where the attack was learnt."""
 
 from __future__ import annotations
 

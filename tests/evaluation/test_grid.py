@@ -98,7 +98,9 @@ def test_cells_are_those_of_explicit_calls(attack, networks, crowds):
 
 
 def test_a_network_without_a_model_for_a_dataset_leaves_that_cell_out(attack, networks, crowds):
-    grid = evaluate_grid({"delta": attack}, {**networks, "B": {"there": network(3)}}, crowds, SMALL)
+    foreign = network(3)
+    foreign.provenance = {"train": {"fingerprint": "of none of the datasets here"}}
+    grid = evaluate_grid({"delta": attack}, {**networks, "B": {"there": foreign}}, crowds, SMALL)
     assert [(c.model, c.dataset) for c in grid.cells] == [
         ("A", "here"),
         ("A", "there"),

@@ -259,7 +259,11 @@ def test_many_matches_and_unequal_numbers_of_them(metric):
     assert_matches_loops(query, gallery, data, metric=metric)
 
 
-def test_skipped_queries_are_reported_and_count_nowhere():
+@pytest.mark.parametrize("chunk", [1, 1024])
+def test_skipped_queries_are_reported_and_count_nowhere(chunk, monkeypatch):
+    """Also where a whole chunk of them has no match."""
+    monkeypatch.setattr(counting, "CHUNK", chunk)
+    monkeypatch.setattr(ranking, "CHUNK", chunk)
     result = rank(
         torch.tensor([[0.0], [5.0], [0.0]]),
         torch.tensor([[0.0], [1.0], [5.0]]),

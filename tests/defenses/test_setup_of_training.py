@@ -16,7 +16,7 @@ from reidguard.data import Augment, ReIDDataset
 from reidguard.defenses import GOAT, AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.defenses import training as module
 from reidguard.errors import InputError, ReIDGuardError
-from reidguard.learners import MAMLLearner, PlainLearner
+from reidguard.learners import LEARNERS, FirstOrderLearner, MAMLLearner, PlainLearner
 from reidguard.storage import weights_fingerprint
 from reidguard.training.loop import derived_seed
 from reidguard.types import Budget, ReIDSample
@@ -288,7 +288,7 @@ def test_a_learner_that_is_given_as_an_object_is_taken_as_it_is():
     assert defense.make_learner() is learner
     assert defense.needs_meta_test
     assert not AdversarialTraining(SMA(), learner=PlainLearner()).needs_meta_test
-    assert MetaDefense(SMA(), inner="scaled").make_learner().config()["inner"] == "scaled"
+    assert MetaDefense(SMA(), inner="adam").make_learner().config()["inner"] == "adam"
     with pytest.raises(InputError, match="no inner step"):
         MixedTraining(SMA(), inner_lr=0.1)
 
@@ -301,3 +301,41 @@ def test_datasets_that_do_not_suit_the_learner_are_refused(sets, learn):
         with pytest.raises(ReIDGuardError, match=words):
             defense.fit(built(), *data, steps=1, **SMALL)
     assert not learn
+
+
+def test_the_inner_step_reaches_every_learner_that_has_one(monkeypatch):
+    """Named in its signature, or passed on by a subclass of a learner that has it."""
+
+    class PassesOn(FirstOrderLearner):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    class HasInner(PlainLearner):
+        def __init__(self, inner, inner_lr):
+            self.options = inner, inner_lr
+
+    for name, cls in (("passes on", PassesOn), ("has inner", HasInner)):
+        monkeypatch.setitem(LEARNERS._factories, name, cls)
+    first, second = (
+        AdversarialTraining(SMA(), learner=name, inner="sign", inner_lr=0.2).make_learner()
+        for name in ("passes on", "has inner")
+    )
+    assert (first.config()["inner"], first.config()["inner_lr"]) == ("sign", 0.2)
+    assert second.options == ("sign", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attack": "delta"}, r"must be an Attack, not 'delta'.*load_attack"),
+        ({"adversarial": 32}, r"fraction of a batch.*not 32.*adversarial=0\.5"),
+        ({"clean": False, "adversarial": 0.0}, "must be adversarial ones"),
+        ({"clean": False, "batch_norm": "separate"}, "batch_norm='shared'"),
+        ({"attack_mode": "test"}, "'eval' or 'train', not 'test'"),
+        ({"attack": SMA(), "refresh_every": 2}, "SMA has nothing to relearn"),
+        ({"refresh_every": 2, "refresh_steps": 0}, "at least 1"),
+    ],
+)
+def test_refusals_name_the_value_and_the_cure(options, words):
+    with pytest.raises(InputError, match=words):
+        AdversarialTraining(**{"attack": learnt(), **options})

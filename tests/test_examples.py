@@ -37,16 +37,16 @@ def run(name: str, folder: Path) -> str:
 
 
 def test_attack_timm_model(tmp_path: Path) -> None:
-    told = run("attack_timm_model.py", tmp_path)
-    assert "inside the budget of 8/255 on 48 images" in told
+    output = run("attack_timm_model.py", tmp_path)
+    assert "inside the budget of 8/255 on 48 images" in output
     images = "clean|attacked, float|attacked, 8-bit"
-    rows = dict(re.findall(rf"^\| ({images}) +\| +([\d.]+)", told, re.M))
+    rows = dict(re.findall(rf"^\| ({images}) +\| +([\d.]+)", output, re.M))
     assert float(rows["clean"]) > 60  # the network has learnt something, so there is more to lose
     assert float(rows["attacked, 8-bit"]) < 0.7 * float(rows["clean"])
     out = tmp_path / "runs" / "example"
     assert (out / "delta.safetensors").is_file()
     # The saved images are the 8-bit ones, under the queries' names, within the budget.
-    again = re.search(r"mAP ([\d.]+)$", told.strip())
+    again = re.search(r"mAP ([\d.]+)$", output.strip())
     assert again is not None
     assert again[1] == rows["attacked, 8-bit"]
     originals = sorted((tmp_path / "cache").glob("reidguard/*/query/*.png"))
@@ -58,20 +58,20 @@ def test_attack_timm_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # building the documentation runs it, too
 def test_defend_a_model(tmp_path: Path) -> None:
-    told = run("defend_a_model.py", tmp_path)
-    rows = re.findall(r"^(normal|hardened)\D*([\d.]+) +([\d.]+)$", told, re.M)
+    output = run("defend_a_model.py", tmp_path)
+    rows = re.findall(r"^(normal|hardened)\D*([\d.]+) +([\d.]+)$", output, re.M)
     (normal, same, adaptive) = [(float(clean), float(left)) for _, clean, left in rows]
     assert normal[1] < 0.7 * normal[0]
     assert same[1] > normal[1] + 20
     assert adaptive[1] < same[1]  # what is learnt on the hardened model itself hurts more
-    assert "warnings: " in told
+    assert "warnings: " in output
     assert (tmp_path / "robust.safetensors").is_file()
 
 
 def test_add_a_backbone(tmp_path: Path) -> None:
-    told = run("add_a_backbone.py", tmp_path)
-    assert told.count("passed: ") == len(MODEL_CHECKS)
-    drops = re.findall(r"mAP ([\d.]+) -> ([\d.]+)$", told, re.M)
+    output = run("add_a_backbone.py", tmp_path)
+    assert output.count("passed: ") == len(MODEL_CHECKS)
+    drops = re.findall(r"mAP ([\d.]+) -> ([\d.]+)$", output, re.M)
     assert len(drops) == 2
     assert all(float(left) < float(clean) for clean, left in drops)
 
@@ -80,9 +80,9 @@ def test_add_a_backbone(tmp_path: Path) -> None:
 def test_read_a_report(tmp_path: Path) -> None:
     run("read_a_report.py", tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
-    for told in ("Summary", "Results", "Metrics over the budget", "Rank-1 match lost",
+    for output in ("Summary", "Results", "Metrics over the budget", "Rank-1 match lost",
                  "Rank-1 match kept", "Provenance"):  # fmt: skip
-        assert told in page
+        assert output in page
 
 
 def test_pages_show_what_scripts_do(tmp_path: Path) -> None:

@@ -110,11 +110,11 @@ def test_wheel_and_plugin_in_a_fresh_environment(tmp_path: Path) -> None:
         assert f"  {name} " in after
     assert set(before.split()) < set(after.split())
 
-    told = run(python, "-W", "error", "-c", RUN, cwd=tmp_path)
-    clean, attacked, linf = map(float, told.split())
+    output = run(python, "-W", "error", "-c", RUN, cwd=tmp_path)
+    clean, attacked, linf = map(float, output.split())
     assert 0 < attacked <= 1
     assert 0 < clean <= 1
     assert 0 < linf < 8.001
     suite = shutil.copytree(ROOT / "examples" / "plugin" / "tests", tmp_path / "suite")
-    told = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, cwd=tmp_path)
-    assert " passed" in told
+    output = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, cwd=tmp_path)
+    assert " passed" in output

@@ -46,9 +46,9 @@ def test_the_example_is_about_ten_lines() -> None:
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     there = set(re.findall(r"^(\w+):", makefile, re.M))
-    told = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
-    assert {"test", "demo"} <= told
-    assert told <= there
+    commands = set(re.findall(r"(?:^|`)make (\w+)", README, re.M))
+    assert {"test", "demo"} <= commands
+    assert commands <= there
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cli.rst"])

@@ -308,13 +308,13 @@ def test_terms_and_differing_counts_are_known(tmp_path, case):
     for split in ("train", "query", "gallery"):
         published = known.of(split).images // (2 if key == "personx-456" else 1)
         found = summary[split]["images"]
-        told = [note for note in summary["notes"] if note.startswith(f"{split} holds")]
+        notes = [note for note in summary["notes"] if note.startswith(f"{split} holds")]
         if published == 0:
-            assert not told
+            assert not notes
         else:
-            assert len(told) == 1
-            assert f"holds {found:,} images of" in told[0]
-            assert f"published are {published:,} images" in told[0]
+            assert len(notes) == 1
+            assert f"holds {found:,} images of" in notes[0]
+            assert f"published are {published:,} images" in notes[0]
 
 
 def test_a_complete_set_has_no_note_on_counts(tmp_path, monkeypatch):

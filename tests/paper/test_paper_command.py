@@ -143,11 +143,11 @@ def test_stand_ins_are_measured_and_named(table12, tiny, capsys):
     grid = json.loads((table12 / "grid.json").read_text("utf-8"))
     assert [cell["setting"] for cell in grid["cells"]] == ["cross-dataset"] * 2
     assert main(["table12", "--stand-in", "--out", str(table12)]) == 0
-    told = capsys.readouterr()
-    assert "already finished" in told.err
-    assert "STAND-INS, not the paper's experiment" in told.out
-    assert "Market = virtual:plaza" in told.out
-    assert "| PersonX    | Market→Duke |" in told.out
+    output = capsys.readouterr()
+    assert "already finished" in output.err
+    assert "STAND-INS, not the paper's experiment" in output.out
+    assert "Market = virtual:plaza" in output.out
+    assert "| PersonX    | Market→Duke |" in output.out
 
 
 def test_a_killed_run_resumes(table12, tiny, tmp_path, monkeypatch, capsys):
@@ -231,10 +231,10 @@ def test_own_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper, "PAPER", setup)
     call = ["table7", "--data", f"market1501:{tmp_path / 'set'}"]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr()
-    assert "table7: left out: PersonX is missing (--data personx-456:PATH)" in told.err
-    assert "left out: Duke is missing (--data dukemtmc-reid:PATH)" in told.err
-    assert "STAND-INS" not in told.out
+    output = capsys.readouterr()
+    assert "table7: left out: PersonX is missing (--data personx-456:PATH)" in output.err
+    assert "left out: Duke is missing (--data dukemtmc-reid:PATH)" in output.err
+    assert "STAND-INS" not in output.out
     content = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     measured = [(f["row"], f["column"]) for f in content["values"] if f["measured"] is not None]
     assert measured == [(0, 0), (0, 0)]  # mAP and rank-1: learnt from Market only, on Market

@@ -226,7 +226,7 @@ def fits(root, work):
     network = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.Tanh(), nn.Flatten())
     model = wrap_model(network, input_spec=InputSpec(size=(32, 16)), metric="euclidean")
     data = load_dataset("virtual", root)
-    told = []
+    reports = []
 
     def fit(checkpoint=None, dies_after=None):
         attack = DeltaAttack(size=(32, 16))
@@ -250,14 +250,14 @@ def fits(root, work):
             image_size=(32, 16),
             checkpoint=checkpoint,
             checkpoint_every=2,
-            progress=lambda p: told.append(p),
+            progress=lambda p: reports.append(p),
         )
         return attack
 
     path = work / "checkpoint"
     straight = fit()
     writers = [None] * dist.get_world_size()
-    dist.all_gather_object(writers, len(told))
+    dist.all_gather_object(writers, len(reports))
     dist.barrier()
     try:
         agree({"seed": 1, "model": dist.get_rank()})
@@ -265,12 +265,12 @@ def fits(root, work):
         refusal = str(error)
     with suppress(KeyboardInterrupt):
         fit(path, dies_after=4)
-    told.clear()
+    reports.clear()
     dist.barrier()
     resumed = fit(path)
     return {
-        "told": writers,
-        "resumed_tells": [p.done for p in told if p.phase == "learning"],
+        "reports": writers,
+        "resumed_tells": [p.done for p in reports if p.phase == "learning"],
         "refusal": refusal,
         "bits": gather_bits(straight.delta) and torch.equal(straight.delta, resumed.delta),
         "moved": straight.delta.abs().max().item(),

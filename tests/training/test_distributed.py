@@ -102,8 +102,8 @@ def test_a_fit_learns_the_same_in_all_processes(found, studio_root):
 
 def test_one_process_writes_and_tells(found):
     fit = found["fit"]
-    assert fit["told"][0] > 0
-    assert fit["told"][1] == 0
+    assert fit["reports"][0] > 0
+    assert fit["reports"][1] == 0
     assert fit["files"] == ["checkpoint"]
     assert fit["resumed_tells"] == [2, 3, 4, 5, 6]
 

@@ -32,16 +32,16 @@ def lines(path):
 
 
 def test_lines_of_a_resumed_run(tmp_path):
-    told = []
+    reports = []
     for start, stop in ((0, 5), (3, 7)):
-        with MetricsFile(tmp_path / "m.jsonl", told.append) as metrics:
+        with MetricsFile(tmp_path / "m.jsonl", reports.append) as metrics:
             tell(metrics, start, stop)
             assert metrics.seconds_per_step > 0
     found = lines(tmp_path / "m.jsonl")
     assert [line["step"] for line in found] == list(range(1, 8))
     assert [line["loss"] for line in found] == [1, 2, 3, 34, 35, 36, 37]
     assert [line["lr"] for line in found] == [0.5] * 7
-    assert told[0].phase == "clean features"  # it is passed on, and not written down
+    assert reports[0].phase == "clean features"  # it is passed on, and not written down
 
 
 def test_points_of_a_resumed_run(tmp_path):

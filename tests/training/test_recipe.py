@@ -60,7 +60,7 @@ def test_a_small_model_learns_people_it_has_not_seen(studio):
         studio,
         steps=24,
         **SHORT,
-        progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
+        progress=lambda p: losses.append(p.metrics["loss"]) if p.metrics else None,
     )
     after = figures(model, studio)
     assert result is model
@@ -77,11 +77,11 @@ def test_killed_and_resumed_equals_never_killed(studio, tmp_path, step, resumed_
     run = {**SHORT, "steps": 8, "checkpoint": tmp_path / "c.safetensors", "checkpoint_every": 3}
     with pytest.raises(Killed):
         train_model(small_model(), studio, **run, progress=kill_at(step))
-    told: list[Progress] = []
+    reports: list[Progress] = []
     # A checkpoint brings its own weights, so those given do not matter - if there is one.
     other = small_model(seed=7 if resumed_from else 0)
-    resumed = train_model(other, studio, **run, progress=told.append)
-    assert told[0].done == resumed_from
+    resumed = train_model(other, studio, **run, progress=reports.append)
+    assert reports[0].done == resumed_from
     assert_same_weights(resumed, whole)
 
 
@@ -130,7 +130,7 @@ def test_agw_learns_by_its_own_recipe(studio):
         recipe="agw",
         steps=36,
         **{**SHORT, "lr": 5e-3},
-        progress=lambda told: losses.append(told.metrics["loss"]) if told.metrics else None,
+        progress=lambda p: losses.append(p.metrics["loss"]) if p.metrics else None,
     )
     after = figures(model, studio)
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])

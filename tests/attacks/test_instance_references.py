@@ -330,6 +330,14 @@ def test_usual_values_are_those_of_the_docs():
     assert (square.budget, square.steps, square.area, square.seed) == (EPS, 1000, 0.8, 0)
 
 
+@pytest.mark.parametrize(
+    "cls", [SMA, ODFA, FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM, SquareAttack]
+)
+def test_each_attack_keeps_its_budget(cls):
+    assert cls(Budget(0.1)).budget == Budget(0.1)
+    assert cls().budget == EPS
+
+
 # --- Square ------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def test_usual_values_are_those_of_the_docs():
     attack = GuideSampling()
     assert (attack.budget, attack.push, attack.steps) == (Budget(8 / 255), 4, 7)
     assert (attack.step_size, attack.seed, attack.restarts) == (1 / 255, 0, 1)
-    assert GuideSampling(push=1).push == 1
+    assert (GuideSampling(push=1).push, GuideSampling(seed=2).seed) == (1, 2)
 
 
 def test_guides_of_a_single_identity_are_refused():

@@ -19,7 +19,8 @@ from reidguard.errors import InputError
 from reidguard.options import AttackOptions, FitOptions, ModelOptions, TrainOptions
 from reidguard.schema import Option, documented, options_of, resolve, settings
 
-GROUPS = [getattr(reidguard.options, name) for name in reidguard.options.__all__]
+NAMES = [name for name in reidguard.options.__all__ if name.endswith("Options")]
+GROUPS = [getattr(reidguard.options, name) for name in NAMES]
 OPTIONS = [
     pytest.param(group, name, option, id=f"{group.__name__}.{name}")
     for group in GROUPS

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
-from helpers import TinyNet, rng
+from helpers import TinyNet, noise_datasets, rng
 from reidguard.attacks import (
     ColorAttack,
     CombinatorialAttack,
@@ -20,14 +19,13 @@ from reidguard.attacks import (
 )
 from reidguard.attacks.misrank import attack as misrank_module
 from reidguard.attacks.universal import base as universal_module
-from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import FirstOrderLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.models.fingerprint import model_key
 from reidguard.objectives import MisrankingTriplet
 from reidguard.storage import fingerprint
 from reidguard.training import MISGD
-from reidguard.types import Budget, ReIDSample
+from reidguard.types import Budget
 
 SIZE = (32, 16)
 SMALL = {"image_size": SIZE, "identities": 2, "images_per_identity": 2}
@@ -36,19 +34,7 @@ SMALL = {"image_size": SIZE, "identities": 2, "images_per_identity": 2}
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Six identities and nine others, of twelve images each."""
-    root = tmp_path_factory.mktemp("sets")
-    generator = rng(0)
-    result = []
-    for name, identities in (("six", 6), ("nine", 9)):
-        samples = []
-        for pid in range(identities):
-            for number in range(12):
-                path = root / f"{name}-{pid}-{number}.png"
-                pixels = torch.randint(0, 256, (*SIZE, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(path)
-                samples.append(ReIDSample(path, pid + 1, number))
-        result.append(ReIDDataset(name, samples))
-    return result
+    return noise_datasets(tmp_path_factory.mktemp("sets"), 12, SIZE)
 
 
 @pytest.fixture

@@ -7,19 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-from helpers import rng, tiny_model
+from helpers import noise_datasets, tiny_model
 from reidguard.attacks import SMA, DeltaAttack
-from reidguard.data import Augment, ReIDDataset
+from reidguard.data import Augment
 from reidguard.defenses import GOAT, AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.defenses import training as module
 from reidguard.errors import InputError, ReIDGuardError
 from reidguard.learners import LEARNERS, FirstOrderLearner, MAMLLearner, PlainLearner
 from reidguard.storage import weights_fingerprint
 from reidguard.training.loop import derived_seed
-from reidguard.types import Budget, ReIDSample
+from reidguard.types import Budget
 
 SIZE = (32, 16)
 SMALL = {"image_size": SIZE, "identities": 2, "images_per_identity": 2}
@@ -28,19 +27,7 @@ SMALL = {"image_size": SIZE, "identities": 2, "images_per_identity": 2}
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Six identities of four images, which the model has a classifier for, and nine others."""
-    root = tmp_path_factory.mktemp("sets")
-    generator = rng(0)
-    result = []
-    for name, identities in (("six", 6), ("nine", 9)):
-        samples = []
-        for pid in range(identities):
-            for number in range(4):
-                path = root / f"{name}-{pid}-{number}.png"
-                pixels = torch.randint(0, 256, (*SIZE, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(path)
-                samples.append(ReIDSample(path, pid + 1, number))
-        result.append(ReIDDataset(name, samples))
-    return result
+    return noise_datasets(tmp_path_factory.mktemp("sets"), 4, SIZE)
 
 
 @pytest.fixture

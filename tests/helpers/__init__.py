@@ -1,6 +1,7 @@
-"""Builders that tests of several packages share: small models, batches, interruptions."""
+"""Builders that tests of several packages share: small models, datasets, batches, interruptions."""
 
 from helpers.batches import random_batch, rng
+from helpers.datasets import noise_datasets
 from helpers.distributed import imagine_silent_peer
 from helpers.interrupt import Killed, kill_at
 from helpers.models import SmoothEmbedder, TinyNet, tiny_model
@@ -11,6 +12,7 @@ __all__ = [
     "TinyNet",
     "imagine_silent_peer",
     "kill_at",
+    "noise_datasets",
     "random_batch",
     "rng",
     "tiny_model",

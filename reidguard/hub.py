@@ -16,8 +16,9 @@ from typing import Any
 
 from reidguard.attacks import Attack, load_attack
 from reidguard.errors import CheckpointError, InputError
+from reidguard.files import atomic_write
 from reidguard.models import ReIDModel, load_model
-from reidguard.storage import atomic_write, read_card
+from reidguard.storage import read_card
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 

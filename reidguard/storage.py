@@ -1,4 +1,4 @@
-"""Atomic file writes, tensors with a JSON card, resumable stores and fingerprints.
+"""Tensors with a JSON card, resumable stores and fingerprints.
 
 A checkpoint is one safetensors file whose header carries the card: what the tensors are, their
 provenance, and the library versions. One file is replaced in one step, so a reader never sees
@@ -7,18 +7,14 @@ the tensors of one save beside the card of another.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
 import safetensors
 import safetensors.torch
 import torch
@@ -26,18 +22,23 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from reidguard.errors import CheckpointError
+from reidguard.files import (
+    LOCK,
+    atomic_write,
+    deferred_interrupts,
+    folder_lock,
+    is_temporary,
+    remove_leftovers,
+)
 
 __all__ = [
     "ResumableStore",
-    "atomic_write",
     "changed_settings",
     "fingerprint",
-    "folder_lock",
     "library_versions",
     "load_tensors",
     "read_card",
     "read_json",
-    "remove_temporaries",
     "save_tensors",
     "tensor_fingerprint",
     "weights_fingerprint",
@@ -45,51 +46,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-LOCK = ".lock"
-
-
-@contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block succeeds.
-
-    The bytes reach the disk before the name changes, so kill -9 or a power cut leaves either the
-    old file or the new one. On an error the temporary file is removed.
-
-    Raises:
-        CheckpointError: If the folder is missing, not writable, or the disk is full.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder (what was there before is untouched)"
-        ) from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_temporaries(path: Path | str) -> None:
-    """Remove what killed writers of ``path`` left behind."""
-    path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -127,7 +83,13 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], card: Mapping[
     # clone: safetensors refuses tensors that share memory
     flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(flat, temporary, metadata=header)
+        try:
+            with deferred_interrupts():
+                safetensors.torch.save_file(flat, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(
+                f"cannot write {path}: {error}; free some space or choose another folder"
+            ) from error
 
 
 def _card_of(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
@@ -164,7 +126,10 @@ def _open(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as stream:
+        with (
+            deferred_interrupts(),
+            safetensors.safe_open(path, framework="pt", device="cpu") as stream,
+        ):
             card = _card_of(path, stream.metadata())
             keys = stream.keys() if tensors else []
             # clone: the file's tensors lie at odd addresses, where convolutions round differently,
@@ -252,35 +217,6 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:20]}..."
 
 
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; it ends with the process at the latest.
-
-    The hidden lock file stays in the folder: deleting it would let two processes lock two files of
-    the same name.
-
-    Raises:
-        CheckpointError: If the folder cannot be written, or another process holds the lock.
-    """
-    path = folder / LOCK
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if path.is_symlink():  # opening it would empty the file that it points to
-                raise CheckpointError(f"{path} is a symbolic link; delete it first")
-            stack.enter_context(filelock.FileLock(path, timeout=0))
-        except filelock.Timeout:
-            raise CheckpointError(
-                f"another process is working in {folder}; wait for it, or choose another folder"
-            ) from None
-        except (NotImplementedError, OSError) as error:  # some network disks have no locks
-            if not (folder.is_dir() and os.access(folder, os.W_OK)):
-                raise CheckpointError(
-                    f"cannot write into {folder}: {error}; choose another folder"
-                ) from error
-        yield
-
-
 class ResumableStore:
     """Entries of a computation that may be interrupted, in a folder that belongs to its settings.
 
@@ -299,6 +235,7 @@ class ResumableStore:
             them), holds other files, is in use, or cannot be written.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "run"
         >>> with ResumableStore(folder, {"seed": 0}) as store:
         ...     store.put("part 1", [1, 2])
@@ -328,15 +265,12 @@ class ResumableStore:
 
     def __enter__(self) -> Self:
         if self.folder is not None:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise CheckpointError(f"{self.folder} is a file; name a folder")
             self._check(self.folder)  # first, to leave no lock file in a folder of other things
             with ExitStack() as stack:
                 stack.enter_context(folder_lock(self.folder))
                 if self._check(self.folder):
                     write_json(self.folder / self._card, self.settings)
-                for leftover in self.folder.rglob(".*.tmp"):  # of killed writers
-                    leftover.unlink(missing_ok=True)
+                remove_leftovers(self.folder, locked=True)
                 self._stack = stack.pop_all()
         return self
 
@@ -345,8 +279,8 @@ class ResumableStore:
 
     def _check(self, folder: Path) -> bool:
         """Refuse a folder of other settings or with other files; return whether it is new."""
-        files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK)
-        present = {p.relative_to(folder).as_posix() for p in files if not p.match(".*.tmp")}
+        files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+        present = {p.as_posix() for p in files if p.name != LOCK and not is_temporary(p)}
         present.discard(self._card)
         stored = read_json(folder / self._card)
         is_new = not isinstance(stored, dict)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reidguard.errors import CheckpointError, a_few
+from reidguard.files import deferred_interrupts
 from reidguard.storage import read_card
 
 __all__ = ["read_tensors"]
@@ -48,9 +49,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as stream:
-            ours = "card" in (stream.metadata() or {})
+        with deferred_interrupts():
+            state: dict[str, Tensor] = safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, framework="pt") as stream:
+                ours = "card" in (stream.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
     if ours and (kind := read_card(path).get("kind")) != "model":
@@ -62,7 +64,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on weights_only is for the author
-            with _numpy_numbers():
+            with _numpy_numbers(), deferred_interrupts():
                 content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes: the unpickler may fail in any way
         reason = str(error).strip().splitlines() or [type(error).__name__]

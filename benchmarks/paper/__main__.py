@@ -22,8 +22,9 @@ from reidguard.cli.run_dir import RunFolder, default_folder, open_run
 from reidguard.cli.session import use_device
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import DataError, InputError, ReIDGuardError, TrainingError
+from reidguard.files import atomic_write
 from reidguard.report import save_page
-from reidguard.storage import atomic_write, write_json
+from reidguard.storage import write_json
 from reidguard.tables import Table
 
 PROGRAM = "python -m benchmarks.paper"

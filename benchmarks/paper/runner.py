@@ -23,8 +23,8 @@ from reidguard.attacks import (
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.defenses import AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.evaluation import FeatureStore, GridCell, Protocol, evaluate, evaluate_grid
+from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel, create_model, load_model
-from reidguard.storage import remove_temporaries
 from reidguard.training import MetricsFile, Progress, ProgressCallback, train_model
 from reidguard.types import Budget
 
@@ -95,7 +95,7 @@ class Runner:
     def model(self, network: str, data: str) -> ReIDModel:
         """Return an undefended network, trained on a dataset."""
         path = self.folder / "models" / f"{data}-{network}.safetensors"
-        remove_temporaries(path)
+        remove_leftovers(path.parent)
         if not path.exists():
             dataset, spec = self.dataset(data), self.setup.networks[network]
             with torch.random.fork_rng(devices=[]):
@@ -127,7 +127,7 @@ class Runner:
         if spec is None:
             return self.model(network, data)
         path = self.folder / "models" / f"{data}-{network}-{file_name(defense)}.safetensors"
-        remove_temporaries(path)
+        remove_leftovers(path.parent)
         if not path.exists():
             attack = self.attack(_defense_attack(network, data, spec.attack))
             trainer = DEFENSES[spec.kind](attack, losses=spec.losses)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ class Runner:
         parts = (c["attack"], label, c["extra"], c["source_model"], c["source_data"])
         name = file_name("-".join((*parts, c["attack_data"], f"eps{c['eps']}")))
         path = self.folder / "attacks" / f"{name}.safetensors"
-        remove_temporaries(path)
+        remove_leftovers(path.parent)
         if not path.exists():
             options: dict[str, Any] = {} if family == "color" else {"size": self.setup.size}
             options |= self.setup.attack_options.get(family, {})

@@ -18,13 +18,17 @@ from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.distributed import world
 from reidguard.errors import CheckpointError, InputError
-from reidguard.models import ReIDModel
-from reidguard.storage import (
+from reidguard.files import (
     LOCK,
     atomic_write,
+    folder_lock,
+    is_temporary,
+    remove_leftovers,
+)
+from reidguard.models import ReIDModel
+from reidguard.storage import (
     changed_settings,
     fingerprint,
-    folder_lock,
     library_versions,
     read_json,
     write_json,
@@ -174,8 +178,7 @@ def open_run(
         if finished:
             note(f"{path} is already finished; skipping")
         else:
-            for leftover in path.rglob(".*.tmp"):  # of killed writers
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(path, locked=True)
             if manifest["status"] != "new":
                 manifest["resumed"].append(_now())
                 note(f"resuming {path}")
@@ -197,7 +200,7 @@ def open_run(
 def _new_manifest(
     path: Path, options: Options, settings: Mapping[str, Any], existing: tuple[str, ...]
 ) -> dict[str, Any]:
-    names = {p.name for p in path.iterdir() if not p.name.endswith(".tmp")}
+    names = {p.name for p in path.iterdir() if not is_temporary(Path(p.name))}
     if foreign := sorted(names - {LOCK, *existing}):
         raise InputError(
             f"{path} holds other files, such as {foreign[0]}, and no run; choose a new or empty "

@@ -13,6 +13,7 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.data.dataset import CountCallback
 from reidguard.errors import CheckpointError, InputError
+from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
@@ -140,6 +141,7 @@ class FeatureStore:
         if self.directory is not None:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.directory)
             except OSError as error:
                 raise CheckpointError(
                     f"cannot make the feature folder {self.directory}: {error.strerror}; choose "

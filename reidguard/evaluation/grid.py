@@ -18,6 +18,7 @@ from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
+from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import MeasureOptions
@@ -114,6 +115,7 @@ def evaluate_grid(
     cells = None if folder is None else Path(folder) / "cells"
     fingerprints = {}
     if cells is not None:
+        remove_leftovers(cells)
         size = (protocol or Protocol()).image_size
         fingerprints = {name: attack_fingerprint(a, size) for name, a in attacks.items()}
     results: dict[tuple[str, str, str], dict[str, Any]] = {}

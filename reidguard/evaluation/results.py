@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from reidguard.errors import InputError
+from reidguard.files import atomic_write
 from reidguard.metrics import RankingResult
-from reidguard.storage import atomic_write, library_versions
+from reidguard.storage import library_versions
 from reidguard.tables import Table
 
 __all__ = ["AttackedResult", "EvaluationResult", "Result"]

@@ -20,8 +20,9 @@ from reidguard.evaluation.features import (
     to_device,
     to_float,
 )
+from reidguard.files import atomic_write
 from reidguard.nn import inference_view
-from reidguard.storage import ResumableStore, atomic_write
+from reidguard.storage import ResumableStore
 
 __all__ = ["save_adversarial"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from reidguard.errors import InputError
-from reidguard.storage import atomic_write
+from reidguard.files import atomic_write
 from reidguard.tables import Cell, Table, percent
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from typing_extensions import Unpack
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
+from reidguard.files import remove_leftovers
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.options import LoopOptions
 from reidguard.schema import documented, resolve
 from reidguard.storage import (
     changed_settings,
     load_tensors,
-    remove_temporaries,
     save_tensors,
     weights_fingerprint,
 )
@@ -270,7 +270,7 @@ class _Checkpoint:
         if self.path is None:
             return 0
         if self.writes:
-            remove_temporaries(self.path)
+            remove_leftovers(self.path.parent)
         if not self.path.exists():
             return 0
         tensors, card = load_tensors(self.path)

@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import Self
 
 from reidguard.errors import CheckpointError, InputError
-from reidguard.storage import atomic_write
+from reidguard.files import atomic_write
 from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["MetricsFile", "TensorBoard"]

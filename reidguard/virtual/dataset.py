@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from reidguard.data.dataset import SPLITS, CountCallback, ReIDDataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, read_market_folders
 from reidguard.data.readers.market1501 import EXAMPLE, NAME
 from reidguard.errors import DataError, InputError
+from reidguard.files import remove_leftovers, temporary_folder
 from reidguard.options import VirtualOptions
 from reidguard.schema import documented, resolve
 from reidguard.storage import fingerprint, read_json
@@ -233,12 +232,12 @@ def _exists(root: Path, config: VirtualConfig) -> bool:
 
 def _write(root: Path, config: VirtualConfig, progress: CountCallback | None) -> None:
     try:
+        remove_leftovers(root.parent)
         if _exists(root, config):
             return
         root.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-        try:
-            inner = draft / "set"  # mkdtemp makes a private folder; this one follows the umask
+        with temporary_folder(root.parent) as draft:
+            inner = draft / "set"  # the draft is private; this one follows the umask
             for folder in MARKET_FOLDERS.values():
                 (inner / folder).mkdir(parents=True)
             jobs = config.jobs()
@@ -249,8 +248,6 @@ def _write(root: Path, config: VirtualConfig, progress: CountCallback | None) ->
             marker = {"parameters": config.parameters, "images": images}
             (inner / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
             inner.rename(root)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         if _exists(root, config):  # another process was faster
             return

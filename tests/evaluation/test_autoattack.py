@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from helpers import Killed
+from helpers import Killed, leave_temporary
 from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, SquareAttack
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
@@ -353,7 +353,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(Killed):
         run(broken_off, kill)
     if (broken_off / "state").exists():
-        (broken_off / "state" / ".left.tmp").write_bytes(b"by a writer that was killed")
+        leave_temporary(broken_off / "state")
     result, rest = run(broken_off)
     assert result.to_json() == expected.to_json()
     assert content(broken_off) == content(whole)

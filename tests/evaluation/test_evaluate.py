@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import leave_temporary
 from reidguard.attacks import SMA, Attack, DeltaAttack, create_attack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.data import images as data_images
@@ -670,7 +671,7 @@ def test_an_interrupted_save_goes_on_where_it_stopped(people, tmp_path):
     whole = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
     for sample in people.query[3:7]:
         (tmp_path / f"{sample.path.stem}.png").unlink()
-    (tmp_path / f".{people.query[3].path.stem}.png.abc.tmp").write_bytes(b"half a pict")
+    leave_temporary(tmp_path)
     calls = []
     save_adversarial(
         attack, people, tmp_path, image_size=SIZE, progress=lambda *call: calls.append(call)
@@ -685,7 +686,7 @@ def test_an_interrupted_save_goes_on_where_it_stopped(people, tmp_path):
 
 
 def test_a_save_killed_in_its_first_write_can_be_repeated(people, tmp_path):
-    (tmp_path / ".adversarial.json.x.tmp").write_bytes(b"{")
+    leave_temporary(tmp_path)
     save_adversarial(noise_attack(), people, tmp_path, image_size=SIZE)
     names = {p.name for p in tmp_path.iterdir()} - {".lock"}
     assert names == {"adversarial.json", *(f"{name}.png" for name in people.query_names)}

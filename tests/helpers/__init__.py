@@ -3,7 +3,7 @@
 from helpers.batches import random_batch, rng
 from helpers.datasets import noise_datasets
 from helpers.distributed import imagine_silent_peer
-from helpers.interrupt import Killed, kill_at
+from helpers.interrupt import Killed, kill_at, leave_temporary
 from helpers.models import SmoothEmbedder, TinyNet, tiny_model
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TinyNet",
     "imagine_silent_peer",
     "kill_at",
+    "leave_temporary",
     "noise_datasets",
     "random_batch",
     "rng",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from reidguard import storage
+from reidguard.files import temporary_folder
 from reidguard.training import Progress
 
 _save_file = storage.safetensors.torch.save_file
@@ -43,6 +46,18 @@ def kill_in_write(number: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     storage.safetensors.torch.save_file = save_file
+
+
+def leave_temporary(folder: Path) -> Path:
+    """Make a temporary folder as a killed writer in ``folder`` leaves it, with half a file."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with temporary_folder(folder) as own:
+        name = own.name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    (folder / name).mkdir()
+    (folder / name / "half").write_bytes(b"{")
+    return folder / name
 
 
 def fork(function: Callable[..., int | None], *args: Any) -> int:

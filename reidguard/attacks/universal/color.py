@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.errors import InputError
-from reidguard.storage import atomic_write
+from reidguard.files import atomic_write
 from reidguard.types import Budget
 
 __all__ = ["ColorAttack"]

@@ -1,6 +1,5 @@
 """``reidguard demo``."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,8 +183,6 @@ class Demo:
         plan = self.plan
         is_meta = domain == plan.meta_domain
         target = self.folder / "people" / domain
-        for leftover in target.parent.glob(f".{domain}.*"):  # of a killed run
-            shutil.rmtree(leftover, ignore_errors=True)
         with self.stage(f"rendering {domain}"):
             return rg.load_dataset(
                 f"virtual:{domain}",

@@ -18,6 +18,7 @@ from reidguard.attacks import Attack, load_attack
 from reidguard.errors import CheckpointError, InputError
 from reidguard.files import atomic_write
 from reidguard.models import ReIDModel, load_model
+from reidguard.records import to_path
 from reidguard.storage import read_card
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
@@ -56,7 +57,7 @@ def save_pretrained(
     """
     if not isinstance(model, ReIDModel | Attack):
         raise InputError(f"only models and attacks can be shared, not a {type(model).__name__}")
-    folder = Path(save_directory).expanduser()
+    folder = to_path(save_directory)
     model.save(folder / WEIGHTS)
     if not (folder / CARD).exists():
         with atomic_write(folder / CARD) as temporary:
@@ -82,7 +83,7 @@ def from_pretrained(
         CheckpointError: If there is no such folder or repository, the hub cannot be reached, or
             the file is damaged.
     """
-    path = Path(name_or_path).expanduser() / WEIGHTS
+    path = to_path(name_or_path) / WEIGHTS
     if not path.parent.is_dir():
         missing = f"there is no folder {name_or_path}"
         repo_id = str(name_or_path)

@@ -1,9 +1,10 @@
 """JSON records, paths and environment variables, checked where they enter the library.
 
-A record is a frozen dataclass whose annotations declare the fields of a JSON object. Reading one
-checks everything at once: UTF-8, strict JSON (no NaN, no infinity, no name twice in an object, at
-most :data:`MAX_DEPTH` levels), names, types and ranges. A whole number is a float; nothing else is
-converted. A field that the type lacks is ignored, so files of later versions can be read.
+A record is a frozen dataclass whose annotations declare the fields of a JSON object, or a TypedDict
+where the object itself is passed on, as to a report. Reading one checks everything at once: UTF-8,
+strict JSON (no NaN, no infinity, no name twice in an object, at most :data:`MAX_DEPTH` levels),
+names, types and ranges. A whole number is a float; nothing else is converted. A field that the type
+lacks is left out, so files of later versions can be read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "cache_folder",
     "convert",
     "environment_number",
+    "find_record",
     "parse_json",
     "read_file",
     "read_record",
@@ -71,6 +73,14 @@ def read_record(
         reidguard.errors.CheckpointError: ...steps.json is damaged (...expected int, got str)...
     """
     return parse_json(read_file(path, error=error), kind, path, cure=cure, error=error)
+
+
+def find_record(path: Path, kind: type[T]) -> T | None:
+    """Read a cached JSON file as a record; None if it is missing or damaged."""
+    try:
+        return read_record(path, kind)
+    except CheckpointError:
+        return None
 
 
 def parse_json(

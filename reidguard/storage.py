@@ -11,9 +11,10 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -30,6 +31,7 @@ from reidguard.files import (
     is_temporary,
     remove_leftovers,
 )
+from reidguard.records import convert, find_record, parse_json, to_path
 
 __all__ = [
     "ResumableStore",
@@ -38,12 +40,13 @@ __all__ = [
     "library_versions",
     "load_tensors",
     "read_card",
-    "read_json",
     "save_tensors",
     "tensor_fingerprint",
     "weights_fingerprint",
     "write_json",
 ]
+
+T = TypeVar("T")
 
 SCHEMA = 1
 
@@ -92,37 +95,58 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], card: Mapping[
             ) from error
 
 
-def _card_of(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
-    try:
-        card = json.loads((header or {})["card"])
-        schema = int(card["schema"])
-    except (KeyError, TypeError, ValueError):
+@dataclass(frozen=True)
+class Card:
+    """What every card has."""
+
+    schema: int
+    kind: str | None = None
+
+
+def _card_of(path: Path, header: Mapping[str, str] | None, kind: str | None) -> dict[str, Any]:
+    if header is None or "card" not in header:
         raise CheckpointError(
             f"{path} is a safetensors file but not one that reidguard wrote: its card is missing"
-        ) from None
-    if schema > SCHEMA:
+        )
+    values = parse_json(header["card"], dict[str, Any], f"the card of {path}")
+    card = convert(values, Card, f"the card of {path}")
+    if card.schema > SCHEMA:
         raise CheckpointError(
-            f"{path} was written by a newer reidguard (schema {schema}, this one reads up to "
+            f"{path} was written by a newer reidguard (schema {card.schema}, this one reads up to "
             f"{SCHEMA}); upgrade with: pip install --upgrade reidguard"
         )
-    return dict(card)
+    if kind not in (None, card.kind):
+        raise CheckpointError(
+            f"{path} holds a checkpoint of kind {card.kind!r}, where {kind!r} is needed; give "
+            "another file"
+        )
+    return values
 
 
-def read_card(path: Path | str) -> dict[str, Any]:
-    """Return the card alone, without reading the tensors."""
-    return _open(Path(path), tensors=False)[1]
+def read_card(path: Path | str, kind: str | None = None) -> dict[str, Any]:
+    """Return the card alone, without reading the tensors; see :func:`load_tensors`."""
+    return _open(path, kind, tensors=False)[1]
 
 
-def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path | str, kind: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and the card that :func:`save_tensors` wrote.
 
+    Args:
+        path: The file.
+        kind: The card's ``kind``, such as "model"; None for any.
+
     Raises:
-        CheckpointError: If the file is missing, damaged, or not one of ours.
+        CheckpointError: If the file is missing, damaged, of another kind, or not one of ours.
     """
-    return _open(Path(path), tensors=True)
+    return _open(path, kind, tensors=True)
 
 
-def _open(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _open(
+    name: Path | str, kind: str | None, *, tensors: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = to_path(name)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
@@ -130,7 +154,7 @@ def _open(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
             deferred_interrupts(),
             safetensors.safe_open(path, framework="pt", device="cpu") as stream,
         ):
-            card = _card_of(path, stream.metadata())
+            card = _card_of(path, stream.metadata(), kind)
             keys = stream.keys() if tensors else []
             # clone: the file's tensors lie at odd addresses, where convolutions round differently,
             # and a loaded model must give the bits of the one that was saved.
@@ -240,7 +264,7 @@ class ResumableStore:
         >>> with ResumableStore(folder, {"seed": 0}) as store:
         ...     store.put("part 1", [1, 2])
         >>> with ResumableStore(folder, {"seed": 0}) as store:
-        ...     store.get("part 1"), store.get("part 2")
+        ...     store.get("part 1", list[int]), store.get("part 2", list[int])
         ([1, 2], None)
         >>> with ResumableStore(folder, {"seed": 1}):
         ...     pass
@@ -257,7 +281,7 @@ class ResumableStore:
         card: str = "settings.json",
         files: Collection[str] | None = None,
     ) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else to_path(folder)
         self.settings = dict(settings)
         self.fingerprint = fingerprint(self.settings)
         self._card, self._files = card, files
@@ -282,9 +306,9 @@ class ResumableStore:
         files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
         present = {p.as_posix() for p in files if p.name != LOCK and not is_temporary(p)}
         present.discard(self._card)
-        stored = read_json(folder / self._card)
-        is_new = not isinstance(stored, dict)
-        if not is_new and (changed := changed_settings(stored, self.settings)):
+        stored = find_record(folder / self._card, dict[str, Any])
+        is_new = stored is None
+        if stored is not None and (changed := changed_settings(stored, self.settings)):
             raise CheckpointError(
                 f"{folder} belongs to other settings ({changed}); repeat those to resume, or "
                 "choose a new or empty folder"
@@ -297,9 +321,9 @@ class ResumableStore:
             )
         return is_new
 
-    def get(self, name: str) -> Any:
-        """Return a JSON entry; None if it is missing or damaged."""
-        return None if self.folder is None else read_json(self.folder / f"{name}.json")
+    def get(self, name: str, kind: type[T]) -> T | None:
+        """Return a JSON entry of this type; None if it is missing or damaged."""
+        return None if self.folder is None else find_record(self.folder / f"{name}.json", kind)
 
     def put(self, name: str, value: Any) -> None:
         """Write a JSON entry."""
@@ -311,7 +335,7 @@ class ResumableStore:
         if self.folder is None:
             return None
         try:
-            tensors, card = load_tensors(self.folder / f"{name}.safetensors")
+            tensors, card = load_tensors(self.folder / f"{name}.safetensors", "entry")
         except CheckpointError:
             return None
         return (tensors, card) if card.get("settings") == self.fingerprint else None
@@ -323,11 +347,3 @@ class ResumableStore:
         if self.folder is not None:
             card = {"kind": "entry", "settings": self.fingerprint, **values}
             save_tensors(self.folder / f"{name}.safetensors", tensors, card)
-
-
-def read_json(path: Path | None) -> Any:
-    """Return the JSON value of a file; None if it is missing or damaged."""
-    try:
-        return None if path is None else json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -242,16 +242,6 @@ class InputSpec:
         size = list(self.size) if self.size is not None else None
         return {"size": size, "mean": list(self.mean), "std": list(self.std)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
-        """Rebuild what :meth:`to_dict` gave."""
-        size = values["size"]
-        return cls(
-            size=(int(size[0]), int(size[1])) if size is not None else None,
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
-        )
-
 
 @dataclass(frozen=True)
 class ReIDSample:

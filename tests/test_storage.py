@@ -79,7 +79,7 @@ SETTINGS = {"seed": 0, "model": {"name": "ide", "size": (64, 32)}}
 
 def test_entries_come_back_in_a_later_store(tmp_path):
     with ResumableStore(tmp_path / "run", SETTINGS, card="card.json") as store:
-        assert store.get("cell") is store.get_tensors("batch") is None
+        assert store.get("cell", dict) is store.get_tensors("batch") is None
         store.put("cell", {"mAP": 0.5})
         store.put_tensors("batch", {"a": torch.arange(3)}, {"done": 2})
     assert json.loads((tmp_path / "run" / "card.json").read_text()) == {
@@ -87,7 +87,7 @@ def test_entries_come_back_in_a_later_store(tmp_path):
         "model": {"name": "ide", "size": [64, 32]},
     }
     with ResumableStore(tmp_path / "run", SETTINGS, card="card.json") as store:
-        assert store.get("cell") == {"mAP": 0.5}
+        assert store.get("cell", dict[str, float]) == {"mAP": 0.5}
         tensors, values = store.get_tensors("batch")
         assert tensors["a"].tolist() == [0, 1, 2]
         assert values["done"] == 2
@@ -99,7 +99,7 @@ def test_damaged_entries_are_absent(tmp_path):
         store.put_tensors("batch", {"a": torch.arange(3)}, {})
         for file in (tmp_path / "cell.json", tmp_path / "batch.safetensors"):
             file.write_bytes(file.read_bytes()[:-4])
-        assert store.get("cell") is store.get_tensors("batch") is None
+        assert store.get("cell", dict) is store.get_tensors("batch") is None
 
 
 def test_tensors_of_another_store_are_absent(tmp_path):
@@ -120,7 +120,7 @@ def test_other_settings_are_refused_and_listed(tmp_path):
     assert "seed: 0 stored, 1 now; model size: [64, 32] stored, [32, 16] now" in str(error.value)
     assert "name" not in str(error.value)
     with ResumableStore(tmp_path, SETTINGS) as store:
-        assert store.get("cell") == 1
+        assert store.get("cell", int) == 1
 
 
 def test_changed_settings_names_what_was_added_and_removed():
@@ -177,7 +177,7 @@ def test_a_store_without_a_folder_stores_nothing():
     with ResumableStore(None, SETTINGS) as store:
         store.put("cell", 1)
         store.put_tensors("batch", {"a": torch.ones(1)}, {})
-        assert store.get("cell") is store.get_tensors("batch") is None
+        assert store.get("cell", dict) is store.get_tensors("batch") is None
 
 
 def test_fingerprints():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from reidguard.errors import InputError
+from reidguard.records import convert
 from reidguard.types import Budget, InputSpec, check_image_values, check_images
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -146,7 +147,7 @@ def test_input_spec_normalises_like_its_definition_and_survives_json():
         [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(spec.mean, spec.std, strict=True))]
     )
     torch.testing.assert_close(spec.apply(x), expected.transpose(0, 1))
-    assert InputSpec.from_dict(spec.to_dict()) == spec
+    assert convert(spec.to_dict(), InputSpec, "here") == spec
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

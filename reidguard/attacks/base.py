@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +12,22 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import final
 
-from reidguard.errors import CheckpointError, InputError
+from reidguard.errors import CheckpointError
+from reidguard.records import convert
 from reidguard.registry import Registry
 from reidguard.storage import library_versions, load_tensors, save_tensors
 from reidguard.types import Budget, check_image_values, check_images
 
 __all__ = ["ATTACKS", "Attack", "create_attack", "load_attack", "register_attack"]
+
+
+@dataclass(frozen=True)
+class AttackCard:
+    """The card of a saved attack."""
+
+    name: str
+    config: dict[str, Any]
+    training: dict[str, Any] | None = None
 
 
 class Attack(ABC, nn.Module):
@@ -131,18 +142,17 @@ def load_attack(path: Path | str) -> Attack:
     Raises:
         CheckpointError: If the file is missing, damaged, of another kind, or does not fit.
     """
-    tensors, card = load_tensors(path)
-    if card.get("kind") != "attack":
-        raise CheckpointError(f"{path} holds a {card.get('kind', 'something else')}, no attack")
-    cls = ATTACKS.get(str(card["name"]))
+    tensors, values = load_tensors(path, "attack")
+    card = convert(values, AttackCard, f"the card of {path}")
+    cls = ATTACKS.get(card.name)
     if not (isinstance(cls, type) and issubclass(cls, Attack)):
-        raise CheckpointError(f"attack {card['name']!r} is not a class, so it cannot be loaded")
+        raise CheckpointError(f"attack {card.name!r} is not a class, so it cannot be loaded")
     try:
-        attack = cls.from_config(card["config"])
+        attack = cls.from_config(card.config)
         attack.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise CheckpointError(f"{path} does not fit attack {card['name']!r}: {error}") from error
+    except Exception as error:  # a constructor may fail in any way with a damaged card
+        raise CheckpointError(f"{path} does not fit attack {card.name!r}: {error}") from error
     if any(not torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
         raise CheckpointError(f"{path} holds values that are not finite")
-    attack.provenance = card.get("training")
+    attack.provenance = card.training
     return attack

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +26,12 @@ from reidguard.files import (
     remove_leftovers,
 )
 from reidguard.models import ReIDModel
+from reidguard.records import read_file, read_record
+from reidguard.report.records import Manifest
 from reidguard.storage import (
     changed_settings,
     fingerprint,
     library_versions,
-    read_json,
     write_json,
 )
 from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
@@ -114,7 +115,8 @@ class RunFolder:
 
     def print(self, name: str = "result") -> None:
         """Print the result, without the command that the file ends with."""
-        print((self / f"{name}.md").read_text("utf-8").removesuffix(self._command))
+        text = read_file(self / f"{name}.md").decode("utf-8", "replace")
+        print(text.removesuffix(self._command))
 
     @property
     def _command(self) -> str:
@@ -159,18 +161,14 @@ def open_run(
         yield RunFolder(path, {}, Display(), writes=False)
         return
     with folder_lock(path), Display() as display:
-        manifest = read_json(path / MANIFEST)
-        if isinstance(manifest, dict) and {"settings", "status", "resumed"} <= manifest.keys():
+        if (path / MANIFEST).exists():
+            cure = "choose another folder with --out"
+            manifest = asdict(read_record(path / MANIFEST, Manifest, cure=cure))
             if changed := changed_settings(manifest["settings"], settings):
                 raise InputError(
                     f"{path} holds a run with other settings ({changed}); repeat the settings to "
-                    "resume it, or choose another folder with --out"
+                    f"resume it, or {cure}"
                 )
-        elif (path / MANIFEST).exists():
-            raise CheckpointError(
-                f"{path / MANIFEST} is damaged or of another program; choose another folder with "
-                "--out"
-            )
         else:
             manifest = _new_manifest(path, options, settings, existing)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)

@@ -24,6 +24,7 @@ from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import MODELS, ReIDModel, create_model, load_model
 from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
+from reidguard.records import cache_folder
 from reidguard.schema import resolve, settings
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
@@ -102,9 +103,8 @@ def feature_store(folder: Path | None) -> FeatureStore:
     """Return the store of clean features in the folder of ``--cache``, or in the user's."""
     if folder is not None:
         return FeatureStore(folder)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     try:
-        return FeatureStore(Path(cache) / "reidguard" / "features")
+        return FeatureStore(cache_folder() / "features")
     except CheckpointError as error:
         warnings.warn(f"{error} with --cache; features are not cached this time", stacklevel=2)
         return FeatureStore()

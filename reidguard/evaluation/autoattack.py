@@ -18,6 +18,7 @@ from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import audit
+from reidguard.evaluation.audit_report import AuditReport
 from reidguard.evaluation.autoattack_result import AutoAttackResult
 from reidguard.evaluation.autoattack_run import SuiteRun
 from reidguard.evaluation.evaluate import evaluate
@@ -27,6 +28,7 @@ from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import AutoAttackOptions
+from reidguard.records import to_path
 from reidguard.schema import documented, resolve
 from reidguard.storage import ResumableStore, fingerprint
 from reidguard.training import Progress, ProgressCallback
@@ -210,10 +212,10 @@ class RetrievalAutoAttack:
             ResumableStore(state, settings, card="autoattack.json") as entries,
             _image_folder(images, dataset, entries.fingerprint) as files,
         ):
-            audited = entries.get("audit")
-            if audited is None and values["audit_queries"] > 0:
-                audited = self._audit(retrieval, values["audit_queries"], progress)
-                entries.put("audit", audited)
+            report = entries.get("audit", AuditReport)
+            if report is None and values["audit_queries"] > 0:
+                report = self._audit(retrieval, values["audit_queries"], progress)
+                entries.put("audit", report.to_dict())
             run = SuiteRun(self, retrieval, clean.clean, values["early_stop"])
             batches = run.all_batches(
                 dataset.query[::query_every],
@@ -221,11 +223,11 @@ class RetrievalAutoAttack:
                 files[::query_every],
                 _phase(progress, "attacking"),
             )
-        return run.result(batches, audited, facts)
+        return run.result(batches, None if report is None else report.to_dict(), facts)
 
     def _audit(
         self, retrieval: Retrieval, queries: int, progress: ProgressCallback | None
-    ) -> dict[str, Any]:
+    ) -> AuditReport:
         return audit(
             retrieval.model,
             retrieval.dataset,
@@ -238,7 +240,7 @@ class RetrievalAutoAttack:
             learning_steps=0,  # the universal member is what would be learnt
             queries=queries,
             seed=self.seed,
-        ).to_dict()
+        )
 
 
 def _phase(progress: ProgressCallback | None, name: str) -> CountCallback:
@@ -259,7 +261,7 @@ def _image_folder(
     if folder is None:
         yield []
         return
-    folder = Path(folder).expanduser()
+    folder = to_path(folder)
     names = [f"{name}.png" for name in dataset.query_names]
     kind = "worst images of retrieval-autoattack"
     settings = {"kind": kind, "dataset": dataset.name, "run": run}

@@ -176,10 +176,11 @@ class FeatureStore:
         name = fingerprint(key)[:32]
         if name not in self._memory and self.directory is not None:
             try:
-                tensors, card = load_tensors(self._path(name))
-                if card["key"] == key and tensors["features"].dim() == 2:
-                    self._memory[name] = tensors["features"]
-            except (CheckpointError, KeyError):
+                tensors, card = load_tensors(self._path(name), "features")
+                features = tensors.get("features")
+                if card.get("key") == key and features is not None and features.dim() == 2:
+                    self._memory[name] = features
+            except CheckpointError:
                 return None  # absent or damaged: the caller computes them, put() replaces the file
         features = self._memory.get(name)
         if features is not None and features.device != device:

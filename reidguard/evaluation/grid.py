@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,54 @@ from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
+from reidguard.evaluation.results import EvaluationRecord
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import MeasureOptions
+from reidguard.records import convert, find_record, to_path
 from reidguard.schema import documented, resolve
-from reidguard.storage import fingerprint, read_json, write_json
+from reidguard.storage import fingerprint, write_json
 
 __all__ = ["evaluate_grid"]
 
 SCHEMA = 3  # of a cached cell's key
+
+
+@dataclass(frozen=True)
+class CachedCell:
+    """An evaluation in a file, and what it depends on."""
+
+    key: dict[str, Any]
+    evaluation: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        convert(self.evaluation, EvaluationRecord, "the evaluation")
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A dataset in the provenance of a model or an attack."""
+
+    name: str | None = None
+    train: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model or an attack was learnt on."""
+
+    model: str | None = None
+    train: TrainedOn | None = None
+    meta_train: TrainedOn | None = None
+    meta_test: TrainedOn | None = None
+
+    @classmethod
+    def of(cls, learnt: Attack | ReIDModel, name: str) -> Provenance:
+        """Read the provenance of a model or an attack."""
+        return convert(learnt.provenance or {}, cls, f"the provenance of {name}", error=InputError)
 
 
 @documented(MeasureOptions)
@@ -112,7 +150,8 @@ def evaluate_grid(
         for name, attack in attacks.items()
     }
     order = [(a, m, d) for a in attacks for m in networks for d in datasets if d in networks[m]]
-    cells = None if folder is None else Path(folder) / "cells"
+    folder = None if folder is None else to_path(folder)
+    cells = None if folder is None else folder / "cells"
     fingerprints = {}
     if cells is not None:
         remove_leftovers(cells)
@@ -145,7 +184,7 @@ def evaluate_grid(
         )
     )
     if folder is not None:
-        result.save(Path(folder) / "grid.json")
+        result.save(folder / "grid.json")
     return result
 
 
@@ -161,7 +200,8 @@ def _by_dataset(
             f"({', '.join(datasets)})"
         )
     for place, model in models.items():
-        trained = ((model.provenance or {}).get("train") or {}).get("fingerprint")
+        train = Provenance.of(model, f"the model of {name!r} for {place!r}").train
+        trained = None if train is None else train.fingerprint
         if trained is None or trained == datasets[place].fingerprint("train"):
             continue
         for other, dataset in datasets.items():
@@ -196,22 +236,20 @@ def _source(
                     is_shared = len({id(m) for m in by_dataset.values()}) == 1
                     return network, None if is_shared else place
         raise InputError(f"attack {name!r} is bound to a model that is none of the grid's; {cure}")
-    provenance = attack.provenance or {}
-    learnt_on, trained = provenance.get("model"), (provenance.get("meta_train") or {})
-    if learnt_on is None or "train" not in trained:
+    provenance = Provenance.of(attack, f"attack {name!r}")
+    learnt_on, trained = provenance.model, provenance.meta_train
+    if learnt_on is None or trained is None or trained.train is None:
         raise InputError(
             f"the provenance of attack {name!r} does not say what it was learnt on; {cure}"
         )
-    places = [
-        p for p, d in datasets.items() if d.train and d.fingerprint("train") == trained["train"]
-    ]
+    places = [p for p, d in datasets.items() if d.train and d.fingerprint("train") == trained.train]
     sources = [
         network
         for network, by_dataset in networks.items()
         if any(fingerprint(model_key(model)) == learnt_on for model in {*by_dataset.values()})
     ]
     if not (sources and places):
-        what = f"training images ({trained.get('name')})" if sources else "a model"
+        what = f"training images ({trained.name})" if sources else "a model"
         raise InputError(
             f"attack {name!r} was learnt on {what}, which the grid does not have; {cure}"
         )
@@ -225,8 +263,10 @@ def _setting(source: tuple[str, str | None] | None, network: str, place: str) ->
 
 
 def _was_meta_test(attack: Attack, dataset: ReIDDataset) -> bool:
-    learnt = ((attack.provenance or {}).get("meta_test") or {}).get("train")
-    return learnt is not None and bool(dataset.train) and dataset.fingerprint("train") == learnt
+    learnt = Provenance.of(attack, type(attack).__name__).meta_test
+    if learnt is None or learnt.train is None or not dataset.train:
+        return False
+    return dataset.fingerprint("train") == learnt.train
 
 
 def _key(retrieval: Retrieval, query_every: int) -> dict[str, Any]:
@@ -244,9 +284,9 @@ def _evaluation(
     attack: Attack, retrieval: Retrieval, query_every: int, file: Path | None, key: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the evaluation in ``file`` if it has this key; else measure and write it."""
-    cell = read_json(file)
-    if isinstance(cell, dict) and cell.get("key") == key and "evaluation" in cell:
-        return dict(cell["evaluation"])
+    cell = None if file is None else find_record(file, CachedCell)
+    if cell is not None and cell.key == key:
+        return cell.evaluation
     evaluation = evaluate(
         retrieval.model,
         retrieval.dataset,

@@ -8,15 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
 
 from reidguard.errors import InputError
 from reidguard.files import atomic_write
 from reidguard.metrics import RankingResult
+from reidguard.records import Fraction
 from reidguard.storage import library_versions
 from reidguard.tables import Table
 
-__all__ = ["AttackedResult", "EvaluationResult", "Result"]
+__all__ = ["AttackedResult", "EvaluationRecord", "EvaluationResult", "Result"]
 
 
 class Result(ABC):
@@ -55,6 +58,55 @@ class Result(ABC):
         text: str = getattr(self, self.FORMATS[suffix])()
         with atomic_write(path) as temporary:
             temporary.write_text(text.removesuffix("\n") + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class RankingRecord:
+    """Retrieval metrics in a result file."""
+
+    mAP: Fraction  # noqa: N815 (the field's name for it)
+    mINP: Fraction  # noqa: N815
+    cmc: Annotated[list[Fraction], Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class AttackedRecord(RankingRecord):
+    """Retrieval metrics and image quality in a result file."""
+
+    linf_255: float
+    psnr: float | None
+    ssim: float
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """The attack of an evaluation in a result file."""
+
+    name: str
+    eps: Fraction
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The dataset of an evaluation in a result file."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What is read again of :meth:`EvaluationResult.to_dict`."""
+
+    clean: RankingRecord
+    attack: AttackRecord | None
+    attacked: AttackedRecord | None
+    attacked_8bit: AttackedRecord | None
+    dataset: DatasetRecord
+    weights: str
+
+    def __post_init__(self) -> None:
+        if len({part is None for part in (self.attack, self.attacked, self.attacked_8bit)}) > 1:
+            raise ValueError("attack, attacked and attacked_8bit belong together")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from reidguard.errors import CheckpointError, InputError, RegistryError
+from reidguard.errors import CheckpointError
 from reidguard.models.base import Metric, ReIDModel
 from reidguard.models.weights import check_finite, load_weights
+from reidguard.records import convert, to_path
 from reidguard.registry import Registry
 from reidguard.storage import load_tensors
 from reidguard.types import InputSpec
@@ -17,6 +19,19 @@ from reidguard.types import InputSpec
 __all__ = ["MODELS", "create_model", "load_model", "register_model"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The card of a saved model."""
+
+    name: str
+    kwargs: dict[str, Any]
+    num_classes: list[tuple[str, int]]
+    input_spec: InputSpec
+    metric: Metric
+    training: dict[str, Any] | None = None
+
 
 #: All models by name; the entry-point group of the same name adds those of other packages.
 MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models")
@@ -86,34 +101,23 @@ def load_model(path: Path | str) -> ReIDModel:
             fit the model of that name exactly; load a torch file by
             ``create_model(name, weights=path)`` instead.
     """
-    path = Path(path)
-    state, card = load_tensors(path)
-    if card.get("kind") != "model":
-        raise CheckpointError(f"{path} is a checkpoint of kind {card.get('kind')!r}, not a model")
+    path = to_path(path)
+    state, values = load_tensors(path, "model")
+    card = convert(values, ModelCard, f"the card of {path}", cure="save the model again")
+    kwargs = {k: v for k, v in card.kwargs.items() if k != "pretrained"}  # it would download
     try:
-        name, kwargs, metric = str(card["name"]), dict(card["kwargs"]), card["metric"]
-        num_classes = {str(domain): int(count) for domain, count in card["num_classes"]}
-        input_spec = InputSpec.from_dict(card["input_spec"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        model = create_model(card.name, num_classes=dict(card.num_classes) or None, **kwargs)
+    except Exception as error:  # a constructor may fail in any way with a damaged card
         raise CheckpointError(
-            f"{path} has a damaged card ({type(error).__name__}: {error}); save the model again"
-        ) from error
-    if metric not in get_args(Metric):
-        raise CheckpointError(f"{path} has a damaged card: its metric is {metric!r}")
-    kwargs.pop("pretrained", None)  # a file must not make us download
-    try:
-        model = create_model(name, num_classes=num_classes or None, **kwargs)
-    except (RegistryError, InputError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} holds a model {name!r} that cannot be built here: {error}"
+            f"{path} holds a model {card.name!r} that cannot be built here: {error}"
         ) from error
     check_finite(path, state)
     try:
         model.load_state_dict(state, strict=True, assign=True)  # assign: keeps the file's dtypes
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} does not fit the model {name!r} of its card: {error}"
+            f"{path} does not fit the model {card.name!r} of its card: {error}"
         ) from error
-    model.input_spec, model.metric = input_spec, metric
-    model.provenance = card.get("training")
+    model.input_spec, model.metric = card.input_spec, card.metric
+    model.provenance = card.training
     return model.eval()

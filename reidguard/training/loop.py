@@ -8,6 +8,7 @@ same bits as one that was not (on the CPU, same machine).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
 from reidguard.files import remove_leftovers
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.options import LoopOptions
+from reidguard.records import Count, convert, to_path
 from reidguard.schema import documented, resolve
 from reidguard.storage import (
     changed_settings,
@@ -34,6 +36,15 @@ from reidguard.storage import (
 from reidguard.types import Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["Batches", "LoopHooks", "batch_loaders", "derived_seed", "learn"]
+
+
+@dataclass(frozen=True)
+class TrainingCard:
+    """The card of a checkpoint of a run; ``optimizer`` has what is no tensor of its state."""
+
+    step: Count
+    settings: dict[str, Any]
+    optimizer: dict[str, int | float | bool | None]
 
 
 class Batches(Protocol):
@@ -143,7 +154,7 @@ def learn(
     parts = {"module": module}
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else to_path(checkpoint)
     saved = _Checkpoint(path, parts, optimizer, dict(settings or {}))
     step = saved.restore()
     if (processes := world()) is not None:
@@ -273,10 +284,9 @@ class _Checkpoint:
             remove_leftovers(self.path.parent)
         if not self.path.exists():
             return 0
-        tensors, card = load_tensors(self.path)
-        if card.get("kind") != "training":
-            raise CheckpointError(f"{self.path} is not the checkpoint of a run; give another path")
-        if changed := changed_settings(card["settings"], self.settings):
+        tensors, values = load_tensors(self.path, "training")
+        card = convert(values, TrainingCard, f"the card of {self.path}")
+        if changed := changed_settings(card.settings, self.settings):
             raise CheckpointError(
                 f"{self.path} belongs to a run with other settings ({changed}); "
                 "use the same settings to resume it, or another folder to start anew"
@@ -288,14 +298,13 @@ class _Checkpoint:
         except RuntimeError as error:
             raise CheckpointError(f"{self.path} does not fit: {error}") from error
         states: dict[int, dict[str, Any]] = {}
-        for name, value in {**tensors, **card["optimizer"]}.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                states.setdefault(int(index), {})[key] = value
+        for name, value in {**tensors, **card.optimizer}.items():
+            if match := re.fullmatch(r"optimizer\.([0-9]{1,9})\.(\w+)", name):
+                states.setdefault(int(match[1]), {})[match[2]] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self._holds(card["step"])
-        return int(card["step"])
+        self._holds(card.step)
+        return card.step
 
     def _holds(self, step: int) -> None:
         self.hint = f"; {self.path} holds the last good state, that of step {step}"

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from typing_extensions import Self
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.files import atomic_write
+from reidguard.records import Count, parse_json, read_file, to_path
 from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["MetricsFile", "TensorBoard"]
 
 LEARNING = "learning"  # the phase whose steps are logged
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is read again of a line of metrics.jsonl."""
+
+    step: Count
 
 
 class _StepLog:
@@ -87,19 +96,19 @@ class MetricsFile(_StepLog):
 
     def __init__(self, path: Path | str, then: ProgressCallback | None = None) -> None:
         super().__init__(then)
-        self.path = Path(path)
+        self.path = to_path(path)
         self.seconds_per_step: float | None = None
         self._began = (0.0, 0)
 
     def _open(self, last: int) -> Any:
         lines = []
-        with suppress(OSError, ValueError, KeyError, TypeError):  # no file, or a line cut short
-            for line in self.path.read_text("utf-8").splitlines():
-                if json.loads(line)["step"] > last:
+        with suppress(CheckpointError):  # no file, or a line cut short
+            for line in read_file(self.path, limit=2**33).splitlines():
+                if parse_json(line, Step, self.path).step > last:
                     break
                 lines.append(line)
         with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
         self._began = (time.perf_counter(), last)
         return self.path.open("a", encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from reidguard.data.readers.market1501 import EXAMPLE, NAME
 from reidguard.errors import DataError, InputError
 from reidguard.files import remove_leftovers, temporary_folder
 from reidguard.options import VirtualOptions
+from reidguard.records import Count, cache_folder, find_record, read_record, to_path
 from reidguard.schema import documented, resolve
-from reidguard.storage import fingerprint, read_json
+from reidguard.storage import fingerprint
 from reidguard.virtual.domains import DOMAINS, find_domain
 from reidguard.virtual.render import render_person
 from reidguard.virtual.worker import RenderJob, render_files
@@ -33,6 +35,14 @@ LICENCE = "rendered by reidguard, free; shows nobody real"
 FIRST_TEST = 5001  # fixed, so that an identity keeps its number in sets of all sizes
 FIRST_DISTRACTOR = 10_000
 VIEWS = 36
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Content of the marker file: how a set was rendered, and its number of images by split."""
+
+    parameters: dict[str, str | int | bool]
+    images: dict[str, Count]
 
 
 @dataclass(frozen=True)
@@ -121,10 +131,10 @@ def read_virtual(
     """
     config = VirtualConfig.of(domain, options)
     if root is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = Path(cache) / "reidguard" / f"virtual-{domain}-{fingerprint(config.parameters)[:12]}"
-    _write(Path(root), config, progress)
-    return _read(Path(root))
+        root = cache_folder() / f"virtual-{domain}-{fingerprint(config.parameters)[:12]}"
+    root = to_path(root)
+    _write(root, config, progress)
+    return _read(root)
 
 
 @documented(VirtualOptions)
@@ -152,8 +162,9 @@ def write_virtual(
         InputError: If the domain is unknown or a size out of range.
         DataError: If the folder holds something else or cannot be written.
     """
-    _write(Path(root), VirtualConfig.of(domain, options), progress)
-    return Path(root)
+    root = to_path(root)
+    _write(root, VirtualConfig.of(domain, options), progress)
+    return root
 
 
 def load_virtual(
@@ -172,8 +183,8 @@ def load_virtual(
         **options: As for :func:`read_virtual`; they override those in ``root``.
     """
     text = str(root)
-    if (Path(text) / MARKER).is_file():
-        return _read(Path(text))
+    if (to_path(root) / MARKER).is_file():
+        return _read(to_path(root))
     if "/" in text or os.sep in text:
         raise DataError(
             f"{text} holds no virtual set; write one with: reidguard data export virtual:plaza "
@@ -194,7 +205,7 @@ def parse_name(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         name, _, value = pair.partition("=")
-        number: Any = int(value) if value.isascii() and value.isdigit() else value
+        number: Any = int(value) if re.fullmatch("[0-9]{1,19}", value) else value
         if name == "identities":
             values["train_identities"] = values["test_identities"] = number
         else:
@@ -204,25 +215,21 @@ def parse_name(text: str) -> dict[str, Any]:
 
 
 def _read(root: Path) -> ReIDDataset:
-    marker = _read_marker(root) or {}
-    domain = str((marker.get("parameters") or {}).get("domain", "unknown"))
+    cure = "delete that folder and load it again"
+    marker = read_record(root / MARKER, Marker, cure=cure, error=DataError)
+    domain = marker.parameters.get("domain", "unknown")
     splits = read_market_folders(root, NAME, example=EXAMPLE, distractors=True)
     dataset = ReIDDataset(
         f"virtual:{domain}", *(splits[split] for split in SPLITS), root=root, licence=LICENCE
     )
-    if {split: len(dataset.split(split)) for split in SPLITS} != marker.get("images"):
-        raise DataError(f"images are missing from {root}; delete that folder and load it again")
+    if {split: len(dataset.split(split)) for split in SPLITS} != marker.images:
+        raise DataError(f"images are missing from {root}; {cure}")
     return dataset
 
 
-def _read_marker(root: Path) -> dict[str, Any] | None:
-    marker = read_json(root / MARKER)
-    return marker if isinstance(marker, dict) else None
-
-
 def _exists(root: Path, config: VirtualConfig) -> bool:
-    marker = _read_marker(root)
-    if marker is not None and marker.get("parameters") == config.parameters:
+    marker = find_record(root / MARKER, Marker)
+    if marker is not None and marker.parameters == config.parameters:
         return True
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         content = "a virtual set of other parameters" if marker else "other files"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from reidguard.errors import InputError, did_you_mean
+from reidguard.records import convert, parse_json
 
 __all__ = ["PALETTE", "VIRTUAL_DOMAINS", "Domain", "find_domain"]
 
@@ -128,16 +128,12 @@ class Domain:
     crowd: float = 0.10
 
 
-def _tuples(value: Any) -> Any:
-    """Turn the lists of JSON into tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def _load() -> dict[str, Domain]:
-    text = (files("reidguard.virtual") / "domains.json").read_text("utf-8")
+    text = (files("reidguard.virtual") / "domains.json").read_bytes()
+    domains = parse_json(text, dict[str, dict[str, Any]], "domains.json")
     return {
-        name: Domain(name, **{field: _tuples(value) for field, value in fields.items()})
-        for name, fields in json.loads(text).items()
+        name: convert({"name": name, **fields}, Domain, f"{name} in domains.json")
+        for name, fields in domains.items()
     }
 
 

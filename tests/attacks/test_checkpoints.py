@@ -34,7 +34,7 @@ def test_the_golden_attack_keeps_loading(monkeypatch):
 
 def test_another_kind_of_file_is_refused(tmp_path):
     save_tensors(tmp_path / "model", {"a": torch.ones(1)}, {"kind": "model", "name": "ide"})
-    with pytest.raises(CheckpointError, match="holds a model"):
+    with pytest.raises(CheckpointError, match="of kind 'model', where 'attack' is needed"):
         load_attack(tmp_path / "model")
 
 

@@ -115,7 +115,7 @@ def test_an_incomplete_line_is_written_again(call, uninterrupted, tmp_path):
 
 def test_a_damaged_manifest_is_an_error(call, uninterrupted, tmp_path, refused):
     (tmp_path / "manifest.json").write_text("{")
-    assert "damaged or of another program" in refused(*call, "--out", tmp_path)
+    assert "manifest.json is damaged" in refused(*call, "--out", tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")

@@ -235,11 +235,11 @@ def damage(path, change):
         (lambda state, card: card.update(name="osnet_x9"), "unknown model"),
         (lambda state, card: card.update(metric="manhattan"), "metric"),
         (lambda state, card: card.update(kwargs={"siz": 3}), "siz"),
-        (lambda state, card: card.update(kwargs=3), "damaged card"),
+        (lambda state, card: card.update(kwargs=3), "kwargs: expected object, got int"),
         (lambda state, card: card.update(num_classes=[["a", 0]]), "num_classes"),
-        (lambda state, card: card.update(num_classes=5), "damaged card"),
-        (lambda state, card: card.pop("input_spec"), "damaged card"),
-        (lambda state, card: card["input_spec"].update(std=[0, 0, 0]), "damaged card"),
+        (lambda state, card: card.update(num_classes=5), "num_classes: expected array, got int"),
+        (lambda state, card: card.pop("input_spec"), "missing required field input_spec"),
+        (lambda state, card: card["input_spec"].update(std=[0, 0, 0]), "input_spec: .*positive"),
     ],
 )
 def test_damaged_checkpoints(tmp_path, change, says):

@@ -46,8 +46,9 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # %%
 # :download:`The report <report.html>` is one self-contained HTML file. From top to bottom:
 #
-# **Summary** has one sentence for each run on retrieval before and after the attack. Start there,
-# with rank-1: for how many of 100 queries is the first image the right person?
+# **The header** states the largest loss of mAP in one sentence, with a chart of all runs; **Summary**
+# has one such sentence for each run. Start there, with rank-1: for how many of 100 queries is the
+# first image the right person?
 #
 # **Results** has three rows for each run: *clean*; *attacked, float*, the attack's output;
 # *attacked, 8-bit*, saved as files. A large gap between the last two means that the attack depends
@@ -57,11 +58,11 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # **Metrics over the budget ε** draws mAP and rank-1 over ε. A curve that rises again is a warning:
 # a larger budget should never help the model (see :doc:`/audit`).
 #
-# **Each run**: the loss, which should fall for models and attacks; then the perturbation, the
-# colour cube, and people before and after the attack. In the rank lists a solid blue frame and ✓ is
-# the right person, a dashed orange one and ✗ someone else. Under *Rank-1 match lost* are queries on
-# which the attack succeeds, under *Rank-1 match kept* those on which it fails. For the defended
-# model each list is shown three times: before the attack, under it, and under it with the defense.
-# Under *Rank-1 match lost despite the defense* are its failures: what do they have in common?
+# **Each run**: the perturbation, the change of colours, and people before and after the attack. In
+# the rank lists a solid blue frame and ✓ is the right person, a dashed orange one and ✗ someone
+# else. Under *Rank-1 match lost* are queries on which the attack succeeds, under *Rank-1 match
+# kept* those on which it fails. For the defended model each list is shown three times: before the
+# attack, under it, and under it with the defense. Under *Rank-1 match lost despite the defense* are its failures: what do they have in common?
 #
-# **Provenance** has each command, commit and version, for repeating the runs.
+# **Provenance** has each command, commit and version, for repeating the runs, and the loss, which
+# should fall for models and attacks.

@@ -15,15 +15,16 @@ from reidguard.cli.session import model_from
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation import FeatureStore
-from reidguard.evaluation.features import module_device
 from reidguard.models import load_model
 from reidguard.report import (
     Retrieval,
     Run,
     adversarial_examples,
+    columns,
     evenly_spaced,
     paragraph,
     perturbation,
+    subsection,
 )
 
 __all__ = ["pictures"]
@@ -31,9 +32,8 @@ __all__ = ["pictures"]
 EXAMINED = 64  # queries that are attacked to find two of each kind
 SHOWN = 2
 LEGEND = (
-    "They are spaced evenly among the {correct} of {queries} queries with a correct rank-1 match "
-    "before the attack. Attacked queries are 8-bit images. ✓ and a solid blue frame: the same "
-    "person by another camera. ✗ and a dashed orange frame: someone else."
+    "✓ and a solid blue frame: the same person by another camera. ✗ and a dashed orange frame: "
+    "someone else. Attacked queries are 8-bit images. A click enlarges an image."
 )
 
 
@@ -65,19 +65,34 @@ def pictures(
         store: Clean features.
         real: Show real people blurred, or as they are; None omits them.
     """
-    parts = []
+    learnt, parts = [], []
     own = run.path / "attack.safetensors"
-    if own.exists() and (learnt := perturbation(load_attack(own))):
-        parts += ["<h3>The learnt perturbation</h3>", *learnt]
+    if own.exists():
+        learnt += perturbation(load_attack(own))
     try:
-        for subject in _subjects(run, device, store):
-            parts += _people(subject, run.command, real)
+        for place, subject in enumerate(_subjects(run, device, store)):
+            retrieval = subject.retrieval
+            is_real = not retrieval.dataset.name.startswith("virtual:")
+            if is_real and real is None:
+                raise _OmittedError(
+                    "they are real; --blur shows them as blocks of colour, --images as they are"
+                )
+            if place == 0 and subject.normal is None and not (is_real and real == "blur"):
+                examples = adversarial_examples(
+                    subject.attack, retrieval.dataset, retrieval.size, device=device
+                )
+                learnt.append(subsection("What the attack does to an image", *examples))
+            if place == 0:
+                parts.append(paragraph(LEGEND))
+            parts.append(_people(subject, blur=is_real and real == "blur"))
     except _OmittedError as reason:
         parts.append(paragraph(f"Pictures of people are omitted: {reason}."))
     except (ReIDGuardError, OSError, KeyError) as error:
         note(f"{run.path}: no pictures of people: {error}")
         parts.append(paragraph("Pictures of people are omitted: the run's data is not available."))
-    return parts
+    if len(learnt) > 1:
+        learnt = [columns(learnt[0], "\n".join(learnt[1:]))]
+    return [*learnt, *parts]
 
 
 def _subjects(run: Run, device: torch.device, store: FeatureStore) -> Iterator[Subject]:
@@ -124,37 +139,29 @@ def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
     return Subject(dataset.name, retrieval, attack.to(device), normal)
 
 
-def _people(subject: Subject, command: str, real: str | None) -> list[str]:
-    """Return examples, and rank lists before and after the attack (and the defense)."""
+def _people(subject: Subject, *, blur: bool) -> str:
+    """Return rank lists before and after the attack (and the defense)."""
     title, retrieval, attack, normal = subject
-    dataset = retrieval.dataset
-    is_real = not dataset.name.startswith("virtual:")
-    if is_real and real is None:
-        raise _OmittedError(
-            "they are real; --blur shows them as blocks of colour, --images as they are"
-        )
-    blur = is_real and real == "blur"
-    parts = []
-    if (command == "attack" or title.startswith("source")) and not blur:
-        device = module_device(retrieval.model)
-        parts.append("<h3>Retrieval before and after the attack</h3>")
-        parts += adversarial_examples(attack, dataset, retrieval.size, device=device)
     before = normal or retrieval
     correct = before.rank1_correct()
     examined = evenly_spaced(correct, EXAMINED)
     if not examined:
-        return [*parts, paragraph(f"{title}: no query has a correct rank-1 match, even clean.")]
+        none = "No query has a correct rank-1 match, even clean."
+        return subsection(title, paragraph(none))
     changed = retrieval.attacked(attack, examined)
     robust = retrieval.rank1_correct(examined, changed)
     lost = [query for query in examined if query not in robust]
-    summary = f"{title}: {len(robust)} of {len(examined)} queries keep their rank-1 match under "
+    summary = (
+        f"{len(correct)} of {len(retrieval.dataset.query)} queries have a correct rank-1 match "
+        f"before the attack. Of {len(examined)} of them, evenly spaced, {len(robust)} keep it "
+        "under attack"
+    )
     if normal is None:
-        summary += "attack."
         lists = [("Before", before, False), ("After", retrieval, True)]
         groups = [("Rank-1 match lost", lost), ("Rank-1 match kept", robust)]
     else:
         undefended = before.rank1_correct(examined, changed)
-        summary += f"attack with the hardened model, {len(undefended)} with the normal one."
+        summary += f" with the hardened model, {len(undefended)} with the normal one"
         lists = [
             ("Before the attack", before, False),
             ("After the attack", before, True),
@@ -164,17 +171,16 @@ def _people(subject: Subject, command: str, real: str | None) -> list[str]:
             ("Rank-1 match kept by the defense", [q for q in robust if q not in undefended]),
             ("Rank-1 match lost despite the defense", lost),
         ]
-    legend = LEGEND.format(correct=len(correct), queries=len(dataset.query))
-    parts.append(paragraph(f"{summary} {legend}"))
+    parts = [paragraph(f"{summary}.")]
     for heading, queries in groups:
-        if not queries:
-            continue
         shown = evenly_spaced(queries, SHOWN)
+        if not shown:
+            continue
         images = changed[[examined.index(query) for query in shown]]
-        columns = (
+        of_each = (
             ranked.rank_lists(shown, images if attacked else None, title=name, blur=blur)
             for name, ranked, attacked in lists
         )
-        parts.append(f"<h3>{heading}</h3>")
-        parts += [part for of_query in zip(*columns, strict=True) for part in of_query]
-    return parts
+        parts.append(f"<h4>{heading}</h4>")
+        parts += [columns(*of_query) for of_query in zip(*of_each, strict=True)]
+    return subsection(title, *parts)

@@ -21,6 +21,7 @@ TITLES = {
     "gradient_mismatch": "gradients predict the loss",
     "curve": "mAP falls as ε rises",
     "transfer": "white-box attacks are stronger than transfer",
+    "black_box": "gradient attacks break what black-box ones break",
 }
 
 CURES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reidguard.evaluation.audit_report import Finding, audit_verdict
+from reidguard.evaluation.audit_report import TITLES, VERDICTS, Finding, audit_verdict
 from reidguard.evaluation.results import Result, levels, linf_dict
 from reidguard.metrics import RankingResult
 from reidguard.storage import library_versions
@@ -155,7 +155,7 @@ class AutoAttackResult(Result):
         warnings = [f"WARNING: {f.measured}. {f.cure}" for f in self.findings]
         if self.audit is not None:
             warnings += [
-                f"{finding['level'].upper()}: {finding['name']}: {finding['measured']}. "
+                f"{VERDICTS[finding['level']]}: {TITLES[finding['name']]}? {finding['measured']}. "
                 f"{finding['cure']}"
                 for finding in self.audit["findings"]
                 if finding["name"] in self.audit["warnings"]

@@ -12,7 +12,7 @@ from reidguard.tables import Cell, Table, latex, percent
 __all__ = ["SETTINGS", "GridCell", "GridResult"]
 
 SETTINGS = ("source", "cross-model", "cross-dataset", "cross-model & dataset")
-KINDS = ("clean", "attacked", "attacked_8bit")
+KINDS = {"clean": "clean", "attacked": "attacked, float", "attacked_8bit": "attacked, 8-bit"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,39 +135,52 @@ class GridResult(Result):
         return "\n\n".join(parts) + "\n"
 
     def parts(self) -> list[str | Table]:
-        """Return two tables, the means and the cells, in percent, and maybe a note."""
+        """Return tables in percent: the means, and the cells of each attack; and maybe a note.
+
+        The means are left out where each is that of a single cell.
+        """
+        means = self.means()
+        parts: list[str | Table] = []
+        if any(mean["cells"] > 1 for mean in means):
+            parts.append(self._mean_table(means))
+        for attack in dict.fromkeys(cell.attack for cell in self.cells):
+            cells = [cell for cell in self.cells if cell.attack == attack]
+            header = ["setting", "model", "dataset", "queries", "mAP", "rank-1", "mINP", "L∞ ·255"]
+            rows = [row for cell in cells for row in _cell_rows(cell)]
+            parts.append(f"{attack}, ε = {255 * cells[0].eps:g}/255")
+            parts.append(Table([*header, "SSIM", "drop %"], rows, text_columns=4))
+        if any(cell.meta_test for cell in self.cells):
+            parts.append("* the attack's meta-test set was this dataset, so it is not unseen")
+        return parts
+
+    @staticmethod
+    def _mean_table(means: list[dict[str, Any]]) -> Table:
         metrics = ["clean mAP", "rank-1", "attacked mAP", "rank-1", "8-bit mAP", "rank-1"]
-        pairs = [(kind, name) for kind in KINDS for name in ("mAP", "rank1")]
-        means = [
+        rows = [
             [
                 mean["attack"],
                 mean["setting"],
                 mean["cells"],
-                *(percent(mean[kind][name]) for kind, name in pairs),
+                *(percent(mean[kind][name]) for kind in KINDS for name in ("mAP", "rank1")),
                 percent(mean["mDR"]),
             ]
-            for mean in self.means()
+            for mean in means
         ]
-        cells = [
-            [
-                cell.attack,
-                cell.setting + ("*" if cell.meta_test else ""),
-                cell.model,
-                cell.dataset,
-                f"{255 * cell.eps:g}",
-                *(percent(cell.metric(kind, name)) for kind, name in pairs),
-                percent(cell.drop()),
-            ]
-            for cell in self.cells
-        ]
-        header = ["attack", "setting", "model", "dataset", "ε ·255", *metrics, "drop %"]
-        parts: list[str | Table] = [
-            Table(["attack", "setting", "cells", *metrics, "mDR %"], means, text_columns=2),
-            Table(header, cells, text_columns=4),
-        ]
-        if any(cell.meta_test for cell in self.cells):
-            parts.append("* the attack's meta-test set was this dataset, so it is not unseen")
-        return parts
+        return Table(["attack", "setting", "cells", *metrics, "mDR %"], rows, text_columns=2)
+
+
+def _cell_rows(cell: GridCell) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for kind, queries in KINDS.items():
+        metrics = [percent(cell.metric(kind, name)) for name in ("mAP", "rank1", "mINP")]
+        quality = ["0", "1.000", None]
+        if kind != "clean":
+            values = cell.evaluation[kind]
+            drop = percent(cell.drop(kind))
+            quality = [f"{values['linf_255']:.2f}", f"{values['ssim']:.3f}", drop]
+        setting = cell.setting + ("*" if cell.meta_test else "")
+        rows.append([setting, cell.model, cell.dataset, queries, *metrics, *quality])
+    return rows
 
 
 def _means(cells: list[GridCell]) -> dict[str, Any]:

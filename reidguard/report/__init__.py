@@ -1,8 +1,9 @@
 """Self-contained HTML pages: tables, charts, figures and rank lists."""
 
 from reidguard.report.attack_figures import adversarial_examples, evenly_spaced, perturbation
-from reidguard.report.charts import line_chart
+from reidguard.report.charts import bar_chart, line_chart
 from reidguard.report.html import (
+    columns,
     figure,
     figure_row,
     page,
@@ -11,6 +12,8 @@ from reidguard.report.html import (
     rank_list,
     save_page,
     section,
+    subsection,
+    swatches,
     table,
 )
 from reidguard.report.images import amplified, as_image, color_cube
@@ -24,7 +27,9 @@ __all__ = [
     "adversarial_examples",
     "amplified",
     "as_image",
+    "bar_chart",
     "color_cube",
+    "columns",
     "evenly_spaced",
     "figure",
     "figure_row",
@@ -38,6 +43,8 @@ __all__ = [
     "report_page",
     "save_page",
     "section",
+    "subsection",
+    "swatches",
     "table",
     "thumbnail",
 ]

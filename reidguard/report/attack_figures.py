@@ -8,15 +8,36 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import Attack, ColorAttack, DeltaAttack
+from reidguard.attacks.universal.color import interpolate_colors
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.nn import inference_view
-from reidguard.report.html import figure, figure_row
+from reidguard.report.html import (
+    figure,
+    figure_row,
+    paragraph,
+    subsection,
+    swatches,
+)
 from reidguard.report.images import amplified, as_image, color_cube
 from reidguard.types import ReIDSample
 
 __all__ = ["adversarial_examples", "evenly_spaced", "perturbation"]
 
 GAIN = 8  # factor by which changes are amplified
+CLOTHES = {
+    "black": (24, 24, 26),
+    "grey": (128, 128, 128),
+    "white": (235, 235, 232),
+    "navy": (32, 42, 88),
+    "denim": (82, 110, 150),
+    "red": (178, 42, 44),
+    "yellow": (222, 190, 70),
+    "green": (62, 104, 64),
+    "brown": (104, 74, 50),
+    "beige": (206, 184, 150),
+    "light skin": (224, 180, 152),
+    "dark skin": (106, 72, 54),
+}
 
 
 def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
@@ -30,41 +51,58 @@ def evenly_spaced(numbers: Sequence[int], count: int) -> list[int]:
     return [numbers[(2 * i + 1) * len(numbers) // (2 * count)] for i in range(count)]
 
 
-def perturbation(attack: Attack, width: int = 128) -> list[str]:
-    """Return figures of what an attack has learnt: additive pattern, colour cube; maybe none.
+def perturbation(attack: Attack, width: int = 192) -> list[str]:
+    """Return figures of what an attack has learnt: additive pattern, change of colours; maybe none.
 
     Args:
         attack: Its additive and colour parts are searched for at any depth.
         width: Of the pattern in the page, in pixels.
     """
-    parts = list(attack.modules())
-    rows = [
-        figure_row(
-            figure(
+    found = []
+    for part in attack.modules():
+        if isinstance(part, DeltaAttack):
+            pattern = figure(
                 amplified(part.delta[0], GAIN),
                 f"additive pattern, amplified {GAIN} times, on grey",
-                f"δ, the additive pattern, ×{GAIN}",
+                f"δ ×{GAIN} on grey",
                 width=width,
             )
-        )
-        for part in parts
-        if isinstance(part, DeltaAttack)
-    ]
-    for part in parts:
-        if not isinstance(part, ColorAttack):
-            continue
-        for dark, corner in ((False, "white"), (True, "black")):
-            tiles = []
-            for lut, gain, caption in (
-                (None, None, f"the colour cube from its {corner} corner"),
-                (part.lut, None, "after the attack"),
-                (part.lut, GAIN, f"its change ×{GAIN}, on grey"),
-            ):
-                cube = color_cube(lut, gain=gain, dark=dark, size=192)
-                alt = f"colour cube seen from its {corner} corner: {caption}"
-                tiles.append(figure(cube, alt, caption))
-            rows.append(figure_row(*tiles))
-    return rows
+            found.append(subsection("The pattern added to every image", pattern))
+        elif isinstance(part, ColorAttack):
+            found.append(_color_change(part.lut))
+    return found
+
+
+def _color_change(lut: Tensor) -> str:
+    """Return figures of a colour table: the cube's surface from both ends, and a few colours."""
+    views = []
+    for dark, corner, colors in ((False, "white", "bright"), (True, "black", "dark")):
+        tiles = []
+        for table, gain, caption in (
+            (None, None, f"before: {colors} colours"),
+            (lut, None, "after"),
+            (lut, GAIN, f"difference ×{GAIN}, on grey"),
+        ):
+            cube = color_cube(table, gain=gain, dark=dark, size=192)
+            alt = f"colour cube seen from its {corner} corner: {caption}"
+            tiles.append(figure(cube, alt, caption))
+        views.append(figure_row(*tiles))
+    explanation = paragraph(
+        "Each point of the cube's surface is a colour; the attack replaces it by the colour at the "
+        "same point of the second cube. In the third, grey is no change and a reddish point gains "
+        f"red. Below: colours of clothes and skin before | after | with the change ×{GAIN}."
+    )
+    before = torch.tensor(list(CLOTHES.values())).float()[:, :, None, None] / 255
+    after = interpolate_colors(lut.detach().float().cpu(), before)
+    exaggerated = (before + GAIN * (after - before)).clamp(0, 1)
+    patches = zip(CLOTHES, _css(before), _css(after), _css(exaggerated), strict=True)
+    return subsection("The change of every colour", explanation, *views, swatches(list(patches)))
+
+
+def _css(colors: Tensor) -> list[str]:
+    """Return (N, 3, 1, 1) colours in [0, 1] as CSS has them."""
+    levels = (255 * colors).round().int().flatten(1).tolist()
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in levels]
 
 
 def adversarial_examples(

@@ -1,15 +1,16 @@
-"""Line charts as inline SVG: no script, no network, nothing shown by colour alone."""
+"""Line and bar charts as inline SVG: no script, no network, nothing shown by colour alone."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from reidguard.errors import InputError
 from reidguard.report.html import render
 
-__all__ = ["line_chart"]
+__all__ = ["bar_chart", "line_chart"]
 
 Point = tuple[float, float]
 
@@ -18,14 +19,17 @@ LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 12, 10, HEIGHT - 48  # of the plot area
 MARKED = 24  # points; with more, markers would hide the line
 BINS = 200  # points of a line; more are averaged
 
-# Okabe and Ito's colours that are dark enough on white. Dashes and markers differ, too.
+# Dashes and marker of each line; its colour is that of the style sheet's class s1, s2, ...
 LINES = (
-    ("#0072b2", "", "circle"),
-    ("#d55e00", "7 4", "square"),
-    ("#00805e", "2 3", "triangle"),
-    ("#a3527e", "9 3 2 3", "diamond"),
-    ("#1b1b1b", "4 2", "circle"),
+    ("", "circle"),
+    ("7 4", "square"),
+    ("2 3", "triangle"),
+    ("9 3 2 3", "diamond"),
+    ("4 2", "circle"),
 )
+
+BAR, BAR_GAP, GROUP_LABEL, GROUP_GAP = 16, 3, 20, 14  # heights in a bar chart
+BARS_RIGHT = WIDTH - 52  # room for a value at the end of the longest bar
 
 
 def line_chart(
@@ -74,11 +78,13 @@ def line_chart(
             "name": name,
             "points": [(x_position(x), y_position(y)) for x, y in points],
             "markers": len(points) <= MARKED,
-            "color": color,
+            "series": number,
             "dash": dash,
             "shape": shape,
         }
-        for (name, points), (color, dash, shape) in zip(lines.items(), LINES, strict=False)
+        for number, ((name, points), (dash, shape)) in enumerate(
+            zip(lines.items(), LINES, strict=False), 1
+        )
     ]
     return render(
         "line_chart.html.j2",
@@ -95,6 +101,66 @@ def line_chart(
         right=RIGHT,
         top=TOP,
         bottom=BOTTOM,
+    ).strip()
+
+
+def bar_chart(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a chart of horizontal bars: for each group one bar a series, its value at its end.
+
+    Args:
+        title: Caption, also the accessible name.
+        unit: What the values are, with their unit, such as "mAP in %".
+        groups: For each group the values by series, at least 0. The first series has plain bars,
+            the second hatched ones.
+
+    Raises:
+        InputError: If there is no value, one is negative or not finite, or there are more than two
+            series.
+
+    Example:
+        >>> chart = bar_chart("mAP", "mAP in %", {"source": {"clean": 75.0, "attacked": 3.0}})
+        >>> "source: clean 75, attacked 3." in chart
+        True
+    """
+    series = list(dict.fromkeys(name for values in groups.values() for name in values))
+    every = [value for values in groups.values() for value in values.values()]
+    if not every or not all(math.isfinite(value) and value >= 0 for value in every):
+        raise InputError(f"the chart {title!r} needs values, and all of them finite and at least 0")
+    if len(series) > 2:
+        raise InputError(f"a bar chart shows up to 2 series, not {len(series)}: make several")
+    ticks = _ticks([0.0, *every], 5)
+    top = TOP
+    drawn: list[dict[str, Any]] = []
+    for group, values in groups.items():
+        bars = [
+            {
+                "y": top + GROUP_LABEL + place * (BAR + BAR_GAP),
+                "width": round(BARS_RIGHT * _fraction(value, ticks), 1),
+                "value": _number(round(value, 1)),
+                "series": series.index(name) + 1,
+            }
+            for place, (name, value) in enumerate(values.items())
+        ]
+        drawn.append({"name": group, "y": top + GROUP_LABEL - 6, "bars": bars})
+        top += GROUP_LABEL + len(bars) * (BAR + BAR_GAP) + GROUP_GAP
+    words = "; ".join(
+        f"{group['name']}: "
+        + ", ".join(f"{series[one['series'] - 1]} {one['value']}" for one in group["bars"])
+        for group in drawn
+    )
+    return render(
+        "bar_chart.html.j2",
+        title=title,
+        description=f"{unit}. {words}.",
+        unit=unit,
+        series=series,
+        groups=drawn,
+        ticks=[(round(BARS_RIGHT * _fraction(tick, ticks), 1), _number(tick)) for tick in ticks],
+        width=WIDTH,
+        height=top + 36,
+        top=TOP,
+        bottom=top,
+        bar=BAR,
     ).strip()
 
 

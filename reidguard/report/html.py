@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = [
+    "columns",
     "figure",
     "figure_row",
     "page",
@@ -28,6 +29,8 @@ __all__ = [
     "render",
     "save_page",
     "section",
+    "subsection",
+    "swatches",
     "table",
 ]
 
@@ -82,6 +85,21 @@ def section(title: str, *parts: str) -> str:
         parts: HTML, as the other functions of this module return it.
     """
     return _component("section", title, parts)
+
+
+def subsection(title: str, *parts: str) -> str:
+    """Return a part of a section, with a smaller heading.
+
+    Args:
+        title: Text of its heading.
+        parts: HTML, as the other functions of this module return it.
+    """
+    return _component("subsection", title, parts)
+
+
+def columns(*parts: str) -> str:
+    """Return parts of a page side by side; below each other where the screen is narrow."""
+    return _component("columns", parts)
 
 
 def table(
@@ -144,6 +162,15 @@ def figure(image: Image.Image, alt: str, caption: str, *, width: int | None = No
 def figure_row(*figures: str) -> str:
     """Return figures side by side, which shrink where the screen is narrow."""
     return _component("figure_row", figures)
+
+
+def swatches(colors: Sequence[tuple[str, str, str, str]]) -> str:
+    """Return patches of colour: each before, after, and with an exaggerated change.
+
+    Args:
+        colors: Name of each, and three CSS colours such as "#ff8000".
+    """
+    return _component("swatches", colors)
 
 
 def rank_list(

@@ -42,7 +42,7 @@ def amplified(change: Tensor, gain: float) -> Image.Image:
 def color_cube(
     lut: Tensor | None = None, *, gain: float | None = None, dark: bool = False, size: int = 160
 ) -> Image.Image:
-    """Draw the surface of the RGB cube along its grey diagonal, after a colour attack.
+    """Draw the surface of the RGB cube along its grey diagonal, on a transparent ground.
 
     Red points up, green to the lower left, blue to the lower right.
 
@@ -73,5 +73,8 @@ def color_cube(
         shown = interpolate_colors(lut.detach().float().cpu(), colours[None])[0]
     if gain is not None:
         shown = (0.5 + gain * (shown - colours)).clamp(0, 1)
-    shown = torch.where(inside, shown, torch.ones(()))
-    return as_image(F.avg_pool2d(shown[None], 2)[0])
+    cover = F.avg_pool2d(inside.float()[None], 2)
+    shown = F.avg_pool2d((shown * inside)[None], 2)[0] / cover.clamp_min(0.25)
+    image = as_image(shown)
+    image.putalpha(Image.fromarray((255 * cover[0]).round().byte().numpy()))
+    return image

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from reidguard.errors import InputError
+from reidguard.evaluation.audit_report import TITLES, VERDICTS
+from reidguard.evaluation.grid_result import SETTINGS
 from reidguard.evaluation.results import ranking_metric
 from reidguard.report.charts import Point, line_chart
 from reidguard.report.html import paragraph, preformatted, render, table
 from reidguard.report.runs import Run
-from reidguard.tables import Cell, percent
+from reidguard.report.verdicts import facts, headline, level, query_folder, top_chart, verdict
+from reidguard.tables import percent
 
 __all__ = ["report_page"]
 
 QUERIES = {"clean": "clean", "attacked": "attacked, float", "attacked_8bit": "attacked, 8-bit"}
+WORST = {"clean": "clean", "robust": "worst case, float", "robust_8bit": "worst case, 8-bit"}
 METRICS = {"mAP": "mAP", "rank1": "rank-1"}
 EPS_AXES = ("ε in grey levels", "mAP, rank-1 in %")
 
@@ -38,43 +42,56 @@ def report_page(runs: Sequence[Run], figures: Mapping[str, Sequence[str]] | None
         "runs.html.j2",
         title="reidguard: report on " + ", ".join(names),
         runs=runs,
+        headline=headline(runs),
+        facts=facts(runs[0]) if len(runs) == 1 else {},
+        chart=top_chart(runs),
+        verdicts={run.name: verdict(run) for run in runs},
         results=_results(runs),
         eps_charts=_eps_charts(runs),
         details={run.name: [*_details(run), *(figures or {}).get(run.name, ())] for run in runs},
+        losses={run.name: list(_loss_chart(run)) for run in runs},
     )
 
 
-def _results(runs: Sequence[Run]) -> str:
-    """Return a table of all evaluations; empty if there is none."""
-    head = ["run", "attack", "queries", "mAP", "rank-1", "rank-5", "mINP", "L∞ ·255", "SSIM"]
-    groups = []
+class Measured(NamedTuple):
+    """One model under one attack, a row for each kind of queries; empty labels are left out.
+
+    Attributes:
+        run: Name of the run.
+        labels: Setting, network and dataset, attack.
+        rows: For each kind of queries its name and its metrics, of which some may be missing.
+    """
+
+    run: str
+    labels: tuple[str, ...]
+    rows: list[tuple[str, Mapping[str, Any]]]
+
+
+def _results(runs: Sequence[Run]) -> list[Measured]:
+    """Return all evaluations of all runs, those of the suite of attacks included."""
+    found = []
     for run in runs:
-        for cell in run.cells:
+        for cell in sorted(run.cells, key=_by_setting):
             evaluation, attack = cell["evaluation"], cell["evaluation"]["attack"]
-            name = "none" if attack is None else f"{attack['name']}, ε {255 * attack['eps']:g}/255"
-            label = ": ".join(filter(None, [cell["setting"], cell["label"]]))
-            rows: list[list[Cell]] = []
-            for key, queries in QUERIES.items():
-                if (metrics := evaluation[key]) is None:
-                    continue
-                cmc = metrics["cmc"]
-                fractions = (metrics["mAP"], cmc[0], cmc[4] if len(cmc) > 4 else None)
-                rows.append(
-                    [
-                        ", ".join(filter(None, [run.name, label])),
-                        name,
-                        queries,
-                        *map(percent, (*fractions, metrics["mINP"])),
-                        f"{metrics.get('linf_255', 0):.2f}",
-                        f"{metrics.get('ssim', 1):.3f}",
-                    ]
-                )
-            groups.append(rows)
-    note = (
-        "mAP, rank-k and mINP in percent; L∞ is the largest change of any pixel in grey levels. "
-        "Float: the attack's output; 8-bit: as an image file stores it."
-    )
-    return table(head, groups, note, text=3) if groups else ""
+            label, under = evaluation["dataset"]["name"], ""
+            if "model" in cell:
+                label = f"{cell['model']}, {cell['dataset']}"
+            if attack is not None:
+                under = f"{cell.get('attack') or attack['name']}, {level(attack['eps'])}"
+            rows = [(name, evaluation[key]) for key, name in QUERIES.items() if evaluation[key]]
+            if attack is None and (folder := query_folder(run)):
+                rows = [(f"images of {folder}", rows[0][1])]
+            found.append(Measured(run.name, (cell["setting"], label, under), rows))
+        result = run.result or {}
+        if "robust" in result:
+            under = f"retrieval-autoattack, {level(result['suite']['eps'])}"
+            rows = [(name, result[key]) for key, name in WORST.items()]
+            found.append(Measured(run.name, (result["dataset"]["name"], under), rows))
+    return found
+
+
+def _by_setting(cell: Mapping[str, Any]) -> int:
+    return SETTINGS.index(cell["setting"]) if cell["setting"] in SETTINGS else len(SETTINGS)
 
 
 def _eps_charts(runs: Sequence[Run]) -> list[str]:
@@ -112,13 +129,13 @@ def _details(run: Run) -> Iterator[str]:
     tables = result.get("tables", ())
     for t in tables:
         yield table(t["header"], [t["rows"]], t["caption"], text=t["text_columns"])
-    if run.text and not (tables or run.cells or "findings" in result):
+    measured = run.cells or "findings" in result or "robust" in result
+    if run.text and not (tables or measured):
         yield preformatted(run.text)
-    yield from _loss_chart(run)
     if "findings" in result:
         yield from _audit(result)
     if "robust" in result:
-        yield _members(result)
+        yield from _members(result)
 
 
 def _loss_chart(run: Run) -> Iterator[str]:
@@ -138,7 +155,7 @@ def _loss_chart(run: Run) -> Iterator[str]:
 def _audit(result: Mapping[str, Any]) -> Iterator[str]:
     findings = result["findings"]
     rows = [
-        [f["name"].replace("_", " "), f["measured"], f["limit"] or None, f["level"]]
+        [TITLES[f["name"]], f["measured"], f["limit"] or None, VERDICTS[f["level"]]]
         for f in findings
     ]
     yield table(["check", "measured", "warns", "verdict"], [rows], "Audit checks", text=4)
@@ -149,16 +166,33 @@ def _audit(result: Mapping[str, Any]) -> Iterator[str]:
             for metric, label in METRICS.items()
         }
         yield line_chart("SMA on the model", *EPS_AXES, lines, from_zero=True)
+    if result["transfer"]:
+        head = [f"mAP at {level(result['facts']['eps'])}, made on", "the model", "the surrogate"]
+        measured = [
+            [row["attack"], percent(row["white_box"]), percent(row["surrogate"])]
+            for row in result["transfer"]
+        ]
+        yield table(head, [measured], "White-box attacks and transfer")
 
 
-def _members(result: Mapping[str, Any]) -> str:
+def _members(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         [
             *(member[key] for key in ("name", "restarts", "queries", "broken", "first")),
             percent(member["mAP"]),
             f"{member['forward']} / {member['backward']}",
+            member.get("note") or None,
         ]
         for member in result["members"]
     ]
     head = ["member", "restarts", "queries", "broken alone", "broken first", "mAP alone", "passes"]
-    return table(head, [rows], "Members of the suite; passes: forward / backward, per query")
+    suite = result["suite"]
+    yield table(
+        [*head, "note"],
+        [rows],
+        "Members of the suite; passes: forward / backward, per query. Broken: no match among the "
+        f"first {suite['broken_rank']} and an average precision below {suite['broken_ap']:g}.",
+    )
+    yield from (paragraph(f"{f['measured']}. {f['cure']}") for f in result["suite_findings"])
+    if result["audit"] is not None:
+        yield from _audit(result["audit"])

@@ -63,22 +63,12 @@ class Run:
         return cells
 
     @property
-    def drops(self) -> dict[str, list[float]]:
-        """Relative drops in mAP, (clean − attacked) / clean, by setting."""
-        drops: dict[str, list[float]] = {}
-        for cell in self.cells:
-            clean, attacked = cell["evaluation"]["clean"], cell["evaluation"]["attacked"]
-            if attacked is not None and clean["mAP"]:
-                drop = (clean["mAP"] - attacked["mAP"]) / clean["mAP"]
-                drops.setdefault(cell["setting"], []).append(drop)
-        return drops
-
-    @property
     def provenance(self) -> dict[str, str]:
         """Commit, times, versions and facts about the training, in words."""
         facts: dict[str, Any] = {}
         if self.manifest:
-            facts = {key: str(self.manifest.get(key)) for key in ("commit", "started", "finished")}
+            known = (key for key in ("commit", "started", "finished") if self.manifest.get(key))
+            facts = {key: str(self.manifest[key]) for key in known}
             versions = self.manifest.get("versions", {})
             facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
         result = self.result or {}

@@ -68,8 +68,8 @@ def test_virtual_people_are_shown(runs, report):
     assert sum(alt.startswith("rank 1,") for alt in people) >= 2
     assert sum(alt.endswith(": clean") for alt in people) == 3
     assert sum("colour cube" in alt for alt in others) == 6
-    assert re.search(r"\d of 6 queries keep their rank-1 match under attack", html)
-    assert "among the 6 of 6 queries with a correct rank-1 match before the attack" in html
+    assert "6 of 6 queries have a correct rank-1 match before the attack." in html
+    assert re.search(r"Of 6 of them, evenly spaced, \d keep it under attack\.", html)
     assert "Rank-1 match lost" in html or "Rank-1 match kept" in html
     assert "://" not in html.replace("virtual:/", "")
     assert "<script" not in html
@@ -94,9 +94,9 @@ def test_a_defense_is_shown_beside_the_normal_model(runs, report, tmp_path, caps
         len(titles) // 3
     )
     summary = re.search(
-        r"(\d+) of (\d+) queries .* with the hardened model, (\d+) with the normal one", html
+        r"Of (\d+) of them, .* (\d+) keep .* with the hardened model, (\d+) with the normal", html
     )
-    hardened, before, normal = map(int, summary.groups())
+    before, hardened, normal = map(int, summary.groups())
     result = json.loads((tmp_path / "robust" / "result.json").read_text("utf-8"))["evaluation"]
     rank1 = result["attacked_8bit"]["cmc"][0]
     assert before == 6  # all queries have a correct rank-1 match before

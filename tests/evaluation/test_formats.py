@@ -259,11 +259,20 @@ def test_a_grid_as_tables():
         f"attack | setting | cells | {metrics} | mDR %",
         "x | source | 1 | 50.0 | 25.0 | 12.5 | 6.2 | 6.2 | 3.1 | 75.0",
         "x | cross-dataset | 2 | 25.0 | 12.5 | 6.2 | 3.1 | 3.1 | 1.6 | 75.0",
-        f"attack | setting | model | dataset | ε ·255 | {metrics} | drop %",
-        "x | source | net | set | 7.5 | 50.0 | 25.0 | 12.5 | 6.2 | 6.2 | 3.1 | 75.0",
-        "x | cross-dataset* | net | set | 7.5 | 50.0 | 25.0 | 12.5 | 6.2 | 6.2 | 3.1 | 75.0",
-        "x | cross-dataset | net | set | 7.5 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | -",
+        "setting | model | dataset | queries | mAP | rank-1 | mINP | L∞ ·255 | SSIM | drop %",
+        "source | net | set | clean | 50.0 | 25.0 | 12.5 | 0 | 1.000 | -",
+        "source | net | set | attacked, float | 12.5 | 6.2 | 3.1 | 7.50 | 0.875 | 75.0",
+        "source | net | set | attacked, 8-bit | 6.2 | 3.1 | 1.6 | 7.00 | 0.875 | 87.5",
+        "cross-dataset* | net | set | clean | 50.0 | 25.0 | 12.5 | 0 | 1.000 | -",
+        "cross-dataset* | net | set | attacked, float | 12.5 | 6.2 | 3.1 | 7.50 | 0.875 | 75.0",
+        "cross-dataset* | net | set | attacked, 8-bit | 6.2 | 3.1 | 1.6 | 7.00 | 0.875 | 87.5",
+        "cross-dataset | net | set | clean | 0.0 | 0.0 | 0.0 | 0 | 1.000 | -",
+        "cross-dataset | net | set | attacked, float | 0.0 | 0.0 | 0.0 | 7.50 | 0.875 | -",
+        "cross-dataset | net | set | attacked, 8-bit | 0.0 | 0.0 | 0.0 | 7.00 | 0.875 | -",
     ]
+    assert "\n\nx, ε = 7.5/255\n\n" in text
+    alone = GridResult(GRID.cells[:1]).to_markdown()
+    assert table(alone) == table(text)[3:7]  # its mean would say the same
     note = "* the attack's meta-test set was this dataset, so it is not unseen"
     assert text.endswith(f"\n\n{note}\n")
     latex = GRID.to_latex()
@@ -271,13 +280,14 @@ def test_a_grid_as_tables():
     assert latex.count(r"\begin{tabular}") == 2
     # Columns of names are those of text, even where the names are numbers.
     numbers = [
-        replace(c, attack="1", model="2", dataset="3") for c in (GRID.cells[0], GRID.cells[2])
+        replace(c, attack="1", model="2", dataset="3")
+        for c in (GRID.cells[0], GRID.cells[2], GRID.cells[2])
     ]
     without = GridResult(tuple(numbers))
     assert note not in without.to_markdown()
     assert without.to_latex().endswith("\\end{tabular}\n")
     assert r"\begin{tabular}{llrrrrrrrr}" in without.to_latex()
-    assert r"\begin{tabular}{llllrrrrrrrr}" in without.to_latex()
+    assert r"\begin{tabular}{llllrrrrrr}" in without.to_latex()
 
 
 def test_a_grid_as_json():
@@ -397,7 +407,7 @@ def test_a_suite_s_result_with_early_stop_and_warnings():
     assert parts[4:] == [
         "Audit (7 queries): 1 warning.",
         "WARNING: seen. cured",
-        "WARNING: curve: m. c\n",
+        "WARNING: mAP falls as ε rises? m. c\n",
     ]
     assert result.warnings == ("curve", "black_box")
     assert suite_result(findings=(own,)).warnings == ("black_box",)

@@ -447,4 +447,4 @@ def test_a_report_shows_both_values(table12, tmp_path, capsys):
         for text in ("8", "2.4", f"{first['measured']:.1f}", f"{first['difference']:+.1f}")
     )
     assert cells in page
-    assert "drop rate of mAP: cross-dataset" in page
+    assert "% on another dataset" in page

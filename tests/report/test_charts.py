@@ -7,7 +7,7 @@ import re
 import pytest
 
 from reidguard.errors import InputError
-from reidguard.report import line_chart
+from reidguard.report import bar_chart, line_chart
 
 
 def drawn(svg: str) -> list[list[tuple[float, float]]]:
@@ -72,3 +72,27 @@ def test_mistakes():
         line_chart("t", "x", "y", {"a": [(0, float("nan"))]})
     with pytest.raises(InputError, match="up to 5 lines, not 6"):
         line_chart("t", "x", "y", {str(i): [(0, 1)] for i in range(6)})
+
+
+def test_bars_are_as_long_as_their_values():
+    svg = bar_chart(
+        "T <1>", "mAP in %", {"a<b": {"clean": 80.0, "attacked": 20.04}, "c": {"clean": 0.0}}
+    )
+    bars = re.findall(r'<rect x="0" y="(\d+)" width="([\d.]+)"', svg)
+    first, second, third = (float(width) for _, width in bars)
+    assert second == pytest.approx(first * 20.04 / 80, abs=0.2)
+    assert third == 0
+    across = ticks(svg, "middle")  # the label at zero starts there
+    assert first == pytest.approx(across[80], abs=0.2)
+    assert [int(y) for y, _ in bars] == sorted({int(y) for y, _ in bars})
+    assert "mAP in %. a&lt;b: clean 80, attacked 20; c: clean 0." in svg
+    assert svg.count('class="hatch"') == 2  # of the second series: its bar, and in the legend
+    assert "<title>T &lt;1&gt;</title>" in svg
+
+
+def test_mistakes_of_bars():
+    for values in ({}, {"a": {"x": -1.0}}, {"a": {"x": float("inf")}}):
+        with pytest.raises(InputError, match="at least 0"):
+            bar_chart("t", "%", values)
+    with pytest.raises(InputError, match="up to 2 series, not 3"):
+        bar_chart("t", "%", {"a": {"x": 1.0, "y": 1.0, "z": 1.0}})

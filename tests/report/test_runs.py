@@ -71,7 +71,7 @@ def text(html: str) -> str:
 
 def cells_of(html: str) -> list[list[str]]:
     """Cells of each row of each table."""
-    rows = re.findall(r"<tr>.*?</tr>", html)
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", html)
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
@@ -81,25 +81,21 @@ def test_summary_and_results(tmp_path):
         attack(tmp_path / "delta", 8, 0.2),
     )
     said = text(html)
-    assert "net: 80.0 % mAP and 40.0 % rank-1 on the clean queries of virtual:<plaza>." in said
-    assert (
-        "delta: on virtual:<plaza>, the model has 80.0 % mAP and 40.0 % rank-1 on clean queries, "
-        "and 20.0 % and 10.0 % under MetaAttack at ε = 8/255 (as 8-bit images: 21.0 % and 10.5 %)."
-    ) in said
-    row = [
-        "delta",
-        "MetaAttack, ε 8/255",
-        "attacked, 8-bit",
-        "21.0",
-        "10.5",
-        "14.5",
-        "10.5",
-        "8.00",
-    ]
-    assert [*row, "0.900"] in cells_of(html)
+    net = "The model has 80.0 % mAP and 40.0 % rank-1 on the clean queries of virtual:<plaza>."
+    assert f"net : {net}" in said
+    delta = (
+        "Under MetaAttack at ε = 8/255, the model goes from 80.0 % mAP and 40.0 % rank-1 to "
+        "21.0 % mAP and 10.5 % rank-1 on virtual:<plaza>."
+    )
+    assert f"delta : {delta}" in said
+    assert f"mAP falls the most in delta. {delta}" in said
+    assert "mAP in %. delta: clean 80, attacked, 8-bit 21." in said  # the chart in words
+    row = ["attacked, 8-bit", "21.0", "10.5", "14.5", "10.5", "8.00", "0.900"]
+    assert row in cells_of(html)
     clean = ["clean", "80.0", "40.0", "44.0", "40.0", "0.00", "1.000"]  # unchanged images
-    assert ["delta", "MetaAttack, ε 8/255", *clean] in cells_of(html)
-    assert ["net", "none", *clean] in cells_of(html)
+    label = "<strong>{}</strong><br>virtual:&lt;plaza&gt;"
+    assert [label.format("delta") + "<br>MetaAttack, ε = 8/255", *clean] in cells_of(html)
+    assert [label.format("net"), *clean] in cells_of(html)
     assert "reidguard attack --data 'a b'" in said
     assert "Metrics over the budget" not in said  # one ε is no curve
     assert "<plaza>" not in html
@@ -111,9 +107,10 @@ def test_rank_5_needs_five_gallery_images(tmp_path, gallery, rank5):
     result = {"evaluation": evaluation(None)}
     del result["evaluation"]["clean"]["cmc"][gallery:]
     html = page_of(written(tmp_path / "net", "train", result))
-    assert ["net", "none", "clean", "80.0", "40.0", rank5, "40.0", "0.00", "1.000"] in cells_of(
-        html
-    )
+    # Without an attack there is no change of images to measure.
+    label = "<strong>virtual:&lt;plaza&gt;</strong>"
+    assert [label, "clean", "80.0", "40.0", rank5, "40.0"] in cells_of(html)
+    assert "SSIM" not in text(html)
 
 
 def test_several_budgets_make_a_curve(tmp_path):
@@ -155,7 +152,7 @@ def test_learning_curves(tmp_path):
 
 def test_a_run_that_goes_on_is_said_to(tmp_path):
     folder = written(tmp_path / "a", "attack", None, steps=[{"step": 1, "loss": 1.0}])
-    assert "a: not finished (finished); 1 steps logged." in text(page_of(folder))
+    assert "Not finished (finished); 1 steps logged." in text(page_of(folder))
 
 
 def test_grids_and_the_demo(tmp_path):
@@ -174,10 +171,17 @@ def test_grids_and_the_demo(tmp_path):
     grid = tmp_path / "grid"
     grid.mkdir()
     (grid / "grid.json").write_text(json.dumps(content))
-    said = text(page_of(grid))
-    # (0.8 - 0.2) / 0.8, and the mean of 0.5 and 0.25.
-    assert "drop rate of mAP: source 75.0 % (mean of 1); cross-model 37.5 % (mean of 2)." in said
-    assert "grid, cross-model: meta on B, x" in said
+    html = page_of(grid)
+    said = text(html)
+    # The means of 8-bit images: 0.21, and (0.41 + 0.61) / 2.
+    assert (
+        "Under meta at ε = 8/255, mAP goes from 80.0 % to 21.0 % on the network and dataset that "
+        "it was learnt on, and from 80.0 % to 51.0 % on another network."
+    ) in said
+    chart = "source: clean 80, attacked, 8-bit 21; cross-model: clean 80, attacked, 8-bit 51."
+    assert f"mAP in %. {chart}" in said
+    label = "<strong>cross-model</strong><br>B, x<br>meta, ε = 8/255"
+    assert label in [row[0] for row in cells_of(html)]
 
 
 def test_audits(tmp_path):
@@ -192,13 +196,18 @@ def test_audits(tmp_path):
         "warnings": ["zero_gradients"],
         "findings": [finding],
         "curve": [{"eps": 0, "mAP": 0.5, "rank1": 0.6}, {"eps": 8 / 255, "mAP": 0.1, "rank1": 0.0}],
-        "facts": {"dataset": "virtual:plaza"},
+        "transfer": [{"attack": "SMA", "white_box": 0.3, "surrogate": 0.25}],
+        "facts": {"dataset": "virtual:plaza", "eps": 8 / 255},
     }
     folder = written(tmp_path / "a", "audit", None)
     (folder / "audit.json").write_text(json.dumps(result))
     html = page_of(folder)
-    assert "a: audit on virtual:plaza: zero_gradients." in text(html)
-    assert "&lt;all&gt;" in html
+    # The names of the checks are those of the command line.
+    said = text(html)
+    assert "Audit on virtual:plaza: 1 warning; checks not passed: gradients are not zero." in said
+    assert ["gradients are not zero", "&lt;all&gt;", "none", "WARNING"] in cells_of(html)
+    assert ["mAP at ε = 8/255, made on", "the model", "the surrogate"] in cells_of(html)
+    assert ["SMA", "30.0", "25.0"] in cells_of(html)
     assert "mAP: 50 at 0, 10 at 8; rank-1: 60 at 0, 0 at 8." in html
 
 
@@ -206,27 +215,38 @@ def test_the_suite_of_attacks(tmp_path):
     member = {"restarts": 2, "queries": 20, "broken": 15, "first": 14, "forward": 100}
     result = {
         "dataset": {"name": "market1501"},
-        "suite": {"eps": 4 / 255},
-        "clean": metrics(0.8),
-        "robust": metrics(0.1, broken=0.95),
+        "suite": {"eps": 4 / 255, "broken_rank": 10, "broken_ap": 0.1},
+        "clean": {"mAP": 0.8, "cmc": metrics(0.8)["cmc"]},
+        "robust": {"mAP": 0.1, "cmc": metrics(0.1)["cmc"], "broken": 0.95, "linf_255": 4.0},
+        "robust_8bit": {"mAP": 0.11, "cmc": metrics(0.1)["cmc"], "broken": 0.9, "linf_255": 4.0},
         "members": [
             {"name": "apgd", "mAP": 0.3, "backward": 99, **member},
-            {"name": "<square>", "mAP": None, "backward": 0, **member},
+            {"name": "<square>", "mAP": None, "backward": 0, "note": "cut off", **member},
         ],
         "warnings": [],
+        "suite_findings": [],
+        "audit": None,
     }
-    html = page_of(written(tmp_path / "a", "autoattack", result))
+    folder = written(tmp_path / "a", "autoattack", result)
+    (folder / "result.md").write_text("| queries | mAP |")
+    html = page_of(folder)
+    assert "<pre>" not in html  # the text says the same in Markdown
+    label = "<strong>market1501</strong><br>retrieval-autoattack, ε = 4/255"
+    assert [label, "clean", "80.0", "40.0", "44.0", "-", "0.00", "1.000"] in cells_of(html)
+    assert ["worst case, 8-bit", "11.0", "5.0", "9.0", "-", "4.00", "-"] in cells_of(html)
+    assert "mAP: clean 80, worst case, 8-bit 11; rank-1: clean 40," in text(html)
     assert (
-        "a: on market1501, the worst case over all attacks of retrieval-autoattack at ε = 4/255 "
-        "leaves 10.0 % mAP and 5.0 % rank-1 of 80.0 % and 40.0 %; 95.0 % of the queries are broken."
+        "On market1501, the worst case over all attacks of retrieval-autoattack at ε = 4/255 "
+        "leaves 10.0 % mAP and 5.0 % rank-1 of 80.0 % mAP and 40.0 % rank-1; 95.0 % of the queries "
+        "are broken."
     ) in text(html)
-    assert ["apgd", "2", "20", "15", "14", "30.0", "100 / 99"] in cells_of(html)
-    assert ["&lt;square&gt;", "2", "20", "15", "14", "-", "100 / 0"] in cells_of(html)
+    assert ["apgd", "2", "20", "15", "14", "30.0", "100 / 99", "-"] in cells_of(html)
+    assert ["&lt;square&gt;", "2", "20", "15", "14", "-", "100 / 0", "cut off"] in cells_of(html)
     result["robust"]["mAP"] = None  # a suite that stopped early
-    result["warnings"] = ["masked", "random"]
+    result["warnings"] = ["curve", "black_box"]
     said = text(page_of(written(tmp_path / "b", "autoattack", result)))
     assert "leaves 5.0 % rank-1 of" in said
-    assert "broken (warnings: masked, random)." in said
+    assert "broken. Checks not passed: mAP falls as ε rises, gradient attacks break" in said
 
 
 def test_tables_of_a_result(tmp_path):
@@ -264,7 +284,7 @@ def test_other_commands_are_shown_as_they_printed(tmp_path):
     folder = written(tmp_path / "a", "something", {"worst": 1})
     (folder / "result.md").write_text("| <mAP> | 3 |")
     html = page_of(folder)
-    assert "a: see below." in text(html)
+    assert "See below." in text(html)
     assert "<pre>| &lt;mAP&gt; | 3 |</pre>" in html
 
 
@@ -283,10 +303,34 @@ def test_cells_beside_a_table(tmp_path):
         for model, clean in (("A", 0.8), ("B", 0.0))
     ]  # fmt: skip
     (folder / "grid.json").write_text(json.dumps({"cells": cells, "table": 7}))
-    said = text(page_of(folder))
-    assert "a, source: meta on B, x" in said
-    assert "Table 3 of the paper" in said
-    assert "source 75.0 % (mean of 1)" in said  # B has no mAP to lose
+    html = page_of(folder)
+    label = "<strong>source</strong><br>B, x<br>meta, ε = 8/255"
+    assert label in [row[0] for row in cells_of(html)]
+    assert "Table 3 of the paper" in text(html)
+
+
+def test_queries_of_a_folder_are_not_called_clean(tmp_path):
+    folder = written(tmp_path / "a", "evaluate", {"evaluation": evaluation(None)})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["options"] = {"query": "runs/delta/images"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    html = page_of(folder)
+    said = "on the query images of runs/delta/images for virtual:<plaza>."
+    assert said in text(html)
+    assert "images of runs/delta/images" in [row[1] for row in cells_of(html) if len(row) > 1]
+    assert "clean" not in text(html.partition("<header")[2])
+
+
+def test_the_header_says_version_date_and_command(tmp_path):
+    folder = attack(tmp_path / "a", 8, 0.2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"versions": {"reidguard": "1.2"}, "finished": "2026-01-02T03:04:05+00:00"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    header = text(page_of(folder).partition("<header")[2].partition("</header>")[0])
+    words = " ".join(header.split())
+    assert "reidguard 1.2 date 2026-01-02 03:04:05 UTC" in words
+    assert "command reidguard attack --data 'a b'" in words
+    assert page_of(folder) == page_of(folder)
 
 
 def test_pictures_stand_with_their_run(tmp_path):

@@ -46,9 +46,9 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # %%
 # :download:`The report <report.html>` is one self-contained HTML file. From top to bottom:
 #
-# **The header** states the largest loss of mAP in one sentence, with a chart of all runs; **Summary**
-# has one such sentence for each run. Start there, with rank-1: for how many of 100 queries is the
-# first image the right person?
+# **The header** states the largest loss of mAP in one sentence, with a chart of all runs;
+# **Summary** has one such sentence for each run. Start there, with rank-1: for how many of 100
+# queries is the first image the right person?
 #
 # **Results** has three rows for each run: *clean*; *attacked, float*, the attack's output;
 # *attacked, 8-bit*, saved as files. A large gap between the last two means that the attack depends
@@ -62,7 +62,8 @@ reidguard("report runs/eps4 runs/eps8 runs/hardened --cache features --out repor
 # the rank lists a solid blue frame and ✓ is the right person, a dashed orange one and ✗ someone
 # else. Under *Rank-1 match lost* are queries on which the attack succeeds, under *Rank-1 match
 # kept* those on which it fails. For the defended model each list is shown three times: before the
-# attack, under it, and under it with the defense. Under *Rank-1 match lost despite the defense* are its failures: what do they have in common?
+# attack, under it, and under it with the defense. Under *Rank-1 match lost despite the defense* are
+# its failures: what do they have in common?
 #
 # **Provenance** has each command, commit and version, for repeating the runs, and the loss, which
 # should fall for models and attacks.

@@ -29,6 +29,7 @@ from types import FrameType
 from reidguard.errors import CheckpointError
 
 __all__ = [
+    "FULL",
     "LOCK",
     "atomic_write",
     "deferred_interrupts",
@@ -43,7 +44,7 @@ TEMPORARY = re.compile(r"\.reidguard-(?P<machine>\w{8})-(?P<pid>\d+)-(?P<process
 PROCESS = secrets.token_hex(4)  # of equal ids, as in restarted containers, one may be dead
 DAY = 24 * 60 * 60.0  # seconds
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waiting for a FIFO
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the codes of a full disk
 
 
 @contextmanager

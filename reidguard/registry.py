@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import io
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _owner(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{factory.__qualname__}"
+    name = getattr(factory, "__qualname__", type(factory).__qualname__)
+    return f"{factory.__module__}.{name}"
 
 
 class Registry(Generic[T]):
@@ -34,6 +37,8 @@ class Registry(Generic[T]):
     Args:
         kind: What is registered, in the singular, for error messages.
         group: Entry-point group of the names that installed packages add.
+        base: Class that registered classes must derive from; None takes any.
+        functions: Whether functions may be registered, too.
         builtin: Names of this library that are imported when they are first looked up, each as
             "module:attribute".
 
@@ -50,9 +55,18 @@ class Registry(Generic[T]):
         reidguard.errors.RegistryError: unknown animal 'cta': did you mean 'cat'? known: cat
     """
 
-    def __init__(self, kind: str, *, group: str, builtin: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        group: str,
+        base: type[Any] | None = None,
+        functions: bool = True,
+        builtin: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
         self.group = group
+        self._base, self._functions = base, functions
         self._builtin = dict(builtin or {})
         self._factories: dict[str, Callable[..., T]] = {}
         self._plugins_loaded = False
@@ -61,7 +75,8 @@ class Registry(Generic[T]):
         """Return a decorator that registers a class or function under ``name``.
 
         Raises:
-            RegistryError: If another object already has the name; the message names both owners.
+            RegistryError: If it is not such a class or function, or another object already has
+                the name; the message names both owners.
         """
 
         def decorate(factory: F) -> F:
@@ -71,6 +86,8 @@ class Registry(Generic[T]):
         return decorate
 
     def _add(self, name: str, factory: Callable[..., T]) -> None:
+        if problem := self._problem(factory):
+            raise RegistryError(f"{self.kind} {name!r} cannot be registered: {problem}")
         taken = self._factories.get(name)
         if taken is not None and _owner(taken) != _owner(factory):
             raise RegistryError(
@@ -78,6 +95,18 @@ class Registry(Generic[T]):
                 f"{_owner(factory)}; give one of them another name"
             )
         self._factories[name] = factory
+
+    def _problem(self, factory: object) -> str:
+        """Return why something cannot be registered; empty if it can."""
+        known = f"a class that derives from {_owner(self._base)}" if self._base else "a class"
+        expected = f"{known} or a function" if self._functions else known
+        if isinstance(factory, type):
+            if self._base is None or issubclass(factory, self._base):
+                return ""
+            return f"{_owner(factory)} is not {expected}"
+        if self._functions and callable(factory):
+            return ""
+        return f"it is of type {type(factory).__name__}, not {expected}"
 
     def _load_builtin(self, name: str) -> None:
         if name in self._builtin and name not in self._factories:
@@ -91,15 +120,35 @@ class Registry(Generic[T]):
         for name in self._builtin:
             self._load_builtin(name)
         for entry in metadata.entry_points(group=self.group):
-            try:
-                self._add(entry.name, entry.load())
-            except Exception as error:  # of another package: any error is possible
-                source = entry.dist.name if entry.dist else "an unknown package"
+            if message := self._load_plugin(entry):
+                package = entry.dist.name if entry.dist else "an unknown package"
                 warnings.warn(
-                    f"{self.kind} plugin {entry.name!r} of {source} ({entry.value}) is left out: "
-                    f"{type(error).__name__}: {error}",
+                    f"{self.kind} plugin {entry.name!r} of {package} ({entry.value}) {message}; "
+                    f"update {package}, or uninstall it",
                     stacklevel=3,
                 )
+
+    def _load_plugin(self, entry: metadata.EntryPoint) -> str:
+        """Register a plugin; return what is wrong with it, if anything."""
+        printed = io.StringIO()  # standard output belongs to the caller
+        try:
+            with redirect_stdout(printed):
+                factory = entry.load()
+            if problem := self._problem(factory):
+                return f"is left out: {problem}"
+            self._add(entry.name, factory)
+        except KeyboardInterrupt:
+            self._plugins_loaded = False
+            raise
+        except RegistryError as error:
+            return f"is left out: {error}"
+        except SystemExit as error:
+            return f"is left out: it ends the process when it is imported (exit code {error.code})"
+        except BaseException as error:  # of another package: any error is possible
+            return f"is left out: {type(error).__name__}: {error}"
+        if text := printed.getvalue().strip():
+            return f"prints when it is imported ({text.splitlines()[0][:80]!r})"
+        return ""
 
     def get(self, name: str) -> Callable[..., T]:
         """Return the class or factory registered under ``name``.
@@ -123,6 +172,7 @@ class Registry(Generic[T]):
 
         Raises:
             InputError: If its class or factory does not take them; the message lists what it takes.
+            RegistryError: If a function returns something else than an object of that kind.
         """
         factory = self.get(name)
         try:
@@ -132,7 +182,13 @@ class Registry(Generic[T]):
             raise InputError(f"{self.kind} {name!r}: {error}; it takes: {accepted}") from None
         except ValueError:
             pass  # some builtins have no signature
-        return factory(*args, **kwargs)
+        created = factory(*args, **kwargs)
+        if self._base is not None and not isinstance(created, self._base):
+            raise RegistryError(
+                f"{self.kind} {name!r}: {_owner(factory)} returned an object of type "
+                f"{type(created).__name__}, not of one that derives from {_owner(self._base)}"
+            )
+        return created
 
     def list(self, pattern: str = "*") -> list[str]:
         """Return the sorted names, plugins included, that match a shell-style ``pattern``."""

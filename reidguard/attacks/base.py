@@ -117,7 +117,9 @@ class Attack(ABC, nn.Module):
         save_tensors(path, self.state_dict(), self.card())
 
 
-ATTACKS: Registry[Attack] = Registry("attack", group="reidguard.attacks")
+ATTACKS: Registry[Attack] = Registry(
+    "attack", group="reidguard.attacks", base=Attack, functions=False
+)
 A = TypeVar("A", bound=type[Attack])
 
 

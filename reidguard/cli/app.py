@@ -19,6 +19,7 @@ from rich.console import Console
 
 from reidguard.cli.options import Options, read_config
 from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean
+from reidguard.files import FULL
 
 __all__ = ["COMMANDS", "main", "parse"]
 
@@ -72,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted, 141 if the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed: print() would write to standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+    if sys.stdout is None:
+        print("reidguard: error: standard output is closed; send it to a file", file=sys.stderr)
+        return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # "ε" and "∞" are not in every encoding
             stream.reconfigure(errors="replace")
@@ -83,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return 0
     except BrokenPipeError:
-        # Python would complain once more when it flushes at exit.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except KeyboardInterrupt as interrupt:
         hint = f"; {interrupt}" if str(interrupt) else ""
@@ -94,12 +98,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in FULL:  # others name their file
+            _drop_output()
+            error = InputError(f"cannot print the output: {error.strerror}; free some space")
         expected = isinstance(error, ReIDGuardError)
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         if not expected and "--debug" not in arguments:
             message += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
         print(f"reidguard: error: {message}", file=sys.stderr)
         return 2 if expected and not isinstance(error, TrainingError) else 1
+
+
+def _drop_output() -> None:
+    """Send the rest to nowhere: Python would complain when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _HelpConsole(Console):
+    """A console for the help of commands, whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`main`."""
+        raise BrokenPipeError
 
 
 def parse(argv: Sequence[str]) -> Options | None:
@@ -117,7 +138,7 @@ def parse(argv: Sequence[str]) -> Options | None:
         version=_versions,
         config=read_config,
         result_action="return_value",
-        console=Console(width=100, highlight=False),  # the examples are not to be wrapped
+        console=_HelpConsole(width=100, highlight=False),  # the examples are not to be wrapped
     )
     for rank, (name, summary) in enumerate(COMMANDS.items()):
         module = f"reidguard.cli.commands.{name}"

@@ -44,4 +44,6 @@ class Defense(ABC):
         """
 
 
-DEFENSES: Registry[Defense] = Registry("defense", group="reidguard.defenses")
+DEFENSES: Registry[Defense] = Registry(
+    "defense", group="reidguard.defenses", base=Defense, functions=False
+)

@@ -67,4 +67,6 @@ class MetaLearner(ABC):
         return {}
 
 
-LEARNERS: Registry[MetaLearner] = Registry("learner", group="reidguard.learners")
+LEARNERS: Registry[MetaLearner] = Registry(
+    "learner", group="reidguard.learners", base=MetaLearner, functions=False
+)

@@ -34,7 +34,7 @@ class ModelCard:
 
 
 #: All models by name; the entry-point group of the same name adds those of other packages.
-MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models")
+MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models", base=ReIDModel)
 
 
 def register_model(name: str) -> Callable[[F], F]:

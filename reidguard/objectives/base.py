@@ -81,7 +81,9 @@ class AttackLoss(ABC):
         return self
 
 
-ATTACK_LOSSES: Registry[AttackLoss] = Registry("objective", group="reidguard.objectives")
+ATTACK_LOSSES: Registry[AttackLoss] = Registry(
+    "objective", group="reidguard.objectives", base=AttackLoss, functions=False
+)
 
 
 @dataclass(eq=False)

@@ -105,16 +105,15 @@ def _attack(options: Options) -> "rg.Attack | None":
     if spec not in rg.ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
         options.refuse(["attack_set", "eps"], f"{spec} contains these options; leave {{flags}} out")
         return rg.load_attack(path)
-    factory = rg.ATTACKS.get(spec)
-    if not (isinstance(factory, type) and issubclass(factory, rg.Attack)):
-        raise InputError(f"the attack {spec!r} is no class: save one and give its file")
+    factory: Any = rg.ATTACKS.get(spec)
     if issubclass(factory, rg.LearnedAttack):
         raise InputError(
             f"{spec!r} must be learnt first, with: reidguard attack --attack {spec} ...; then give "
             "its file, as in --attack runs/NAME/attack.safetensors"
         )
     with errors_name("--attack-set"):
-        return factory(budget=rg.Budget(options.eps), **options.attack_set)
+        attack: rg.Attack = factory(budget=rg.Budget(options.eps), **options.attack_set)
+        return attack
 
 
 app = command(

@@ -205,20 +205,22 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib import metadata
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for an attribute
 
-        value: Any = metadata.version("reidguard")
-    elif name in _HOME:
-        value = getattr(import_module(f"reidguard.{_HOME[name]}"), name)
-    elif name in _NAMES:
-        value = import_module(f"reidguard.{name}")
-    else:
-        raise AttributeError(f"module 'reidguard' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib import metadata
+
+            value: Any = metadata.version("reidguard")
+        elif name in _HOME:
+            value = getattr(import_module(f"reidguard.{_HOME[name]}"), name)
+        elif name in _NAMES:
+            value = import_module(f"reidguard.{name}")
+        else:
+            raise AttributeError(f"module 'reidguard' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_NAMES})
+    return sorted({*__all__, *_NAMES})

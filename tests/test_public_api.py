@@ -115,7 +115,12 @@ def test_type_checkers_and_python_see_the_same_names() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(reidguard, "NoSuchAttack")
-    assert "evaluate" in dir(reidguard)
+
+
+def test_dir_lists_the_public_names_alone() -> None:
+    packages = {p.stem for p in Path(reidguard.__file__).parent.iterdir()}
+    assert set(reidguard.__all__) <= set(dir(reidguard))
+    assert set(dir(reidguard)) - set(reidguard.__all__) <= packages - {"cli"}
 
 
 def test_importing_is_quick_and_silent() -> None:

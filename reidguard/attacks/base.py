@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class Attack(ABC, nn.Module):
     def __init__(self, budget: Budget | None = None) -> None:
         super().__init__()
         self.budget = budget if budget is not None else Budget()
+
+    if TYPE_CHECKING:  # Module's own returns Any
+
+        def __call__(self, x: Tensor) -> Tensor:
+            """Return the adversarial images of ``x``: see :meth:`forward`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

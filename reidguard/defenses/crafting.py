@@ -59,7 +59,7 @@ class Crafter:
         """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W)."""
         attack, images = self.attack, batch.images[chosen]
         if not isinstance(attack, InstanceAttack) or is_bound(attack):
-            return cast(Tensor, attack(images))
+            return attack(images)
         if self.mode == "train":
             model = shared_copy(self.model)
             # No module, of which the attack would take an inference view.
@@ -76,7 +76,7 @@ class Crafter:
             else:
                 bound = attack.bind(target)
             with sync_layers(None if batch.shard is None else part_of(batch.shard, chosen)):
-                return cast(Tensor, bound(images))
+                return bound(images)
 
     def refresh(self, dataset: ReIDDataset, **options: Any) -> None:
         """Relearn the attack against the model, with the learner "plain"."""

@@ -123,6 +123,11 @@ class ReIDModel(ABC, nn.Module):
         scores: Tensor = self.classifier[domain](features)
         return scores
 
+    if TYPE_CHECKING:  # Module's own returns Any
+
+        def __call__(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
+            """Return the training outputs: see :meth:`forward`."""
+
     def forward(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
         """Return features, embeddings and logits of (N, 3, H, W) images in [0, 1].
 

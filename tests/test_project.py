@@ -106,7 +106,7 @@ def test_oldest_versions_are_the_lower_bounds(tmp_path: Path) -> None:
     assert {line.partition("==")[0] for line in every} >= {
         re.split(r"[>=;]", requirement)[0] for requirement in PROJECT["dependencies"]
     }
-    assert all(f"{line.replace('==', '>=')}" in PROJECT["dependencies"] for line in every[:12])
+    assert all(f"{line.replace('==', '>=')}" in PROJECT["dependencies"] for line in every[: len(PROJECT["dependencies"]) - 1])
     some = subprocess.run([*command, "torch"], capture_output=True, text=True, check=True).stdout
     assert some.split() == [line for line in every if line.startswith("torch==")]
 

@@ -8,7 +8,7 @@ anything else that is slow to import.
 import os
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
-from reidguard.schema import Option
+from reidguard.schema import MAX_SEED, MAX_SIDE, MAX_STEPS, Option
 
 if TYPE_CHECKING:
     from reidguard.data.augment import Augment
@@ -38,16 +38,17 @@ __all__ = [
 class LoopOptions(TypedDict, total=False):
     """Options of :func:`learn <reidguard.training.learn>`, the loop of attacks and models."""
 
-    steps: Annotated[int | None, Option("steps in all, in place of epochs", low=1)]
+    steps: Annotated[int | None, Option("steps in all, in place of epochs", low=1, high=10**9)]
     seed: Annotated[
-        int, Option("seed of batches, augmentation and random layers", 0, low=0, high=2**63 - 1)
+        int, Option("seed of batches, augmentation and random layers", 0, low=0, high=MAX_SEED)
     ]
     checkpoint: Annotated[
         str | os.PathLike[str] | None,
         Option("file from which an interrupted run resumes, bit for bit", recorded=False),
     ]
     checkpoint_every: Annotated[
-        int, Option("steps between two writes of the checkpoint", 50, low=1, recorded=False)
+        int,
+        Option("steps between two writes of the checkpoint", 50, low=1, high=10**9, recorded=False),
     ]
     progress: Annotated[
         "ProgressCallback | None", Option("called with a Progress after every step", recorded=False)
@@ -59,16 +60,26 @@ class FitOptions(LoopOptions, total=False):
 
     epochs: Annotated[
         int | None,
-        Option("passes over the training images, of the larger of two", low=1, excludes="steps"),
+        Option(
+            "passes over the training images, of the larger of two",
+            low=1,
+            high=10**6,
+            excludes="steps",
+        ),
     ]
     lr: Annotated[
         float | None,
-        Option("learning rate at the start; of attacks, the step in [0, 1] pixel units", above=0),
+        Option(
+            "learning rate at the start; of attacks, the step in [0, 1] pixel units",
+            above=0,
+            high=1e6,
+        ),
     ]
-    identities: Annotated[int | None, Option("identities in a batch", low=1)]
-    images_per_identity: Annotated[int | None, Option("images of each identity", low=1)]
+    identities: Annotated[int | None, Option("identities in a batch", low=1, high=10**4)]
+    images_per_identity: Annotated[int | None, Option("images of each identity", low=1, high=10**4)]
     image_size: Annotated[
-        tuple[int, int], Option("height and width that images are resized to", (256, 128), low=1)
+        tuple[int, int],
+        Option("height and width that images are resized to", (256, 128), low=1, high=MAX_SIDE),
     ]
 
 
@@ -79,7 +90,8 @@ class LearnedAttackOptions(FitOptions, total=False):
         "MetaLearner | str | None", Option("a learner or its registered name", recorded=False)
     ]
     momentum: Annotated[
-        float | None, Option("weight of past gradients: of MI-SGD, or beta 1 of Adam", low=0)
+        float | None,
+        Option("weight of past gradients: of MI-SGD, or beta 1 of Adam", low=0, high=1),
     ]
 
 
@@ -106,7 +118,7 @@ class AttackOptions(LearnedAttackOptions, total=False):
 class ModelOptions(FitOptions, total=False):
     """Options of everything that trains a re-ID model."""
 
-    weight_decay: Annotated[float, Option("weight decay of Adam", 5e-4, low=0)]
+    weight_decay: Annotated[float, Option("weight decay of Adam", 5e-4, low=0, high=1e6)]
     augment: Annotated[
         "Augment | Literal['recipe'] | None",
         Option("augmentation of each batch; None leaves the images as they are", "recipe"),
@@ -120,7 +132,8 @@ class TrainOptions(ModelOptions, total=False):
         Literal["paper", "agw"], Option("losses, schedule and defaults of other options", "paper")
     ]
     margin: Annotated[
-        float | None, Option("margin of the paper's triplet loss; AGW's has none", low=0)
+        float | None,
+        Option("margin of the paper's triplet loss; AGW's has none", low=0, high=1e6),
     ]
 
 
@@ -166,6 +179,7 @@ class BatchOptions(TypedDict, total=False):
             "images per forward pass; changes results by float noise at most",
             64,
             low=1,
+            high=10**6,
             recorded=False,
         ),
     ]
@@ -174,7 +188,9 @@ class BatchOptions(TypedDict, total=False):
 class MeasureOptions(BatchOptions, total=False):
     """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`."""
 
-    query_every: Annotated[int, Option("use every n-th query, for a quick look", 1, low=1)]
+    query_every: Annotated[
+        int, Option("use every n-th query, for a quick look", 1, low=1, high=10**9)
+    ]
 
 
 class EvaluateOptions(MeasureOptions, total=False):
@@ -201,7 +217,10 @@ class AutoAttackOptions(MeasureOptions, total=False):
         bool, Option("attack a broken query no further; robust mAP is then not measured", False)
     ]
     audit_queries: Annotated[
-        int, Option("approximate number of queries of the audit; 0 for no audit", 100, low=0)
+        int,
+        Option(
+            "approximate number of queries of the audit; 0 for no audit", 100, low=0, high=10**9
+        ),
     ]
 
 
@@ -221,13 +240,18 @@ class AuditOptions(BatchOptions, total=False):
             high=1,
         ),
     ]
-    attack_steps: Annotated[int, Option("iterations of SMA, each of 2.5 ε / steps", 15, low=1)]
-    learning_steps: Annotated[int, Option("steps of a universal delta; 0 for none", 50, low=0)]
-    queries: Annotated[
-        int, Option("approximate number of queries to attack, evenly spaced", 100, low=1)
+    attack_steps: Annotated[
+        int, Option("iterations of SMA, each of 2.5 ε / steps", 15, low=1, high=MAX_STEPS)
     ]
-    probes: Annotated[int, Option("queries whose gradients are examined", 8, low=1)]
-    seed: Annotated[int, Option("seed of starts and batches", 0, low=0, high=2**63 - 1)]
+    learning_steps: Annotated[
+        int, Option("steps of a universal delta; 0 for none", 50, low=0, high=10**9)
+    ]
+    queries: Annotated[
+        int,
+        Option("approximate number of queries to attack, evenly spaced", 100, low=1, high=10**9),
+    ]
+    probes: Annotated[int, Option("queries whose gradients are examined", 8, low=1, high=10**6)]
+    seed: Annotated[int, Option("seed of starts and batches", 0, low=0, high=MAX_SEED)]
 
 
 class VirtualOptions(TypedDict, total=False):
@@ -258,7 +282,7 @@ class VirtualOptions(TypedDict, total=False):
         Option("image height, a multiple of 32; the width is half of it", 128, low=64, high=1024),
     ]
     seed: Annotated[
-        int, Option("other identities and cameras of the domain", 0, low=0, high=2**63 - 1)
+        int, Option("other identities and cameras of the domain", 0, low=0, high=MAX_SEED)
     ]
     balanced: Annotated[
         bool,

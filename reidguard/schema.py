@@ -21,6 +21,7 @@ from typing import (
     ForwardRef,
     Literal,
     TypeVar,
+    cast,
     get_args,
     get_origin,
 )
@@ -28,7 +29,11 @@ from typing import (
 from reidguard.errors import InputError, did_you_mean
 
 __all__ = [
+    "MAX_SEED",
+    "MAX_SIDE",
+    "MAX_STEPS",
     "Option",
+    "checked",
     "documented",
     "options_of",
     "resolve",
@@ -37,6 +42,11 @@ __all__ = [
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+T = TypeVar("T")
+
+MAX_SEED = 2**63 - 1  # of torch's generators
+MAX_SIDE = 4096  # pixels along a side of an image
+MAX_STEPS = 10**6  # of an attack, which draws the random numbers of all steps at once
 
 WORDS: dict[Any, str] = {
     bool: "True or False",
@@ -44,6 +54,7 @@ WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
     tuple[int, int]: "two whole numbers",
+    tuple[int, ...]: "a sequence of whole numbers",
     tuple[float, ...]: "a sequence of finite numbers",
     os.PathLike[str]: "a path",
 }
@@ -92,11 +103,11 @@ class Option:
         words = [WORDS[t] for t in self.types if t in WORDS] or [repr(n) for n in self.choices]
         bounds = ""
         if self.above is not None:
-            bounds = f", above {self.above:g}"
+            bounds = f", above {_plain(self.above)}"
         elif self.low is not None:
-            bounds = f", at least {self.low:g}"
+            bounds = f", at least {_plain(self.low)}"
         if self.high is not None:
-            bounds += f"{' and' if bounds else ','} at most {self.high:g}"
+            bounds += f"{' and' if bounds else ','} at most {_plain(self.high)}"
         return " or ".join(words) + bounds
 
     def check(self, name: str, value: Any) -> Any:
@@ -112,7 +123,8 @@ class Option:
             if converted is not None and self._in_range(converted):
                 return converted
         hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
-        raise InputError(f"{name} must be {self.values}, not {value!r}: {hint}".rstrip(": "))
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        raise InputError(f"{name} must be {self.values}, not {shown}: {hint}".rstrip(": "))
 
     def _in_range(self, value: Any) -> bool:
         return all(
@@ -121,6 +133,42 @@ class Option:
             and (self.above is None or number > self.above)
             for number in (value if isinstance(value, tuple) else (value,))
         )
+
+
+def checked(
+    kind: type[T],
+    name: str,
+    value: object,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> T:
+    """Return an argument of a constructor or function in its type, if it is in its range.
+
+    Args:
+        kind: ``bool``, ``int``, ``float``, ``str``, ``tuple[int, int]``, ``tuple[int, ...]`` or
+            ``tuple[float, ...]``.
+        name: Of the argument, for the message.
+        value: The caller's.
+        low: Least value, inclusive. Ranges hold for every number of a tuple.
+        high: Greatest value, inclusive.
+        above: Lower bound, exclusive.
+
+    Raises:
+        InputError: Naming argument, range and value, if it is of another type, out of range or not
+            finite.
+
+    Example:
+        >>> checked(float, "area", 1, above=0, high=1)
+        1.0
+        >>> checked(int, "steps", -3, low=1)
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: steps must be a whole number, at least 1, not -3
+    """
+    option = Option("", low=low, high=high, above=above, type=kind)
+    return cast(T, option.check(name, value))
 
 
 def options_of(group: Any) -> dict[str, Option]:
@@ -242,6 +290,10 @@ def documented(group: Any, **defaults: Any) -> Callable[[Function], Function]:
     return decorate
 
 
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.12g}"
+
+
 def _convert(kind: Any, value: Any) -> Any:
     """Return the value in this type, or None if it is of another."""
     if get_origin(kind) is Literal:
@@ -257,5 +309,8 @@ def _convert(kind: Any, value: Any) -> Any:
     if kind is int:
         return int(value) if isinstance(value, Integral) else None
     if kind is float:
-        return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+        try:
+            return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+        except OverflowError:  # a whole number beyond all floats
+            return None
     return value if isinstance(value, get_origin(kind) or kind) else None

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from reidguard.errors import InputError
+from reidguard.schema import MAX_SIDE, checked
 
 __all__ = [
     "BatchShard",
@@ -218,10 +219,17 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise InputError(f"size must be (height, width) in pixels or None, not {self.size!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InputError("mean and std need three numbers each, and std must be positive")
+        if self.size is not None:
+            size = checked(tuple[int, int], "size", self.size, low=1, high=MAX_SIDE)
+            object.__setattr__(self, "size", size)
+        mean = checked(tuple[float, ...], "mean", self.mean, low=-1e6, high=1e6)
+        std = checked(tuple[float, ...], "std", self.std, low=1e-6, high=1e6)
+        if len(mean) != 3 or len(std) != 3:
+            raise InputError(
+                f"mean and std need three numbers each, not {self.mean!r} and {self.std!r}"
+            )
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
 
     def apply(self, images: Tensor) -> Tensor:
         """Resize (bilinear, antialiased when shrinking) and normalise (N, 3, H, W) images."""

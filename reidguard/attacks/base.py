@@ -18,7 +18,14 @@ from reidguard.registry import Registry
 from reidguard.storage import library_versions, load_tensors, save_tensors
 from reidguard.types import Budget, check_image_values, check_images
 
-__all__ = ["ATTACKS", "Attack", "create_attack", "load_attack", "register_attack"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "budget_or_default",
+    "create_attack",
+    "load_attack",
+    "register_attack",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Attack(ABC, nn.Module):
 
     def __init__(self, budget: Budget | None = None) -> None:
         super().__init__()
-        self.budget = budget if budget is not None else Budget()
+        self.budget = budget_or_default(budget)
 
     if TYPE_CHECKING:  # Module's own returns Any
 
@@ -120,6 +127,19 @@ class Attack(ABC, nn.Module):
             CheckpointError: If the class is not registered or the file cannot be written.
         """
         save_tensors(path, self.state_dict(), self.card())
+
+
+def budget_or_default(budget: Budget | None) -> Budget:
+    """Return the budget, or the default one for None.
+
+    Raises:
+        InputError: If it is something else, such as a number.
+    """
+    if budget is None:
+        return Budget()
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget must be a Budget, such as Budget(8 / 255), not {budget!r}")
+    return budget
 
 
 ATTACKS: Registry[Attack] = Registry(

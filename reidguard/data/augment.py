@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reidguard.errors import InputError
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import BatchShard, check_images
 
 __all__ = ["Augment"]
@@ -56,21 +57,17 @@ class Augment:
     erase_value: tuple[float, float, float] = (0.485, 0.456, 0.406)
 
     def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and 0 <= self.erase <= 1):
-            raise InputError(f"flip and erase are probabilities: {self.flip}, {self.erase}")
+        for name in ("flip", "erase"):
+            checked(float, name, getattr(self, name), low=0, high=1)
         if self.crop not in ("resized", "pad", "none"):
             raise InputError(f'crop must be "resized", "pad" or "none", not {self.crop!r}')
         for name in ("crop_area", "erase_area"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise InputError(f"{name} must be (low, high) with 0 < low <= high <= 1")
-        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
-            raise InputError(f"crop_aspect must be (low, high) above 0, not {self.crop_aspect}")
-        if not 0 < self.erase_aspect <= 1:
-            raise InputError(f"erase_aspect must lie in (0, 1], not {self.erase_aspect}")
-        if self.padding < 0:
-            raise InputError(f"padding must not be negative, but is {self.padding}")
-        if not all(0 <= value <= 1 for value in self.erase_value):
+            _check_range(name, getattr(self, name), most=1)
+        _check_range("crop_aspect", self.crop_aspect, most=MAX_SIDE)
+        checked(float, "erase_aspect", self.erase_aspect, above=0, high=1)
+        checked(int, "padding", self.padding, low=0, high=MAX_SIDE)
+        colour = checked(tuple[float, ...], "erase_value", self.erase_value, low=0, high=1)
+        if len(colour) != 3:
             raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
 
     def __call__(
@@ -121,6 +118,12 @@ class Augment:
             )
             return torch.where(fits[:, None], boxes, full)
         return full
+
+
+def _check_range(name: str, value: object, *, most: float) -> None:
+    pair = checked(tuple[float, ...], name, value, above=0, high=most)
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise InputError(f"{name} must be (low, high) with 0 < low <= high, not {value!r}")
 
 
 def _rectangles(

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from reidguard.errors import DataError, InputError
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -88,9 +89,7 @@ def _decode_into(path: Path, out: NDArray[np.uint8]) -> None:
 
 
 def _check_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise InputError(f"image_size must be (height, width) in pixels, not {image_size!r}")
-    return int(image_size[0]), int(image_size[1])
+    return checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
 
 
 def decode_image(path: Path | str, image_size: tuple[int, int] = (256, 128)) -> Tensor:
@@ -165,8 +164,7 @@ def iterate_images(
         DataError: Naming the file, if one cannot be read.
     """
     size = _check_size(image_size)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     places = [
         slice(start, min(start + batch_size, len(samples)))
         for start in range(0, len(samples), batch_size)
@@ -218,6 +216,7 @@ class ImageCache:
     ) -> None:
         self.samples = tuple(samples)
         self.image_size = _check_size(image_size)
+        memory_limit = checked(int, "memory_limit", memory_limit, low=0)
         shape = (len(self.samples), 3, *self.image_size)
         size = int(np.prod(shape))
         self.on_disk = size > memory_limit

@@ -13,7 +13,7 @@ from reidguard.data.dataset import ReIDDataset
 from reidguard.data.images import ImageCache, prefetch
 from reidguard.data.sampler import PKSampler
 from reidguard.distributed import World
-from reidguard.errors import InputError
+from reidguard.schema import checked
 from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = ["BatchLoader"]
@@ -67,7 +67,7 @@ class BatchLoader:
             self.shard = BatchShard(torch.from_numpy(rows), identities * images_per_identity)
         self.samples = dataset.train
         self.cache = ImageCache(self.samples, image_size, memory_limit=memory_limit)
-        self.seed = seed
+        self.seed = self.sampler.seed
         self.augment = augment
         self.device = torch.device(device)
         labels = dataset.train_labels
@@ -93,8 +93,7 @@ class BatchLoader:
             DataError: Naming the file, if an image cannot be read.
         """
         batches = self.sampler.epoch(number)
-        if not 0 <= start <= len(batches):
-            raise InputError(f"start must lie in 0..{len(batches)}, the batches of an epoch")
+        start = checked(int, "start", start, low=0, high=len(batches))
         jobs = [(number, position, batches[position]) for position in range(start, len(batches))]
         return prefetch(self._prepare, jobs)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidguard.errors import DataError, InputError
+from reidguard.schema import MAX_SEED, checked
 
 __all__ = ["PKSampler"]
 
@@ -48,16 +49,11 @@ class PKSampler:
         images_per_identity: int = 8,
         seed: int = 0,
     ) -> None:
-        if identities < 1 or images_per_identity < 1:
-            raise InputError(
-                "identities and images_per_identity must be at least 1, not "
-                f"{identities} and {images_per_identity}"
-            )
-        if seed < 0:
-            raise InputError(f"seed must not be negative, but is {seed}")
-        self.identities = identities
-        self.images_per_identity = images_per_identity
-        self.seed = seed
+        self.identities = checked(int, "identities", identities, low=1, high=10**4)
+        self.images_per_identity = checked(
+            int, "images_per_identity", images_per_identity, low=1, high=10**4
+        )
+        self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
         values = np.asarray(pids, dtype=np.int64)
         order = np.argsort(values, kind="stable")
         _, starts = np.unique(values[order], return_index=True)
@@ -87,8 +83,7 @@ class PKSampler:
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """Return the batches of one epoch as arrays of P·K positions in ``pids``."""
-        if number < 0:
-            raise InputError(f"epochs are numbered from 0, not {number}")
+        number = checked(int, "the epoch's number", number, low=0)
         entropy = np.random.SeedSequence([self.seed, number])
         rng = np.random.Generator(np.random.PCG64(entropy))
         left = self._trim(rng)
@@ -111,6 +106,8 @@ class PKSampler:
         Raises:
             InputError: If there are more processes than identities in a batch.
         """
+        size = checked(int, "size", size, low=1)
+        rank = checked(int, "rank", rank, low=0, high=size - 1)
         if size > self.identities:
             raise InputError(
                 f"a batch of {self.identities} identities cannot be divided among {size} "

@@ -13,7 +13,7 @@ from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.defenses.base import DEFENSES
 from reidguard.defenses.crafting import AttackMode
 from reidguard.defenses.training import AdversarialTraining
-from reidguard.errors import InputError
+from reidguard.schema import checked
 from reidguard.types import Budget
 
 __all__ = ["GOAT", "GuideSampling"]
@@ -47,9 +47,7 @@ class GuideSampling(GradientAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(budget, steps=steps, step_size=step_size, seed=seed)
-        if push < 1:
-            raise InputError(f"push must be at least 1 guide, not {push}")
-        self.push = push
+        self.push = checked(int, "push", push, low=1, high=10**4)
 
     def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
         """Draw the guides of each image and run PGD."""

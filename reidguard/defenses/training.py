@@ -25,7 +25,7 @@ from reidguard.models import ReIDModel
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
-from reidguard.schema import documented, resolve, select, settings
+from reidguard.schema import checked, documented, resolve, select, settings
 from reidguard.storage import weights_fingerprint
 from reidguard.training import LoopHooks, batch_loaders, learn
 from reidguard.training.loop import derived_seed
@@ -110,11 +110,11 @@ class AdversarialTraining(Defense):
             raise InputError(
                 f"attack must be an Attack, not {self.attack!r}: load_attack(file), or SMA()"
             )
-        if not 0 <= self.adversarial <= 1:
-            raise InputError(
-                f"adversarial is the attacked fraction of a batch, in [0, 1], not "
-                f"{self.adversarial}; half of 64 images is adversarial=0.5"
-            )
+        checked(float, "adversarial", self.adversarial, low=0, high=1)
+        checked(bool, "clean", self.clean)
+        if self.inner_lr is not None:
+            checked(float, "inner_lr", self.inner_lr, above=0, high=1e6)
+        checked(int, "refresh_steps", self.refresh_steps, low=1, high=10**9)
         if not self.clean and (self.adversarial == 0 or self.batch_norm == "separate"):
             raise InputError(
                 "without clean images there must be adversarial ones, and batch_norm='shared'"
@@ -127,8 +127,7 @@ class AdversarialTraining(Defense):
                     f"{type(self.attack).__name__} has nothing to relearn: leave refresh_every out "
                     "(an instance attack that is not bound follows the model anyway)"
                 )
-            if self.refresh_every < 1 or self.refresh_steps < 1:
-                raise InputError("refresh_every (epochs) and refresh_steps must be at least 1")
+            checked(int, "refresh_every", self.refresh_every, low=1, high=10**6)
 
     @property
     def needs_meta_test(self) -> bool:

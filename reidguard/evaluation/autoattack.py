@@ -14,6 +14,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from reidguard.attacks import Attack, InstanceAttack
+from reidguard.attacks.base import budget_or_default
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
@@ -29,7 +30,7 @@ from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import AutoAttackOptions
 from reidguard.records import to_path
-from reidguard.schema import documented, resolve
+from reidguard.schema import MAX_SEED, MAX_STEPS, checked, documented, resolve
 from reidguard.storage import ResumableStore, fingerprint
 from reidguard.training import Progress, ProgressCallback
 from reidguard.types import Budget
@@ -106,13 +107,15 @@ class RetrievalAutoAttack:
         broken_ap: float = 0.1,
         seed: int = 0,
     ) -> None:
-        self.budget = budget if budget is not None else Budget()
+        self.budget = budget_or_default(budget)
         if self.budget.eps == 0:
             raise InputError("retrieval-autoattack needs a budget above 0, such as 8/255")
-        if min(restarts, steps, squares, broken_rank) < 1:
-            raise InputError("restarts, steps, squares and broken_rank must be at least 1")
-        if not 0 < broken_ap <= 1:
-            raise InputError(f"broken_ap is an average precision in (0, 1], not {broken_ap}")
+        self.restarts = checked(int, "restarts", restarts, low=1, high=MAX_STEPS)
+        self.steps = checked(int, "steps", steps, low=1, high=MAX_STEPS)
+        self.squares = checked(int, "squares", squares, low=1, high=MAX_STEPS)
+        self.broken_rank = checked(int, "broken_rank", broken_rank, low=1, high=10**9)
+        self.broken_ap = checked(float, "broken_ap", broken_ap, above=0, high=1)
+        self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED - self.restarts)
         if isinstance(universal, InstanceAttack):
             raise InputError(
                 f"{type(universal).__name__} is an instance attack and no universal attack; the "
@@ -124,8 +127,6 @@ class RetrievalAutoAttack:
                 f"suite's {self.budget}; learn one within that, or raise the suite's budget"
             )
         self.universal, self.surrogate = universal, surrogate
-        self.restarts, self.steps, self.squares = restarts, steps, squares
-        self.broken_rank, self.broken_ap, self.seed = broken_rank, broken_ap, seed
 
     def config(self) -> dict[str, Any]:
         """Return all options as JSON values, ``universal`` and ``surrogate`` by fingerprint."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from reidguard.evaluation.audit_report import TITLES, VERDICTS, Finding, audit_verdict
 from reidguard.evaluation.results import Result, levels, linf_dict
-from reidguard.metrics import RankingResult
+from reidguard.metrics import MAX_RANK, RankingResult
+from reidguard.schema import checked
 from reidguard.storage import library_versions
 from reidguard.tables import Table, percent
 
@@ -77,6 +78,7 @@ class WorstCase:
 
     def rank_k(self, k: int) -> float:
         """Return the fraction of queries with a match among the first ``k`` under every attack."""
+        k = checked(int, "k", k, low=1, high=MAX_RANK)
         answered = self.first_match > 0
         return float((answered & (self.first_match <= k)).sum() / answered.sum())
 

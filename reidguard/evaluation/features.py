@@ -17,6 +17,7 @@ from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import fingerprint, load_tensors, save_tensors
 from reidguard.types import ReIDSample
 
@@ -162,12 +163,14 @@ class FeatureStore:
         every: int = 1,
     ) -> dict[str, Any]:
         """Return the key of the features of every ``every``-th sample of a split."""
+        size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
+        every = checked(int, "every", every, low=1)
         return {
             **model_key(model),
             "split": dataset.fingerprint(split),
             "order": fingerprint(dataset.names(split)),
             "every": every,
-            "image_size": list(image_size),
+            "image_size": list(size),
             "dtype": str(dtype).removeprefix("torch."),
         }
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from reidguard.errors import InputError
-from reidguard.metrics import METRICS, SAME_CAMERA
+from reidguard.metrics import MAX_RANK, METRICS, SAME_CAMERA
+from reidguard.schema import MAX_SIDE, checked
 
 __all__ = ["Protocol"]
 
@@ -43,11 +44,7 @@ class Protocol:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        size = tuple(self.image_size) if isinstance(self.image_size, (tuple, list)) else ()
-        if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-            raise InputError(
-                f"image_size must be (height, width) in pixels, not {self.image_size!r}"
-            )
+        size = checked(tuple[int, int], "image_size", self.image_size, low=1, high=MAX_SIDE)
         object.__setattr__(self, "image_size", size)
         if self.metric is not None and self.metric not in METRICS:
             raise InputError(
@@ -58,8 +55,7 @@ class Protocol:
             raise InputError(
                 f"same_camera must be one of {', '.join(SAME_CAMERA)}, not {self.same_camera!r}"
             )
-        if not isinstance(self.max_rank, int) or self.max_rank < 1:
-            raise InputError(f"max_rank must be a positive integer, not {self.max_rank!r}")
+        checked(int, "max_rank", self.max_rank, low=1, high=MAX_RANK)
         if self.dtype not in _DTYPES:
             raise InputError(
                 f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {self.dtype!r}"

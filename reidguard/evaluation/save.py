@@ -22,6 +22,7 @@ from reidguard.evaluation.features import (
 )
 from reidguard.files import atomic_write
 from reidguard.nn import inference_view
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import ResumableStore
 
 __all__ = ["save_adversarial"]
@@ -68,6 +69,8 @@ def save_adversarial(
     device = attack_device(attack)
     if with_labels and not isinstance(attack, InstanceAttack):
         raise InputError("with_labels is for instance attacks, which may use the identities")
+    image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
+    batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     directory = Path(directory).expanduser()
     names = dataset.query_names
     settings = {

@@ -15,6 +15,7 @@ from reidguard.errors import InputError
 from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import TOLERANCE, check_images
 
 __all__ = ["VerifyReport", "verify"]
@@ -86,8 +87,8 @@ def verify(
         >>> verify(create_attack("delta", size=(64, 32)), pixels).passed
         True
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
+    image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
     if isinstance(images, ReIDDataset):
         samples = images.split(split)
         total = len(samples)

@@ -17,6 +17,7 @@ from reidguard.errors import InputError, TrainingError
 from reidguard.learners.base import MetaLearner, Objective, StepResult
 from reidguard.learners.inner import InnerRates, first_buffer, inner_step
 from reidguard.nn.functional import FunctionalModule
+from reidguard.schema import checked
 from reidguard.types import BatchShard
 
 __all__ = ["BilevelLearner", "InnerLoop", "InnerState", "add", "gradients_of"]
@@ -96,12 +97,16 @@ class BilevelLearner(MetaLearner):
 
     def __post_init__(self) -> None:
         inner_step(self.inner)
-        if self.inner_steps < 1:
-            raise InputError(f"inner_steps must be at least 1, not {self.inner_steps}")
-        if self.inner_lr is not None and not self.inner_lr > 0:
-            raise InputError(f"inner_lr must be above 0, not {self.inner_lr}")
-        if self.inner_momentum is not None and self.inner_momentum < 0:
-            raise InputError(f"inner_momentum must not be negative, not {self.inner_momentum}")
+        self.inner_steps = checked(int, "inner_steps", self.inner_steps, low=1, high=1000)
+        if self.inner_lr is not None:
+            self.inner_lr = checked(float, "inner_lr", self.inner_lr, above=0, high=1e6)
+        momentum = self.inner_momentum
+        if momentum is not None:
+            self.inner_momentum = checked(float, "inner_momentum", momentum, low=0, high=1)
+        if self.inner == "adam" and momentum == 1:
+            raise InputError("inner_momentum is beta 1 of Adam: it must be below 1, such as 0.9")
+        for name in ("from_buffer", "keep_temporary"):
+            checked(bool, name, getattr(self, name))
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from reidguard.distributed import shard_of
-from reidguard.errors import InputError
 from reidguard.learners.base import LEARNERS
 from reidguard.learners.bilevel import BilevelLearner, InnerLoop, InnerState, add, gradients_of
 from reidguard.learners.inner import inner_step
+from reidguard.schema import checked
 
 __all__ = ["HessianFreeLearner"]
 
@@ -48,8 +48,7 @@ class HessianFreeLearner(BilevelLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.difference > 0:
-            raise InputError(f"difference must be above 0, not {self.difference}")
+        self.difference = checked(float, "difference", self.difference, above=0, high=10)
 
     def inner_vjp(self, loop: InnerLoop, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Backpropagate through the inner steps, with one Hessian-vector product each."""

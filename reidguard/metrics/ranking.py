@@ -20,9 +20,11 @@ from reidguard.metrics.distances import (
     full_precision,
     pair_distances,
 )
+from reidguard.schema import checked
 
-__all__ = ["RankingResult", "rank", "top_k"]
+__all__ = ["MAX_RANK", "RankingResult", "rank", "top_k"]
 
+MAX_RANK = 10**6  # length of a CMC curve
 TABLE = 1 << 21  # entries of a table of the matches of one chunk of queries
 
 
@@ -50,7 +52,8 @@ class RankingResult:
 
     def rank_k(self, k: int) -> float:
         """Return the fraction of queries with a match among the first ``k`` images."""
-        if not 1 <= k <= len(self.cmc):
+        k = checked(int, "k", k, low=1)
+        if k > len(self.cmc):
             raise InputError(
                 f"rank-{k} is not on the CMC curve: choose 1 <= k <= max_rank = {len(self.cmc)}"
             )
@@ -103,8 +106,7 @@ def rank(
         (0.833, 1.0, 0.667)
     """
     check_features(query, gallery, metric)
-    if max_rank < 1:
-        raise InputError(f"max_rank must be at least 1, not {max_rank}")
+    max_rank = checked(int, "max_rank", max_rank, low=1, high=MAX_RANK)
     matches = Matches(
         query, gallery, query_pids, query_camids, gallery_pids, gallery_camids, same_camera
     )
@@ -196,8 +198,7 @@ def top_k(
         tensor([[1, 0]])
     """
     check_features(query, gallery, metric)
-    if k < 1:
-        raise InputError(f"k must be at least 1, not {k}")
+    k = checked(int, "k", k, low=1, high=MAX_RANK)
     matches = Matches(
         query, gallery, query_pids, query_camids, gallery_pids, gallery_camids, same_camera
     )

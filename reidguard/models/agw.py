@@ -14,6 +14,7 @@ from reidguard.models.backbones import BackboneModel, Stem, map_channels
 from reidguard.models.base import ReIDOutput
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
+from reidguard.schema import checked
 
 __all__ = ["AGW"]
 
@@ -124,8 +125,7 @@ class AGW(BackboneModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
-        if not p > 0:
-            raise InputError(f"p must be above 0, not {p!r}")
+        p = checked(float, "p", p, above=0, high=100)
         super().__init__(
             backbone,
             size,
@@ -191,8 +191,8 @@ class AGW(BackboneModel):
 
 
 def _add_non_local(network: nn.Module, name: str, counts: Sequence[int]) -> None:
-    counts = tuple(counts)
-    if len(counts) != 4 or not all(isinstance(c, int) and c >= 0 for c in counts):
+    counts = checked(tuple[int, ...], "non_local", counts, low=0, high=1000)
+    if len(counts) != 4:
         raise InputError(
             f"non_local must be four numbers, one per stage, such as (0, 2, 3, 0), not {counts}"
         )

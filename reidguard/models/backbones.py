@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reidguard.errors import CheckpointError, InputError, did_you_mean
 from reidguard.models.base import Metric, ReIDModel, image_size
 from reidguard.nn import inference_view
+from reidguard.schema import checked
 from reidguard.types import InputSpec
 
 __all__ = [
@@ -163,8 +164,7 @@ def keep_resolution(network: nn.Module, name: str, last_stride: int) -> None:
     Raises:
         InputError: If it is neither 1 nor 2, or 1 is not possible with this network.
     """
-    if last_stride not in (1, 2):
-        raise InputError(f"last_stride must be 1 or 2, not {last_stride!r}")
+    last_stride = checked(int, "last_stride", last_stride, low=1, high=2)
     if last_stride == 2:
         return
     stage = getattr(network, "layer4", None)

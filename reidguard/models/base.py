@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError, did_you_mean
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import library_versions, save_tensors
 from reidguard.types import InputSpec, Metric, check_images
 
@@ -226,10 +227,7 @@ def image_size(size: object) -> tuple[int, int]:
     Raises:
         InputError: If it is none.
     """
-    match size:
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height, width
-    raise InputError(f"size must be (height, width) in pixels, such as (256, 128), not {size!r}")
+    return checked(tuple[int, int], "size", size, low=1, high=MAX_SIDE)
 
 
 def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
@@ -237,11 +235,7 @@ def _domains(num_classes: int | Mapping[str, int] | None) -> dict[str, int]:
         return {}
     domains = dict(num_classes) if isinstance(num_classes, Mapping) else {"default": num_classes}
     for domain, identities in domains.items():
-        if not isinstance(identities, int) or isinstance(identities, bool) or identities < 1:
-            raise InputError(
-                "num_classes must be a positive integer, or one per domain as in "
-                f"{{'market1501': 751}}, not {num_classes!r}"
-            )
+        domains[domain] = checked(int, "num_classes", identities, low=1, high=10**7)
         # torch keeps the classifiers in a ModuleDict under these names
         if (
             not isinstance(domain, str)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reidguard.models.base import ReIDModel, image_size
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
+from reidguard.schema import checked
 from reidguard.types import InputSpec
 
 __all__ = ["OSNet"]
@@ -116,6 +117,7 @@ class OSNet(ReIDModel):
         num_classes: int | Mapping[str, int] | None = None,
         size: tuple[int, int] = (256, 128),
     ) -> None:
+        width = checked(float, "width", width, low=0.05, high=16)
         spec = InputSpec(size=image_size(size))
         super().__init__(input_spec=spec, metric="cosine", num_classes=num_classes)
         stem, first, second, third = (int(channels * width) for channels in WIDTHS)

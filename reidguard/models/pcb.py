@@ -14,6 +14,7 @@ from reidguard.models.backbones import BackboneModel, map_channels
 from reidguard.models.base import ReIDOutput, identity_layer
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
+from reidguard.schema import checked
 
 __all__ = ["PCB"]
 
@@ -74,7 +75,8 @@ class PCB(BackboneModel):
             pretrained=pretrained,
         )
         channels, rows = map_channels(self.backbone, backbone, size)
-        if not 1 <= parts <= rows:
+        parts = checked(int, "parts", parts, low=1)
+        if parts > rows:
             raise InputError(
                 f"the last maps of {backbone!r} have {rows} rows at height {size[0]}, which cannot "
                 f"make {parts} parts: take larger images or fewer parts"

@@ -15,6 +15,7 @@ from reidguard.distributed import gather
 from reidguard.nn.batch_norm import sync_layers
 from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
+from reidguard.schema import checked
 from reidguard.types import Embedder, Metric, ReIDBatch
 
 __all__ = [
@@ -102,6 +103,9 @@ class FeatureObjective:
     model: Embedder
     loss: AttackLoss
     diversity: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.diversity = checked(float, "diversity", self.diversity, low=0, high=1)
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one if this is a shard of it."""

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from reidguard.errors import InputError
+from reidguard.schema import MAX_SEED, checked
 
 __all__ = ["k_means"]
+
+MAX_CLUSTERS = 10**6
 
 
 @torch.no_grad()
@@ -34,11 +37,11 @@ def k_means(points: Tensor, clusters: int, *, iterations: int = 20, seed: int = 
         >>> k_means(points, 2).flatten().sort().values
         tensor([ 0.5000, 11.0000])
     """
-    if points.dim() != 2 or not len(points) or clusters < 1:
-        raise InputError(
-            f"k_means needs points (N, D), N > 0, and at least one cluster, not "
-            f"{tuple(points.shape)} and {clusters}"
-        )
+    if points.dim() != 2 or not len(points):
+        raise InputError(f"k_means needs points (N, D), N > 0, not {tuple(points.shape)}")
+    clusters = checked(int, "clusters", clusters, low=1, high=MAX_CLUSTERS)
+    iterations = checked(int, "iterations", iterations, low=1, high=10**6)
+    seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     centroids = _plus_plus(points, clusters, torch.Generator().manual_seed(seed))
     before = None

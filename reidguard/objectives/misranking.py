@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.objectives.base import ATTACK_LOSSES, AttackLoss
+from reidguard.schema import checked
 
 __all__ = ["MisrankingTriplet", "row_distance"]
 
@@ -33,6 +34,9 @@ class MisrankingTriplet(AttackLoss):
     """
 
     margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.margin = checked(float, "margin", self.margin, low=0, high=1e6)
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean loss; see :class:`AttackLoss` for the arguments.

@@ -18,6 +18,7 @@ from reidguard.distributed import gather
 from reidguard.errors import InputError
 from reidguard.nn.batch_norm import sync_layers
 from reidguard.objectives.misranking import row_distance
+from reidguard.schema import MAX_SEED, checked
 from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = [
@@ -64,6 +65,7 @@ def triplet_loss(
     """
     _check_embeddings("triplet_loss", embeddings, pids)
     _check_reduction(reduction)
+    margin = checked(float, "margin", margin, low=0, high=1e6)
     with torch.autocast(embeddings.device.type, enabled=False):
         points = _wide(embeddings)
         with torch.no_grad():
@@ -175,7 +177,10 @@ class CentreLoss(nn.Module):
 
     def __init__(self, identities: int, width: int, *, rate: float = 0.5, seed: int = 0) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate = checked(float, "rate", rate, low=0, high=1e6)
+        identities = checked(int, "identities", identities, low=1, high=10**8)
+        width = checked(int, "width", width, low=1, high=10**6)
+        seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
         start = torch.randn(identities, width, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("centres", start)
 
@@ -225,8 +230,7 @@ def identity_loss(
             "identity_loss needs logits (N, identities) and pids (N,), not "
             f"{tuple(logits.shape)} and {tuple(pids.shape)}"
         )
-    if not 0 <= smoothing <= 1:
-        raise InputError(f"smoothing must lie in [0, 1], not {smoothing!r}")
+    smoothing = checked(float, "smoothing", smoothing, low=0, high=1)
     _check_reduction(reduction)
     if len(pids) and not pids.is_cuda:
         low, high = (int(v) for v in torch.aminmax(pids))
@@ -269,6 +273,7 @@ class ReIDObjective:
 
     def __post_init__(self) -> None:
         _check_reduction(self.reduction)
+        checked(float, "margin", self.margin, low=0, high=1e6)
         if not self.losses or not set(self.losses) <= set(get_args(Loss)):
             raise InputError(f"losses must name 'triplet', 'identity' or both, not {self.losses!r}")
 
@@ -344,8 +349,8 @@ class AGWObjective(nn.Module):
         super().__init__()
         self.centres = centres
         self.domain = domain
-        self.smoothing = smoothing
-        self.centre_weight = centre_weight
+        self.smoothing = checked(float, "smoothing", smoothing, low=0, high=1)
+        self.centre_weight = checked(float, "centre_weight", centre_weight, low=0, high=1e6)
 
     def forward(self, model: Callable[..., Any], batch: ReIDBatch) -> Tensor:
         """Return the loss of a model on a batch, from one forward pass.

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.objectives.base import ATTACK_LOSSES, AttackLoss, normalize_for
-from reidguard.objectives.clusters import k_means
+from reidguard.objectives.clusters import MAX_CLUSTERS, k_means
 from reidguard.objectives.misranking import row_distance
+from reidguard.schema import MAX_SEED, checked
 from reidguard.types import Embedder
 
 __all__ = ["LabelWiseLoss", "ListWiseLoss", "PairWiseLoss", "SelfMetricLoss", "class_scores"]
@@ -31,8 +32,8 @@ class _CentroidLoss(AttackLoss):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.clusters < 2:
-            raise InputError(f"clusters must be at least 2, not {self.clusters}")
+        self.clusters = checked(int, "clusters", self.clusters, low=2, high=MAX_CLUSTERS)
+        self.seed = checked(int, "seed", self.seed, low=0, high=MAX_SEED)
 
     def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss with the centroids of these features, unless it has some already."""
@@ -85,6 +86,11 @@ class PairWiseLoss(_CentroidLoss):
 
     margin: float = 0.8
     scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.margin = checked(float, "margin", self.margin, low=0, high=1e6)
+        self.scale = checked(float, "scale", self.scale, above=0, high=1e6)
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean loss; labels are not used. See :class:`AttackLoss`."""

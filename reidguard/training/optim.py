@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from reidguard.errors import InputError
+from reidguard.schema import checked
 
 __all__ = ["MISGD"]
 
@@ -37,8 +37,8 @@ class MISGD(Optimizer):
     def __init__(
         self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, momentum: float = 1.0
     ) -> None:
-        if lr < 0 or momentum < 0:
-            raise InputError(f"lr and momentum must not be negative: {lr}, {momentum}")
+        lr = checked(float, "lr", lr, low=0, high=1e6)
+        momentum = checked(float, "momentum", momentum, low=0, high=1)
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

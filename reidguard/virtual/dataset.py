@@ -21,10 +21,10 @@ from reidguard.errors import DataError, InputError
 from reidguard.files import remove_leftovers, temporary_folder
 from reidguard.options import VirtualOptions
 from reidguard.records import Count, cache_folder, find_record, read_record, to_path
-from reidguard.schema import documented, resolve
+from reidguard.schema import checked, documented, resolve
 from reidguard.storage import fingerprint
 from reidguard.virtual.domains import DOMAINS, find_domain
-from reidguard.virtual.render import render_person
+from reidguard.virtual.render import MAX_HEIGHT, render_person
 from reidguard.virtual.worker import RenderJob, render_files
 
 __all__ = ["contact_sheet", "load_virtual", "read_virtual", "write_virtual"]
@@ -291,8 +291,10 @@ def contact_sheet(
         (256, 128)
     """
     domains = DOMAINS if domain is None else [domain] if isinstance(domain, str) else domain
-    if identities < 1 or cameras < 1 or views < 0:
-        raise InputError("a contact sheet needs at least one identity and one camera")
+    identities = checked(int, "identities", identities, low=1, high=1000)
+    cameras = checked(int, "cameras", cameras, low=1, high=99)
+    views = checked(int, "views", views, low=0, high=360)
+    height = checked(int, "height", height, low=64, high=MAX_HEIGHT)
     cells: list[tuple[int, float | None]] = [(camera, None) for camera in range(1, cameras + 1)]
     cells += [(1, 360 * i / views) for i in range(views)]
     rows = [(name, identity) for name in domains for identity in range(1, identities + 1)]

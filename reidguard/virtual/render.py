@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidguard.errors import InputError
+from reidguard.schema import MAX_SEED, checked
 from reidguard.virtual.body import Part, body
 from reidguard.virtual.clothes import paint
 from reidguard.virtual.domains import Domain, find_domain
@@ -65,6 +66,9 @@ class _Window:
         return u, v
 
 
+MAX_HEIGHT = 1024  # of an image, in pixels
+
+
 def render_person(
     domain: str,
     identity: int,
@@ -98,14 +102,15 @@ def render_person(
         (128, 64, 3)
     """
     place = find_domain(domain)
-    for name, value, least in (("identity", identity, 0), ("camera", camera, 1),
-                               ("shot", shot, 0), ("seed", seed, 0)):  # fmt: skip
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, not {value}")
-    if height < 64 or height % 32:
+    identity = checked(int, "identity", identity, low=0, high=MAX_SEED)
+    camera = checked(int, "camera", camera, low=1, high=MAX_SEED)
+    shot = checked(int, "shot", shot, low=0, high=MAX_SEED)
+    seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
+    height = checked(int, "height", height, low=64, high=MAX_HEIGHT)
+    if height % 32:
         raise InputError(f"height must be a multiple of 32 from 64, not {height}")
-    if viewpoint is not None and not math.isfinite(viewpoint):
-        raise InputError(f"viewpoint must be a number of degrees, not {viewpoint}")
+    if viewpoint is not None:
+        viewpoint = checked(float, "viewpoint", viewpoint, low=-1e6, high=1e6)
     cam = _camera(domain, seed, camera)
     rng = _rng(domain, seed, SHOT, identity, camera, shot)
     look = _look(domain, seed, identity)

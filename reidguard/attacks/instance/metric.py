@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from reidguard.attacks.base import register_attack
+from reidguard.attacks.base import budget_or_default, register_attack
 from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.attacks.instance.pgd import GradientAttack
+from reidguard.schema import checked
 from reidguard.types import Budget
 
 __all__ = ["FNA", "MetricFGSM", "MetricIFGSM", "MetricMIFGSM"]
@@ -104,7 +105,7 @@ class MetricIFGSM(_MetricAttack):
         translation: int = 0,
         seed: int = 0,
     ) -> None:
-        levels = 255 * (budget if budget is not None else Budget()).eps
+        levels = 255 * budget_or_default(budget).eps
         super().__init__(
             budget,
             # Rounded up, so that the ball's surface can be reached; 8.0000005 is 8 all the same.
@@ -118,7 +119,7 @@ class MetricIFGSM(_MetricAttack):
             translation=translation,
             seed=seed,
         )
-        self.targeted = targeted
+        self.targeted = checked(bool, "targeted", targeted)
 
 
 @register_attack("metric_mifgsm")
@@ -151,7 +152,7 @@ class MetricFGSM(_MetricAttack):
         translation: int = 0,
         seed: int = 0,
     ) -> None:
-        budget = budget if budget is not None else Budget()
+        budget = budget_or_default(budget)
         super().__init__(
             budget,
             steps=1,
@@ -160,4 +161,4 @@ class MetricFGSM(_MetricAttack):
             translation=translation,
             seed=seed,
         )
-        self.targeted = targeted
+        self.targeted = checked(bool, "targeted", targeted)

@@ -15,9 +15,12 @@ from reidguard.attacks.instance.base import InstanceAttack, Objective, Target
 from reidguard.errors import InputError
 from reidguard.objectives import normalized_features
 from reidguard.objectives.diversity import diverse
+from reidguard.schema import MAX_SEED, MAX_STEPS, checked
 from reidguard.types import Budget
 
 __all__ = ["GradientAttack"]
+
+MAX_MOMENTUM, MAX_KERNEL = 10, 255
 
 # Auto-PGD: weight of the new movement beside the last one, and the fraction of steps that have to
 # raise the objective for the step size to stay.
@@ -79,28 +82,22 @@ class GradientAttack(InstanceAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(budget)
-        if steps < 1 or restarts < 1:
-            raise InputError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-        if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
-            raise InputError(f"step_size must be positive, such as 1/255, or None, not {step_size}")
-        if not (math.isfinite(momentum) and momentum >= 0):
-            raise InputError(f"momentum must not be negative, and is 1 in MI-FGSM; not {momentum}")
+        self.steps = checked(int, "steps", steps, low=1, high=MAX_STEPS)
+        self.step_size = step_size
+        if step_size is not None:
+            self.step_size = checked(float, "step_size", step_size, above=0, high=1)
+        self.restarts = checked(int, "restarts", restarts, low=1, high=MAX_STEPS)
+        self.momentum = checked(float, "momentum", momentum, low=0, high=MAX_MOMENTUM)
+        self.diversity = checked(float, "diversity", diversity, low=0, high=1)
+        self.translation = checked(int, "translation", translation, low=0, high=MAX_KERNEL)
+        self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
         if step_size is None and momentum > 0:
             raise InputError(
                 "momentum belongs to steps of a fixed size, and step_size=None has its own: give a "
                 "step_size, such as 1/255, or momentum=0"
             )
-        if not 0 <= diversity <= 1:
-            raise InputError(f"diversity is a probability in [0, 1], not {diversity}")
-        if translation != 0 and (translation < 0 or translation % 2 == 0):
+        if translation != 0 and translation % 2 == 0:
             raise InputError(f"translation is a kernel's width: 0 or odd, not {translation}")
-        self.steps = steps
-        self.step_size = step_size
-        self.restarts = restarts
-        self.momentum = momentum
-        self.diversity = diversity
-        self.translation = translation
-        self.seed = seed
 
     @abstractmethod
     def objective(self, clean: Tensor, target: Target) -> Objective:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.instance.base import InstanceAttack, Objective, Target, squared_distance
-from reidguard.errors import InputError
 from reidguard.objectives import normalized_features
+from reidguard.schema import MAX_SEED, MAX_STEPS, checked
 from reidguard.types import Budget
 
 __all__ = ["SquareAttack"]
@@ -51,13 +51,9 @@ class SquareAttack(InstanceAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(budget)
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps}")
-        if not 0 < area <= 1:
-            raise InputError(f"area is a fraction of the image in (0, 1], not {area}")
-        self.steps = steps
-        self.area = area
-        self.seed = seed
+        self.steps = checked(int, "steps", steps, low=1, high=MAX_STEPS)
+        self.area = checked(float, "area", area, above=0, high=1)
+        self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
 
     @torch.no_grad()
     def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:

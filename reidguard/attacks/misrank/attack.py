@@ -23,7 +23,7 @@ from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
 from reidguard.objectives.retrieval import class_scores
 from reidguard.options import LearnedAttackOptions, LoopOptions
-from reidguard.schema import documented, select, settings
+from reidguard.schema import MAX_SEED, MAX_SIDE, checked, documented, select, settings
 from reidguard.training import learn
 from reidguard.types import Budget, ReIDBatch
 
@@ -32,6 +32,7 @@ __all__ = ["MisRank", "MisRankObjective", "nearest_positive_triplet"]
 LEARNERS_TAKEN = ("plain", "joint")
 RE_ID, PERCEPTION = 10.0, 0.1  # weights of the terms
 MARGIN, SMOOTHING = 0.3, 0.1
+MAX_WIDTH = 256
 FLOOR = 1e-6  # the triplet can be zero, and is inside a logarithm
 
 
@@ -74,20 +75,15 @@ class MisRank(LearnedAttack):
         seed: int = 0,
     ) -> None:
         super().__init__(budget)
-        if len(size) != 2 or any(side < 16 or side % 4 for side in size):
-            raise InputError(
-                f"size must be (height, width), multiples of 4 and at least 16, not {size!r}"
-            )
-        if pixels != -1 and not 1 <= pixels <= size[0] * size[1]:
-            raise InputError(
-                f"pixels must be -1 for all, or lie in 1..{size[0] * size[1]}, not {pixels}"
-            )
-        if width < 1:
-            raise InputError(f"width must be at least 1, not {width}")
-        self.size = (int(size[0]), int(size[1]))
-        self.pixels = pixels
-        self.width = width
-        self.seed = seed
+        self.size = checked(tuple[int, int], "size", size, low=16, high=MAX_SIDE)
+        if any(side % 4 for side in self.size):
+            raise InputError(f"size must be (height, width), multiples of 4, not {size!r}")
+        most = self.size[0] * self.size[1]
+        self.pixels = checked(int, "pixels", pixels, low=-1, high=most)
+        if pixels == 0:
+            raise InputError(f"pixels must be -1 for all, or lie in 1..{most}, not 0")
+        self.width = checked(int, "width", width, low=1, high=MAX_WIDTH)
+        self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.generator = Generator(width)
@@ -173,6 +169,8 @@ class MisRank(LearnedAttack):
                 f"MisRank takes the learners {' and '.join(LEARNERS_TAKEN)}, not "
                 f"{facts['learner']!r}: choose one of them"
             )
+        if values["momentum"] == 1:
+            raise InputError("momentum is beta 1 of Adam here: it must be below 1, such as 0.5")
         facts = {**facts, "objective": "misrank", **settings(LearnedAttackOptions, values)}
         learn(
             self,

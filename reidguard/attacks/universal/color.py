@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.universal.base import UniversalAttack
-from reidguard.errors import InputError
 from reidguard.files import atomic_write
+from reidguard.schema import checked
 from reidguard.types import Budget
 
 __all__ = ["ColorAttack"]
+
+MAX_RESOLUTION = 256  # one node for each grey level
 
 
 class _Interpolate(torch.autograd.Function):
@@ -132,7 +134,7 @@ class ColorAttack(UniversalAttack):
 
     Args:
         budget: The ball; 8/255 by default.
-        resolution: R, nodes along each axis; the paper uses 25.
+        resolution: R, nodes along each axis, 2 to 256; the paper uses 25.
 
     Example:
         >>> attack = ColorAttack(resolution=5)
@@ -146,10 +148,8 @@ class ColorAttack(UniversalAttack):
 
     def __init__(self, budget: Budget | None = None, resolution: int = 25) -> None:
         super().__init__(budget)
-        if resolution < 2:
-            raise InputError(f"a colour grid needs a resolution of at least 2, not {resolution}")
-        self.resolution = resolution
-        self.offset = nn.Parameter(torch.zeros(3, resolution, resolution, resolution))
+        self.resolution = checked(int, "resolution", resolution, low=2, high=MAX_RESOLUTION)
+        self.offset = nn.Parameter(torch.zeros(3, *[self.resolution] * 3))
 
     def perturb(self, x: Tensor) -> Tensor:
         """Return f(x), computed in float32 at least."""

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reidguard.attacks.base import register_attack
+from reidguard.attacks.base import budget_or_default, register_attack
 from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.attacks.universal.color import ColorAttack
 from reidguard.attacks.universal.delta import DeltaAttack
+from reidguard.schema import checked
 from reidguard.types import Budget, check_images
 
 __all__ = ["CombinatorialAttack"]
@@ -49,13 +50,12 @@ class CombinatorialAttack(UniversalAttack):
         size: tuple[int, int] = (256, 128),
         stacked: bool = False,
     ) -> None:
-        stage = budget if budget is not None else Budget()
+        stage = budget_or_default(budget)
         super().__init__(Budget(min(2 * stage.eps, 1.0)) if stacked else stage)
-        self.resolution = resolution
-        self.size = (int(size[0]), int(size[1]))
-        self.stacked = stacked
+        self.stacked = checked(bool, "stacked", stacked)
         self.color = ColorAttack(stage, resolution)
         self.delta = DeltaAttack(stage, size)
+        self.resolution, self.size = self.color.resolution, self.delta.size
 
     def perturb(self, x: Tensor) -> Tensor:
         """Return f(x) + δ; stacked, each stage is projected by itself."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.universal.base import UniversalAttack
-from reidguard.errors import InputError
+from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import Budget
 
 __all__ = ["DeltaAttack"]
@@ -38,9 +38,7 @@ class DeltaAttack(UniversalAttack):
 
     def __init__(self, budget: Budget | None = None, size: tuple[int, int] = (256, 128)) -> None:
         super().__init__(budget)
-        if len(size) != 2 or min(size) < 1:
-            raise InputError(f"size must be (height, width) in pixels, not {size!r}")
-        self.size = (int(size[0]), int(size[1]))
+        self.size = checked(tuple[int, int], "size", size, low=1, high=MAX_SIDE)
         self.delta = nn.Parameter(torch.zeros(1, 3, *self.size))
 
     def resized(self, height: int, width: int) -> Tensor:

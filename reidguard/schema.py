@@ -53,7 +53,7 @@ WORDS: dict[Any, str] = {
     str: "a string",
     int: "a whole number",
     float: "a finite number",
-    tuple[int, int]: "two whole numbers",
+    tuple[int, int]: "two whole numbers (height, width)",
     tuple[int, ...]: "a sequence of whole numbers",
     tuple[float, ...]: "a sequence of finite numbers",
     os.PathLike[str]: "a path",

@@ -134,7 +134,7 @@ def test_a_documented_function_shows_every_option():
 
     for name, option in options_of(FitOptions).items():
         assert f"            {name}: {option.help[0].upper()}" in fit.__doc__
-    assert "above 0; ε/10 by default" in " ".join(fit.__doc__.split())
+    assert "above 0 and at most 1,000,000; ε/10 by default" in " ".join(fit.__doc__.split())
     assert fit.__doc__.index("progress:") < fit.__doc__.index("Returns:")
     assert list(fit.__signature__.parameters) == ["model", *options_of(FitOptions)]
 

@@ -54,7 +54,10 @@ class PKSampler:
             int, "images_per_identity", images_per_identity, low=1, high=10**4
         )
         self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
-        values = np.asarray(pids, dtype=np.int64)
+        values = np.asarray(pids)
+        if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+            raise InputError(f"pids must be a sequence of whole numbers, not {pids!r:.80}")
+        values = values.astype(np.int64)
         order = np.argsort(values, kind="stable")
         _, starts = np.unique(values[order], return_index=True)
         self._members: list[NDArray[np.int64]] = np.split(order, starts[1:]) if len(order) else []
@@ -83,7 +86,7 @@ class PKSampler:
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """Return the batches of one epoch as arrays of P·K positions in ``pids``."""
-        number = checked(int, "the epoch's number", number, low=0)
+        number = checked(int, "the epoch's number", number, low=0, high=10**9)
         entropy = np.random.SeedSequence([self.seed, number])
         rng = np.random.Generator(np.random.PCG64(entropy))
         left = self._trim(rng)

@@ -40,7 +40,7 @@ def k_means(points: Tensor, clusters: int, *, iterations: int = 20, seed: int = 
     if points.dim() != 2 or not len(points):
         raise InputError(f"k_means needs points (N, D), N > 0, not {tuple(points.shape)}")
     clusters = checked(int, "clusters", clusters, low=1, high=MAX_CLUSTERS)
-    iterations = checked(int, "iterations", iterations, low=1, high=10**6)
+    iterations = checked(int, "iterations", iterations, low=0, high=10**6)
     seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     centroids = _plus_plus(points, clusters, torch.Generator().manual_seed(seed))

@@ -218,11 +218,11 @@ def test_the_ends_of_ranges_are_allowed(options):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"size": (12, 16)}, "multiples of 4 and at least 16"),
+        ({"size": (12, 16)}, "at least 16"),
         ({"size": (32, 18)}, "multiples of 4"),
         ({"size": (32, 16, 16)}, "height, width"),
-        ({"pixels": 513}, r"1\.\.512, not 513"),
-        ({"pixels": -2}, "-1 for all"),
+        ({"pixels": 513}, "at most 512, not 513"),
+        ({"pixels": -2}, "at least -1"),
         ({"pixels": 0}, "-1 for all"),
         ({"width": 0}, "width"),
     ],

@@ -142,7 +142,7 @@ def test_options_that_do_not_fit_are_refused(victim, surrogate, tmp_path, refuse
         *sma, "--objective", "misranking", "--learner", "plain"
     )
     assert "it takes: budget, steps" in refused(*sma, "--set", "stepps=3")
-    assert "steps and restarts must be at least 1" in refused(*sma, "--set", "steps=0")
+    assert "steps must be a whole number, at least 1" in refused(*sma, "--set", "steps=0")
     assert "write --eps 8/255" in refused(*sma, "--set", "eps=8")
     assert "leave --with-labels out" in refused(*sma, "--with-labels")
     assert "leave --with-labels out" in refused("attack", *victim, "--with-labels")

@@ -458,7 +458,7 @@ def test_the_least_and_the_most_of_each_option():
     )
     assert suite.budget == EIGHT
     for name in ("restarts", "steps", "squares", "broken_rank"):
-        with pytest.raises(InputError, match="must be at least 1"):
+        with pytest.raises(InputError, match="must be a whole number, at least 1"):
             RetrievalAutoAttack(**{name: 0})
     for wrong in (0.0, -0.1, 1.01):
         with pytest.raises(InputError, match=r"broken_ap is an average precision in \(0, 1\]"):

@@ -514,10 +514,10 @@ def test_what_a_learner_lacks_is_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"difference": 0.0}, "difference must be above 0"),
-        ({"inner_lr": 0.0}, "inner_lr must be above 0"),
-        ({"inner_momentum": -0.1}, "inner_momentum must not be negative"),
-        ({"inner_steps": 0}, "inner_steps must be at least 1"),
+        ({"difference": 0.0}, "difference must be .* above 0"),
+        ({"inner_lr": 0.0}, "inner_lr must be .* above 0"),
+        ({"inner_momentum": -0.1}, "inner_momentum must be .* at least 0"),
+        ({"inner_steps": 0}, "inner_steps must be .* at least 1"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -456,7 +456,7 @@ def test_the_length_of_the_cmc_curve():
     three = rank(query, gallery, **options, max_rank=3)
     assert [three.rank_k(k) for k in (1, 2, 3)] == [0.0, 0.0, 1.0]
     for k in (0, 4):
-        with pytest.raises(InputError, match="max_rank = 3"):
+        with pytest.raises(InputError, match=r"max_rank = 3|k must be"):
             three.rank_k(k)
     assert top_k(query, gallery, 1, **options)[1].tolist() == [[1]]
     with pytest.raises(InputError, match="at least 1, not 0"):

@@ -139,7 +139,7 @@ def test_a_defense_takes_parts(batch_norm):
     ("options", "says"),
     [
         ({"feature": "both"}, "'reduced' or 'pooled'"),
-        ({"parts": 0}, "cannot make 0 parts"),
+        ({"parts": 0}, "parts must be .* at least 1, not 0"),
         ({"size": (64, 32)}, "have 4 rows at height 64"),
         ({"backbone": "test_vit", "last_stride": 2}, "maps"),
         ({"backbone": "swin_tiny_patch4_window7_224", "last_stride": 2, "size": SIZE}, "maps"),

@@ -171,7 +171,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "create_model", partial(rg.create_model, "ide"), MODELS["ide"]
     yield "render_person", render_person, {"domain": "plaza", "identity": 1, "camera": 1}
     yield "contact_sheet", contact_sheet, {"domain": "plaza"}
-    yield "write_virtual", write_virtual, {"folder": folder / "virtual", "domain": "plaza"}
+    yield "write_virtual", write_virtual, {"root": folder / "virtual", "domain": "plaza"}
 
 
 def numbers(function: Callable[..., Any]) -> list[inspect.Parameter]:

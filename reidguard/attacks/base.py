@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import final
 
-from reidguard.errors import CheckpointError
+from reidguard.errors import CheckpointError, InputError
 from reidguard.records import convert
 from reidguard.registry import Registry
 from reidguard.storage import library_versions, load_tensors, save_tensors

@@ -216,7 +216,7 @@ class ImageCache:
     ) -> None:
         self.samples = tuple(samples)
         self.image_size = _check_size(image_size)
-        memory_limit = checked(int, "memory_limit", memory_limit, low=0)
+        memory_limit = checked(int, "memory_limit", memory_limit, low=0, high=2**62)
         shape = (len(self.samples), 3, *self.image_size)
         size = int(np.prod(shape))
         self.on_disk = size > memory_limit

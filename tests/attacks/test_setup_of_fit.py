@@ -310,7 +310,7 @@ def test_a_delta_needs_a_height_and_a_width(size):
 def test_a_colour_grid_has_at_least_two_nodes():
     assert ColorAttack(resolution=2).offset.shape == (3, 2, 2, 2)
     assert ColorAttack().resolution == 25
-    with pytest.raises(InputError, match="at least 2 .*, not 1"):
+    with pytest.raises(InputError, match=r"at least 2 .*, not 1"):
         ColorAttack(resolution=1)
 
 

@@ -248,7 +248,9 @@ def test_unknown_names_end_in_one_line(refused, data, victim, tmp_path):
     assert "unknown learner" in refused("attack", *victim, "--learner", "x")
     assert "unknown objective" in refused("attack", *victim, "--objective", "x")
     assert "it takes: budget, size" in refused("attack", *victim, "--set", "sizes=3")
-    assert "--set" in refused("attack", *victim, "--attack", "color", "--set", "resolution=abc")
+    assert "resolution must be" in refused(
+        "attack", *victim, "--attack", "color", "--set", "resolution=abc"
+    )
     assert "write --eps 8/255" in refused("attack", *victim, "--set", "eps=0.1")
     assert "leave --model-set out" in refused("evaluate", *victim, "--model-set", "size=64x32")
     assert "try cpu" in refused("evaluate", *victim, "--device", "gpu")

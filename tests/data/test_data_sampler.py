@@ -139,7 +139,7 @@ def test_too_few_people_names_the_cure():
 def test_senseless_numbers_are_refused(wrong):
     with pytest.raises(InputError):
         PKSampler([1, 2], **wrong)
-    with pytest.raises(InputError, match="number must be .* at least 0"):
+    with pytest.raises(InputError, match=r"number must be .* at least 0"):
         PKSampler([1, 2], 2, 1).epoch(-1)
 
 

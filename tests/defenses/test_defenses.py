@@ -430,7 +430,7 @@ def test_guides_are_drawn_from_the_right_people():
         ]
         found = ((x_adv[i] - images[i]) * 255 / 4).round()
         assert any(torch.equal(found, signs) for signs in possible)
-    with pytest.raises(InputError, match="push must be .* at least 1"):
+    with pytest.raises(InputError, match=r"push must be .* at least 1"):
         GuideSampling(push=0)
 
 

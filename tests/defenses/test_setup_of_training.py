@@ -315,7 +315,7 @@ def test_the_inner_step_reaches_every_learner_that_has_one(monkeypatch):
     ("options", "words"),
     [
         ({"attack": "delta"}, r"must be an Attack, not 'delta'.*load_attack"),
-        ({"adversarial": 32}, r"fraction of a batch.*not 32.*adversarial=0\.5"),
+        ({"adversarial": 32}, r"adversarial must be .* at most 1, not 32"),
         ({"clean": False, "adversarial": 0.0}, "must be adversarial ones"),
         ({"clean": False, "batch_norm": "separate"}, "batch_norm='shared'"),
         ({"attack_mode": "test"}, "'eval' or 'train', not 'test'"),

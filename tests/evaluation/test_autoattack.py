@@ -461,7 +461,7 @@ def test_the_least_and_the_most_of_each_option():
         with pytest.raises(InputError, match="must be a whole number, at least 1"):
             RetrievalAutoAttack(**{name: 0})
     for wrong in (0.0, -0.1, 1.01):
-        with pytest.raises(InputError, match=r"broken_ap is an average precision in \(0, 1\]"):
+        with pytest.raises(InputError, match=r"broken_ap must be .* above 0"):
             RetrievalAutoAttack(broken_ap=wrong)
     defaults = RetrievalAutoAttack().config()
     assert defaults == {

@@ -489,7 +489,7 @@ def test_verify_counts_pixels_that_move_by_one_level():
     assert (report.images, report.levels, report.moved) == (5, 1, 0.5)
     assert (report.eps, report.in_range, report.passed) == (8 / 255, True, True)
     assert verify(Shift(Budget(8 / 255), 1 / 255), pixels, batch_size=1) == report
-    with pytest.raises(InputError, match="batch_size must be .* at least 1 .*, not 0"):
+    with pytest.raises(InputError, match=r"batch_size must be .* at least 1 .*, not 0"):
         verify(Shift(), pixels, batch_size=0)
 
 

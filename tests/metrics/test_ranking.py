@@ -459,5 +459,5 @@ def test_the_length_of_the_cmc_curve():
         with pytest.raises(InputError, match=r"max_rank = 3|k must be"):
             three.rank_k(k)
     assert top_k(query, gallery, 1, **options)[1].tolist() == [[1]]
-    with pytest.raises(InputError, match="at least 1, not 0"):
+    with pytest.raises(InputError, match=r"at least 1 .*, not 0"):
         top_k(query, gallery, 0, **options)

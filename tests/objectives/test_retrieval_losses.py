@@ -227,7 +227,7 @@ def test_defaults_are_those_of_the_paper():
     features = representation(40, 4, seed=1)
     found = ListWiseLoss(clusters=2).with_statistics(features).centroids
     assert torch.equal(found, k_means(features, 2, seed=0))
-    with pytest.raises(InputError, match="at least 2 .*, not 1"):
+    with pytest.raises(InputError, match=r"at least 2 .*, not 1"):
         ListWiseLoss(clusters=1)
     for few in (None, features[:1]):
         with pytest.raises(InputError, match=r"PairWiseLoss compares .* two at least"):
@@ -290,7 +290,7 @@ def test_k_means_stops_where_nothing_changes():
     for wrong in (points[0], points[:0]):
         with pytest.raises(InputError, match="k_means needs points"):
             k_means(wrong, 1)
-    with pytest.raises(InputError, match="clusters must be .* at least 1"):
+    with pytest.raises(InputError, match=r"clusters must be .* at least 1"):
         k_means(points, 0)
 
 

@@ -393,7 +393,7 @@ def test_contact_sheet():
     assert sheet.shape == (256, 192, 3)
     np.testing.assert_array_equal(sheet[:128, 64:128], render_person("mall", 1, 2))
     np.testing.assert_array_equal(sheet[128:, 128:], render_person("campus", 1, 1, 0))
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="identities must be"):
         contact_sheet("mall", identities=0)
 
 

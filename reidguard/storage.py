@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
@@ -186,8 +187,33 @@ def tensor_fingerprint(tensor: Tensor) -> str:
 
 def _hash_tensor(digest: Any, tensor: Tensor, name: str = "") -> None:
     digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    tensor = tensor.detach().cpu()
+    if tensor.layout != torch.strided:
+        coordinates = tensor.to_sparse().coalesce()
+        _hash_tensor(digest, coordinates.indices(), "indices")
+        tensor = coordinates.values()
+    elif tensor.is_quantized:
+        tensor = tensor.dequantize()
+    flat = tensor.contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy())
+
+
+def _hash_state(digest: Any, state: Mapping[Any, Any] | Iterable[Any], name: str) -> None:
+    """Hash a state dict, or what quantized layers and ``get_extra_state`` put into one."""
+    items = state.items() if isinstance(state, Mapping) else enumerate(state)
+    for key, value in items:
+        path = f"{name}.{key}" if name else str(key)
+        if isinstance(value, Tensor):
+            _hash_tensor(digest, value, path)
+        elif isinstance(value, (Mapping, list, tuple)):
+            _hash_state(digest, value, path)
+        else:
+            digest.update(f"\n{path} {_without_addresses(value)}\n".encode())
+
+
+def _without_addresses(value: object) -> str:
+    """Return what is printed of a value, without places in memory, which differ in each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -205,10 +231,21 @@ def weights_fingerprint(model: nn.Module) -> str:
         >>> weights_fingerprint(net) == before
         False
     """
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        _hash_tensor(digest, tensor, name)
+    digest = hashlib.sha256(_without_addresses(model).encode())
+    _hash_state(digest, model.state_dict(), "")
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):  # frozen ones have constants for weights
+            _hash_script(digest, module)
     return digest.hexdigest()
+
+
+def _hash_script(digest: Any, module: torch.jit.ScriptModule) -> None:
+    """Hash the code of a TorchScript module, and the constants in it."""
+    for name in module._c._method_names():
+        code, constants = module._c._get_method(name).code_with_constants
+        # Classes are numbered in the order in which a process makes them.
+        digest.update(re.sub(r"___torch_mangle_\d+\.", "", code).encode())
+        _hash_state(digest, constants, name)
 
 
 def changed_settings(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:

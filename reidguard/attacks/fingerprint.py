@@ -10,7 +10,12 @@ from torch import nn
 from reidguard.attacks.base import Attack
 from reidguard.attacks.instance.base import InstanceAttack
 from reidguard.errors import CheckpointError
-from reidguard.models.fingerprint import model_key
+from reidguard.models.fingerprint import (
+    model_key,
+    output_digest,
+    probe_images,
+    tensor_digest,
+)
 from reidguard.storage import fingerprint, tensor_fingerprint, weights_fingerprint
 from reidguard.types import Embedder
 
@@ -20,11 +25,11 @@ __all__ = ["attack_fingerprint"]
 def attack_fingerprint(attack: Attack, image_size: tuple[int, int] = (256, 128)) -> str:
     """Return a sha256 over all that the adversarial images of an attack depend on.
 
-    That is the class, the constructor arguments, the budget and the tensors and, of a bound
-    instance attack, the target model (weights, InputSpec, metric, how it is built), the features
-    and identities of the guides, and the labels. A target that is no ``torch.nn.Module`` is
-    identified by its class, its metric and its features of two fixed images on
-    the CPU.
+    That is the class, the constructor arguments, the budget and the tensors. Of a bound instance
+    attack it is also the target model, by its :func:`~reidguard.models.fingerprint.model_key`, the
+    features and identities of the guides, and the labels; of any other attack a digest of what it
+    adds to two fixed images. A target that is no ``torch.nn.Module`` is identified by its class,
+    its metric and a digest of its features of two such images on the CPU.
 
     Args:
         attack: It is not changed.
@@ -43,10 +48,12 @@ def attack_fingerprint(attack: Attack, image_size: tuple[int, int] = (256, 128))
         "arguments": _arguments(attack),
         "tensors": weights_fingerprint(attack),
     }
+    if not isinstance(attack, InstanceAttack):
+        parts["perturbation"] = output_digest(attack, lambda view, x: view(x) - x, image_size)
     target = attack._target if isinstance(attack, InstanceAttack) else None
     if target is not None:
         if isinstance(target.model, nn.Module):
-            parts["model"] = model_key(target.model)
+            parts["model"] = model_key(target.model, image_size)
         else:
             parts["model"] = _embedder_key(target.model, image_size)
         guides, pids = target.prototypes, target.pids
@@ -58,14 +65,12 @@ def attack_fingerprint(attack: Attack, image_size: tuple[int, int] = (256, 128))
 
 
 def _embedder_key(model: Embedder, image_size: tuple[int, int]) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (2, 3, *image_size), generator=generator) / 255
     with torch.no_grad():
-        features = model.features(images)
+        features = model.features(probe_images(image_size))
     return {
         "class": _class_name(model),
         "metric": model.metric,
-        "features": tensor_fingerprint(features),
+        "features": tensor_digest(features),
     }
 
 

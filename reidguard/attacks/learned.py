@@ -105,7 +105,7 @@ class LearnedAttack(Attack):
         facts = {
             "learner": LEARNERS.name_of(type(learner)),
             "learner_options": learner.config(),
-            "model": fingerprint(model_key(model)),
+            "model": fingerprint(model_key(model, values["image_size"])),
             **{
                 role: {"name": dataset.name, "train": dataset.fingerprint("train")}
                 for role, dataset in zip(("meta_train", "meta_test"), used, strict=False)

@@ -170,7 +170,11 @@ class Session:
             **own,
             "data": _data_settings(self.dataset, *splits),
             **({} if meta_test is None else {"meta_data": _data_settings(meta_test, "train")}),
-            **{name: model_key(m) for name, m in models.items() if m is not None},
+            **{
+                name: model_key(model, self.options.image_size)
+                for name, model in models.items()
+                if model is not None
+            },
             "image_size": self.options.image_size,
             "device": self.device.type,
         }

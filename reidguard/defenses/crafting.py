@@ -17,10 +17,11 @@ from reidguard.data import ReIDDataset
 from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError, RegistryError
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.nn.batch_norm import sync_layers, without_memory
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.registry import Registry
-from reidguard.storage import weights_fingerprint
+from reidguard.storage import fingerprint, weights_fingerprint
 from reidguard.types import Embedder, ReIDBatch
 
 __all__ = ["AttackMode", "Crafter", "attack_provenance", "is_bound", "registered_name"]
@@ -102,7 +103,7 @@ def attack_provenance(attack: Attack) -> dict[str, Any]:
     }
     if is_bound(attack):
         target = cast(InstanceAttack, attack).target.model
-        facts["target"] = weights_fingerprint(target) if isinstance(target, nn.Module) else None
+        facts["target"] = fingerprint(model_key(target)) if isinstance(target, nn.Module) else None
     return facts
 
 

@@ -22,11 +22,12 @@ from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
 from reidguard.schema import checked, documented, resolve, select, settings
-from reidguard.storage import weights_fingerprint
+from reidguard.storage import fingerprint
 from reidguard.training import LoopHooks, batch_loaders, learn
 from reidguard.training.loop import derived_seed
 from reidguard.training.recipe import EPOCHS, FLAT
@@ -207,7 +208,7 @@ class AdversarialTraining(Defense):
             **settings(DefenseOptions, values),
             "method": registered_name(DEFENSES, type(self)),
             "defense": self.config(),
-            "base": weights_fingerprint(model),
+            "base": fingerprint(model_key(model, values["image_size"])),
             "data": [_identity(dataset) for dataset in datasets],
             "domains": {name: _identity(dataset) for name, dataset in domains.items()},
         }

@@ -201,7 +201,7 @@ class RetrievalAutoAttack:
             "dataset": clean.dataset,
             "counts": clean.counts,
             "protocol": clean.protocol,
-            "model": model_key(model),
+            "model": retrieval.model_key,
         }
         settings = {
             **facts,

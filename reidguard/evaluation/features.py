@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,33 @@ def extract_features(
     return torch.cat(parts)
 
 
+def features_key(
+    model: Mapping[str, Any],
+    dataset: ReIDDataset,
+    split: str,
+    *,
+    image_size: tuple[int, int],
+    dtype: torch.dtype,
+    every: int = 1,
+) -> dict[str, Any]:
+    """Return what determines the features of a split, ``model`` being the model's key."""
+    return {
+        **model,
+        "split": dataset.fingerprint(split),
+        "order": fingerprint(dataset.names(split)),
+        "every": every,
+        "image_size": list(image_size),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
 class FeatureStore:
     """Cache of clean features, in memory and optionally on disk.
 
-    The key consists of the model's weights and architecture, its InputSpec, the content and order
-    of the samples, the image size and the dtype. So features of a changed model or dataset are
-    computed anew, and all attacks on one model share them. A damaged file is computed again.
+    The key consists of the model's weights and architecture, its InputSpec, a digest of its
+    features of two fixed images, the content and order of the samples, the image size and the
+    dtype. So features of a changed model or dataset are computed anew, and all attacks on one model
+    share them. A damaged file is computed again.
 
     Args:
         directory: Folder that keeps features between runs; None caches in memory only.
@@ -163,16 +184,10 @@ class FeatureStore:
         every: int = 1,
     ) -> dict[str, Any]:
         """Return the key of the features of every ``every``-th sample of a split."""
-        size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
+        image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
         every = checked(int, "every", every, low=1)
-        return {
-            **model_key(model),
-            "split": dataset.fingerprint(split),
-            "order": fingerprint(dataset.names(split)),
-            "every": every,
-            "image_size": list(size),
-            "dtype": str(dtype).removeprefix("torch."),
-        }
+        key = model_key(model, image_size)
+        return features_key(key, dataset, split, image_size=image_size, dtype=dtype, every=every)
 
     def get(self, key: dict[str, Any], device: torch.device) -> Tensor | None:
         """Return the (N, D) features of a key on ``device``; None if they are not cached."""
@@ -211,13 +226,16 @@ class FeatureStore:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 64,
         progress: CountCallback | None = None,
+        key: dict[str, Any] | None = None,
     ) -> Tensor:
         """Return the features of a split, extracting them at the first call.
 
         Arguments and result are those of :func:`extract_features`; ``progress`` is only called
-        while extracting.
+        while extracting. ``key`` is what :meth:`key` returns for these features, where it is known
+        already.
         """
-        key = self.key(model, dataset, split, image_size=image_size, dtype=dtype)
+        if key is None:
+            key = self.key(model, dataset, split, image_size=image_size, dtype=dtype)
         features = self.get(key, module_device(model))
         if features is None:
             features = extract_features(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,16 @@ def evaluate_grid(
     if unknown := [name for name in sources if name not in attacks]:
         raise InputError(f"sources names {unknown[0]!r}, which is none of the attacks")
     networks = {name: _by_dataset(name, model, datasets) for name, model in models.items()}
+    size = (protocol or Protocol()).image_size
+
+    @cache  # for this call only: a model may change between two
+    def key_of(model: torch.nn.Module) -> dict[str, Any]:
+        return model_key(model, size)
+
     origins = {
-        name: sources[name] if name in sources else _source(name, attack, networks, datasets)
+        name: sources[name]
+        if name in sources
+        else _source(name, attack, networks, datasets, key_of)
         for name, attack in attacks.items()
     }
     order = [(a, m, d) for a in attacks for m in networks for d in datasets if d in networks[m]]
@@ -155,7 +164,6 @@ def evaluate_grid(
     fingerprints = {}
     if cells is not None:
         remove_leftovers(cells)
-        size = (protocol or Protocol()).image_size
         fingerprints = {name: attack_fingerprint(a, size) for name, a in attacks.items()}
     results: dict[tuple[str, str, str], dict[str, Any]] = {}
     for network, by_dataset in networks.items():
@@ -219,6 +227,7 @@ def _source(
     attack: Attack,
     networks: Mapping[str, Mapping[str, ReIDModel]],
     datasets: Mapping[str, ReIDDataset],
+    key_of: Callable[[torch.nn.Module], dict[str, Any]],
 ) -> tuple[str, str | None] | None:
     """Return the network and dataset that an attack was learnt on.
 
@@ -229,10 +238,10 @@ def _source(
         if attack._target is None:
             return None
         target = attack._target.model
-        key = model_key(target) if isinstance(target, torch.nn.Module) else None
+        key = key_of(target) if isinstance(target, torch.nn.Module) else None
         for network, by_dataset in networks.items():
             for place, model in by_dataset.items():
-                if target is model or key == model_key(model):
+                if target is model or key == key_of(model):
                     is_shared = len({id(m) for m in by_dataset.values()}) == 1
                     return network, None if is_shared else place
         raise InputError(f"attack {name!r} is bound to a model that is none of the grid's; {cure}")
@@ -246,7 +255,7 @@ def _source(
     sources = [
         network
         for network, by_dataset in networks.items()
-        if any(fingerprint(model_key(model)) == learnt_on for model in {*by_dataset.values()})
+        if any(fingerprint(key_of(model)) == learnt_on for model in {*by_dataset.values()})
     ]
     if not (sources and places):
         what = f"training images ({trained.name})" if sources else "a model"

@@ -15,6 +15,7 @@ from reidguard.evaluation.features import (
     CountCallback,
     FeatureStore,
     attack_device,
+    features_key,
     labelled,
     module_device,
     to_device,
@@ -23,6 +24,7 @@ from reidguard.evaluation.features import (
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import RankingResult, rank
 from reidguard.models import ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
 from reidguard.types import ReIDSample
 
@@ -83,14 +85,19 @@ class Retrieval:
 
     def key(self, split: str, every: int = 1) -> dict[str, Any]:
         """Return what determines the clean features of every ``every``-th sample of a split."""
-        return self.store.key(
-            self.model,
+        return features_key(
+            self.model_key,
             self.dataset,
             split,
             image_size=self.protocol.image_size,
             dtype=self.protocol.dtype,
             every=every,
         )
+
+    @cached_property
+    def model_key(self) -> dict[str, Any]:
+        """What the features of the model depend on, computed at the first access."""
+        return model_key(self.model, self.protocol.image_size)
 
     @cached_property
     def gallery(self) -> Tensor:
@@ -103,6 +110,7 @@ class Retrieval:
             dtype=self.protocol.dtype,
             batch_size=self.batch_size,
             progress=self.progress,
+            key=self.key("gallery"),
         )
 
     def guides(self) -> Guides:

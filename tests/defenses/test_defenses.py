@@ -26,8 +26,9 @@ from reidguard.errors import CheckpointError, InputError, ReIDGuardError, Traini
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.learners import HessianFreeLearner
 from reidguard.models import create_model, load_model, wrap_model
+from reidguard.models.fingerprint import model_key
 from reidguard.objectives.defense import DefenseObjective
-from reidguard.storage import load_tensors, weights_fingerprint
+from reidguard.storage import fingerprint, load_tensors, weights_fingerprint
 from reidguard.training import train_model
 from reidguard.types import Budget, InputSpec
 
@@ -556,7 +557,7 @@ def test_a_hardened_model_is_saved_with_its_facts(
     facts = loaded.provenance
     assert (facts["method"], facts["steps"], facts["lr"]) == ("meta", 2, 1e-3)
     assert facts["defense"]["attack"]["class"] == "delta"
-    assert facts["base"] == weights_fingerprint(normal)
+    assert facts["base"] == fingerprint(model_key(normal))
     x = torch.rand(2, 3, *SIZE)
     assert torch.equal(loaded.features(x), robust.features(x))
 

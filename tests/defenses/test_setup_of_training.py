@@ -16,7 +16,8 @@ from reidguard.defenses import GOAT, AdversarialTraining, MetaDefense, MixedTrai
 from reidguard.defenses import training as module
 from reidguard.errors import InputError, ReIDGuardError
 from reidguard.learners import LEARNERS, FirstOrderLearner, MAMLLearner, PlainLearner
-from reidguard.storage import weights_fingerprint
+from reidguard.models.fingerprint import model_key
+from reidguard.storage import fingerprint
 from reidguard.training.loop import derived_seed
 from reidguard.types import Budget
 
@@ -84,7 +85,7 @@ def test_usual_values_are_those_that_the_docs_name(sets, learn):
     facts = call.settings
     assert (facts["method"], facts["lr"], facts["weight_decay"]) == ("adversarial", 3e-4, 5e-4)
     assert (facts["identities"], facts["images_per_identity"]) == (2, 2)
-    assert facts["base"] == weights_fingerprint(model)
+    assert facts["base"] == fingerprint(model_key(model))
     assert facts["data"] == [{"name": "six", "fingerprint": sets[0].fingerprint("train")}]
     assert facts["domains"] == {"default": facts["data"][0]}
     assert facts["defense"]["attack"]["class"] == "delta"

@@ -128,12 +128,19 @@ class RetrievalAutoAttack:
             )
         self.universal, self.surrogate = universal, surrogate
 
-    def config(self) -> dict[str, Any]:
-        """Return all options as JSON values, ``universal`` and ``surrogate`` by fingerprint."""
+    def config(self, image_size: tuple[int, int] = (256, 128)) -> dict[str, Any]:
+        """Return all options as JSON values, ``universal`` and ``surrogate`` by fingerprint.
+
+        Args:
+            image_size: (height, width) of the images that these two get.
+        """
+        universal, surrogate = self.universal, self.surrogate
         return {
             "eps": self.budget.eps,
-            "universal": None if self.universal is None else attack_fingerprint(self.universal),
-            "surrogate": None if self.surrogate is None else fingerprint(model_key(self.surrogate)),
+            "universal": None if universal is None else attack_fingerprint(universal, image_size),
+            "surrogate": (
+                None if surrogate is None else fingerprint(model_key(surrogate, image_size))
+            ),
             "restarts": self.restarts,
             "steps": self.steps,
             "squares": self.squares,
@@ -196,7 +203,7 @@ class RetrievalAutoAttack:
             query_every=query_every,
         )
         facts = {
-            "suite": self.config(),
+            "suite": self.config(retrieval.protocol.image_size),
             "early_stop": values["early_stop"],
             "dataset": clean.dataset,
             "counts": clean.counts,

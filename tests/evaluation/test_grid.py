@@ -128,8 +128,9 @@ def test_gallery_and_clean_queries_are_extracted_once(networks, crowds):
         SMALL,
         sources=dict.fromkeys(attacks, ("A", "here")),
     )
-    # Clean images once; each attack's float and 8-bit queries.
-    assert sum(seen) == len(people.gallery) + (1 + 2 * 3) * len(people.query)
+    # Clean images once; each attack's float and 8-bit queries; two images each time for a key.
+    keys = 2 * len(attacks)
+    assert sum(seen) == keys + len(people.gallery) + (1 + 2 * 3) * len(people.query)
 
 
 def test_instance_attacks(networks, crowds):

@@ -54,6 +54,7 @@ def test_its_ranking_is_that_of_the_protocol(model, few, passes, protocol):
             max_rank=protocol.max_rank,
         )
 
+    assert retrieval.model_key
     passes.clear()
     found = retrieval.rank(features, few.query)
     assert sorted(set(passes)) == sorted({4, len(few.gallery) % 4 or 4})

@@ -68,7 +68,7 @@ def run(options: Options) -> None:
         seed=options.seed,
     )
     values = options.of(AutoAttackOptions)
-    own = {**settings(AutoAttackOptions, values), "suite": suite.config()}
+    own = {**settings(AutoAttackOptions, values), "suite": suite.config(options.image_size)}
     label = f"autoattack-{session.dataset.name}"
     with open_run(options, session.settings("query", "gallery", **own), label=label) as folder:
         if not folder.finished or options.save_images is not None:

@@ -15,7 +15,6 @@ over the processes is the gradient of the joint loss.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reidguard.errors import InputError, TrainingError
+from reidguard.records import environment_number
 from reidguard.types import BatchShard
 
 __all__ = ["World", "agree", "average", "gather", "join", "part_of", "shard_of", "world"]
@@ -70,13 +70,17 @@ def join(device: torch.device | str = "cpu") -> Iterator[World | None]:
         ...     print(others)
         None
     """
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if dist.is_initialized() or environment_number("WORLD_SIZE", 1) == 1:
         yield world()
         return
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:  # RANK, MASTER_ADDR, ... missing or wrong
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the processes cannot connect ({reason}); use torchrun") from error
     try:
         yield world()
     finally:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from reidguard.errors import CheckpointError
+from reidguard.records import to_path
 
 __all__ = [
     "FULL",
@@ -59,7 +60,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         CheckpointError: If the file cannot be written: the folder is missing or not writable, the
             disk is full, or the path is a folder or a device.
     """
-    path = Path(path)
+    path = to_path(path)
     try:
         if path.exists() and not path.is_file():
             what = "it is a folder" if path.is_dir() else "it is not a regular file"

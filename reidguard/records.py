@@ -70,7 +70,7 @@ def read_record(
         >>> read_record(file, dict[str, list[int]])
         Traceback (most recent call last):
         ...
-        reidguard.errors.CheckpointError: ...steps.json is damaged (...expected int, got str)...
+        reidguard.errors.CheckpointError: ...steps.json is not valid (...expected int, got str)...
     """
     return parse_json(read_file(path, error=error), kind, path, cure=cure, error=error)
 
@@ -114,7 +114,7 @@ def convert(
     Args:
         value: What a parser of JSON, TOML or YAML returned.
         kind: A dataclass, or any other type of msgspec's, such as ``dict[str, int]``. A ValueError
-            of a dataclass's ``__post_init__`` counts as damage of that field.
+            of a dataclass's ``__post_init__`` is an error of that field.
         source: Where the value is from, for the message.
         cure: What to do about a wrong value; the end of the message.
         error: Class of the exception.
@@ -125,7 +125,7 @@ def convert(
     try:
         return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as reason:
-        raise error(f"{source} is damaged ({_in_words(reason)}); {cure}") from reason
+        raise error(f"{source} is not valid ({_in_words(reason)}); {cure}") from reason
 
 
 def read_file(
@@ -178,7 +178,8 @@ def to_path(value: object) -> Path:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
     except (TypeError, ValueError, RuntimeError, OSError) as reason:
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
+        shown = repr(str(value) if isinstance(value, Path) else value)
+        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
         why = "" if isinstance(reason, TypeError) else f" ({getattr(reason, 'strerror', reason)})"
         raise InputError(
             f"not a path: {shown}{why}; give the path of a file or folder as text"

@@ -156,6 +156,8 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: If the name is unknown; the message suggests the nearest ones.
         """
+        if not isinstance(name, str):
+            raise RegistryError(f"a {self.kind} is named by text, not {name!r}: choose a name")
         self._load_builtin(name)
         if name not in self._factories:
             self._load_plugins()

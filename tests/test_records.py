@@ -74,7 +74,9 @@ def test_a_valid_record_is_read_with_its_defaults_and_without_unknown_fields():
     ],
 )
 def test_a_wrong_field_is_named(change, reason):
-    with pytest.raises(CheckpointError, match=rf"^here is damaged \({reason}.*\); write it anew$"):
+    with pytest.raises(
+        CheckpointError, match=rf"^here is not valid \({reason}.*\); write it anew$"
+    ):
         convert({**VALID, **change}, Record, "here", cure="write it anew")
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from reidguard.cli.options import Options, read_config
 from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean
 from reidguard.files import FULL
+from reidguard.records import environment_number
 
 __all__ = ["COMMANDS", "main", "parse"]
 
@@ -164,7 +165,7 @@ def parse(argv: Sequence[str]) -> Options | None:
 
 
 def _run(options: Options) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if environment_number("WORLD_SIZE", 1) == 1:
         options.run(options)
         return
     if options.command not in DISTRIBUTED:

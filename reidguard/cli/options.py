@@ -12,8 +12,10 @@ from typing import Annotated, Any, ForwardRef, TypedDict, get_origin
 
 from cyclopts import App, ArgumentCollection, Group, Parameter, Token
 from cyclopts.validators import LimitedChoice
+from msgspec import Meta
 
-from reidguard.errors import InputError, did_you_mean
+from reidguard.errors import CheckpointError, InputError, did_you_mean
+from reidguard.records import convert, parse_json, read_file, to_path
 from reidguard.schema import Option, options_of
 
 if sys.version_info >= (3, 11):
@@ -54,9 +56,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def pathname(text: str) -> Path:
     """Read a path; ~ is the home folder."""
-    if not text:
-        raise InputError("the path is empty")
-    return Path(text).expanduser()
+    return to_path(text)
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -69,10 +69,15 @@ def key_value(text: str) -> tuple[str, Any]:
     if match := re.fullmatch(r"(\d+)/(\d*[1-9]\d*)", value):
         return key, int(match[1]) / int(match[2])
     try:
-        return key, json.loads(value)
-    except ValueError:
+        return key, parse_json(value, Any, text)
+    except CheckpointError:
         return key, value
 
+
+MAX_CONFIG = 2**20  # bytes
+Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Scalar = bool | Number | float | str
+Setting = Scalar | dict[str, Scalar | list[Scalar] | None]  # in a --config file
 
 # How a value of each type is written in the help, and read.
 TYPES: dict[Any, tuple[str, Callable[[str], Any]]] = {
@@ -275,36 +280,42 @@ def read_config(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
             argument.tokens = tokens
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Setting]:
     """Read a TOML file, or a YAML file where PyYAML is installed."""
+    data = read_file(path, error=InputError, limit=MAX_CONFIG)
     try:
-        text = path.read_text("utf-8")
-        if path.suffix not in (".yaml", ".yml"):
-            return tomllib.loads(text)
-        import yaml
+        text = data.decode("utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
 
-        content = yaml.safe_load(text)
-        if not isinstance(content, dict):
-            raise ValueError("it has no keys")
-        return content
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("aliases are not read; repeat the value")
+            content = yaml.safe_load(text)
+        else:
+            content = tomllib.loads(text)
     except ImportError as error:
         raise InputError(f"{path} needs PyYAML: pip install pyyaml, or write TOML") from error
     except Exception as error:  # PyYAML's errors share no base with TOML's
         raise InputError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    cure = "give each option text, a number, true or false, or a table of KEY = VALUE"
+    values = convert(content, dict[str, Any], path, cure=cure, error=InputError)
+    return {
+        key: convert(value, Setting, f"{path}: {key}", cure=cure, error=InputError)  # type: ignore[arg-type]
+        for key, value in values.items()
+    }
 
 
-def _texts(name: str, value: Any, hint: Any) -> list[str]:
+def _texts(name: str, value: Setting, hint: Any) -> list[str]:
     """Write a value of a file as it would stand on the command line."""
     if hint is bool:
         if not isinstance(value, bool):
             raise InputError(f"{name} must be true or false, not {value!r}")
         return [str(value).lower()]
-    if hint == list[str]:
-        if not isinstance(value, dict):
-            raise InputError(f"{name} must be a table of KEY = VALUE, not {value!r}")
+    if (hint == list[str]) != isinstance(value, dict):
+        wanted = "a table of KEY = VALUE" if hint == list[str] else "text or a number"
+        raise InputError(f"{name} must be {wanted}, not {value!r}")
+    if isinstance(value, dict):
         return [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool):
         raise InputError(f"{name} must be text or a number, not {value!r}")
     return [str(value)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import TextIO
 from rich import progress as bars
 from rich.console import Console
 
+from reidguard.records import environment_number
 from reidguard.training import Progress
 
 __all__ = ["Display", "note"]
@@ -20,7 +20,7 @@ EVERY = 10.0  # seconds between two lines where standard error is no terminal
 
 def note(text: str) -> None:
     """Print a remark on standard error; of several processes, only the first prints it."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if environment_number("RANK", 0) == 0:
         print(f"reidguard: {text}", file=sys.stderr)
 
 

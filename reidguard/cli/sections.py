@@ -60,7 +60,7 @@ class Reading(TypedDict, total=False):
 class Threads(TypedDict, total=False):
     """The CPU."""
 
-    threads: Annotated[int, Flag("CPU threads", low=1, shown="torch's choice")]
+    threads: Annotated[int, Flag("CPU threads", low=1, high=1024, shown="torch's choice")]
 
 
 class Device(Threads, total=False):

@@ -24,7 +24,7 @@ from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import MODELS, ReIDModel, create_model, load_model
 from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
-from reidguard.records import cache_folder
+from reidguard.records import cache_folder, environment_number, to_path
 from reidguard.schema import resolve, settings
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
@@ -44,14 +44,13 @@ def use_device(name: str | None, threads: int | None = None) -> torch.device:
         torch.set_num_threads(threads)
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = f"cuda:{environment_number('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0][:80]}); try cpu"
-        ) from error
+        torch.ones(1, device=device).item()  # "meta" has no values
+    except Exception as error:  # each backend that torch was built without has its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
     return device
 
 
@@ -78,17 +77,18 @@ def model_from(
         num_classes: Training identities, where a fresh model is to be trained.
     """
     name, colon, weights = spec.partition(":")
-    if not colon and spec not in MODELS and (spec.endswith(".safetensors") or Path(spec).is_file()):
+    is_file = not colon and spec not in MODELS and to_path(spec).is_file()
+    if is_file or (not colon and spec.endswith(".safetensors")):
         if arguments:
             raise InputError(f"{spec} contains the options of its model; leave --model-set out")
         if not spec.endswith(".safetensors"):
             raise InputError(f"say which network {spec} belongs to: --model NAME:{spec}")
-        return load_model(Path(spec).expanduser())
+        return load_model(spec)
     if colon and not weights:
         raise InputError(f"the path after {name!r}: is empty; write {name}:/path/to/weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        path = Path(weights).expanduser() if weights else None
+        path = to_path(weights) if weights else None
         with errors_name("--model-set"):
             model = create_model(name, num_classes=num_classes, weights=path, **arguments)
     if not weights and num_classes is None:

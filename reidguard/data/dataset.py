@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread_pool
 from reidguard.errors import DataError, InputError, a_few
+from reidguard.records import to_path
 from reidguard.registry import Registry
 from reidguard.types import ReIDSample
 
@@ -72,7 +73,7 @@ class ReIDDataset:
         self.train = tuple(train)
         self.query = tuple(query)
         self.gallery = tuple(gallery)
-        self.root = Path(root) if root is not None else None
+        self.root = None if root is None else to_path(root)
         self.licence = licence
         self.junk = junk
         self.notes = tuple(notes)
@@ -229,7 +230,7 @@ class ReIDDataset:
         Raises:
             DataError: If a name is missing, unknown, or there twice; the message names a few.
         """
-        folder = Path(folder).expanduser()
+        folder = to_path(folder)
         names = self.query_names
         nested = any("/" in name for name in names)
         replacements: dict[str, Path] = {}
@@ -329,6 +330,10 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
         ...
         reidguard.errors.DataError: there is no folder /nowhere; ...
     """
+    if not isinstance(name, str):
+        raise InputError(
+            f"a dataset is named by text, such as 'market1501:/data/market1501', not {name!r}"
+        )
     name, colon, path = name.partition(":")
     if path and root is not None:
         raise InputError(f"the dataset has two paths, {path!r} and {str(root)!r}; give one")
@@ -340,7 +345,7 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
     place = path or root
     if place is None and first.default is first.empty:
         raise DataError(f"dataset {name!r} needs a path; write {name}:/path/to/it")
-    args = () if place is None else (Path(place).expanduser(),)
+    args = () if place is None else (to_path(place),)
     try:
         signature.bind(*args, **options)
     except TypeError as error:

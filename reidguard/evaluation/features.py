@@ -17,6 +17,7 @@ from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import fingerprint, load_tensors, save_tensors
 from reidguard.types import ReIDSample
@@ -158,7 +159,7 @@ class FeatureStore:
     """
 
     def __init__(self, directory: Path | str | None = None) -> None:
-        self.directory = Path(directory).expanduser() if directory is not None else None
+        self.directory = None if directory is None else to_path(directory)
         self._memory: dict[str, Tensor] = {}
         if self.directory is not None:
             try:

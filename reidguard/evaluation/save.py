@@ -22,6 +22,7 @@ from reidguard.evaluation.features import (
 )
 from reidguard.files import atomic_write
 from reidguard.nn import inference_view
+from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import ResumableStore
 
@@ -71,7 +72,7 @@ def save_adversarial(
         raise InputError("with_labels is for instance attacks, which may use the identities")
     image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
-    directory = Path(directory).expanduser()
+    directory = to_path(directory)
     names = dataset.query_names
     settings = {
         "kind": "adversarial queries",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models.base import Metric, ReIDModel
+from reidguard.records import to_path
 from reidguard.types import InputSpec
 
 __all__ = ["BlackBoxModel", "load_onnx", "load_openvino"]
@@ -109,7 +110,7 @@ def load_onnx(
         import onnxruntime
     except ImportError:
         raise InputError('ONNX files need onnxruntime: pip install "reidguard[onnx]"') from None
-    path = Path(path).expanduser()
+    path = to_path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     options = onnxruntime.SessionOptions()
@@ -158,7 +159,7 @@ def load_openvino(
         raise InputError(
             'OpenVINO files need openvino: pip install "reidguard[openvino]"'
         ) from None
-    path = Path(path).expanduser()
+    path = to_path(path)
     if path.suffix != ".xml":  # openvino would read other formats, too
         raise InputError(
             f"{path} is not the .xml file of a network in OpenVINO's IR: give that, or take "

@@ -12,6 +12,7 @@ from torch import Tensor
 from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import ReIDModel
 from reidguard.models.checkpoint_formats import WRAPPERS, known_layout, without_wrappers
+from reidguard.records import to_path
 from reidguard.tensor_files import read_tensors
 
 __all__ = ["LoadReport", "load_weights"]
@@ -81,7 +82,7 @@ def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
         CheckpointError: If the file is missing, damaged, not made of tensors, has numbers that
             are not finite, or belongs to another network.
     """
-    path = Path(path)
+    path = to_path(path)
     tensors = without_wrappers(read_tensors(path))
     target = model.state_dict()
     body = {n: t for n, t in target.items() if not n.startswith(model.head_prefixes)}

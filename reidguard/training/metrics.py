@@ -148,7 +148,7 @@ class TensorBoard(_StepLog):
             raise InputError(
                 'TensorBoard is not installed: pip install "reidguard[tensorboard]"'
             ) from error
-        self.folder = Path(folder)
+        self.folder = to_path(folder)
         self._make: Any = SummaryWriter
 
     def _open(self, last: int) -> Any:

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from reidguard.cli.options import MACHINE, Flag, Options, command, pathname
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Surrogate
 from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
+from reidguard.records import environment_number
 from reidguard.schema import options_of, resolve, settings
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         )
     elif not learns:
         raise InputError(f"{name} is neither a learned nor an instance attack: call it in Python")
-    if not learns and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not learns and environment_number("WORLD_SIZE", 1) > 1:
         raise InputError("nothing is learnt here, so one process is enough: call without torchrun")
     if options.with_labels and not (is_instance and attack.needs_guides):
         raise InputError(f"{name} does not use the identities: leave --with-labels out")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import reidguard as rg
@@ -10,6 +9,7 @@ from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
+from reidguard.records import to_path
 
 EXAMPLES = """\
   the paper's defense: harden a model against an attack that was learnt on it, with virtual people
@@ -101,7 +101,7 @@ def _attack(options: Options) -> "rg.Attack | None":
         if options.attack_set:
             raise InputError("--attack-set belongs to a named attack: give --attack NAME, too")
         return None
-    path = Path(spec).expanduser()
+    path = to_path(spec)
     if spec not in rg.ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
         options.refuse(["attack_set", "eps"], f"{spec} contains these options; leave {{flags}} out")
         return rg.load_attack(path)

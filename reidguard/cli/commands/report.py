@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     from reidguard.report import read_run, report_page, save_page
 
     device = use_device(options.device, options.threads)
-    runs = [read_run(Path(path).expanduser()) for path in options.runs]
+    runs = [read_run(path) for path in options.runs]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise InputError("a run is given twice: name each folder once")
     names = [run.name for run in runs]  # folders of equal names are called by their paths

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
 from reidguard.data.images import IMAGE_SUFFIXES, list_images
 from reidguard.errors import DataError, a_few
+from reidguard.records import to_path
 from reidguard.types import ReIDSample
 
 __all__ = ["read_csv", "read_folder"]
@@ -42,7 +43,7 @@ def read_csv(path: Path | str) -> ReIDDataset:
     Raises:
         DataError: Naming the line, if a column, file or value is missing or wrong.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_file():
         raise DataError(f"there is no CSV file {path}; write csv:/path/to/file.csv")
     try:
@@ -78,7 +79,7 @@ def _parse_row(cells: dict[str, str | None], path: Path, line: int) -> _Row:
         raise DataError(
             f"{path}, line {line}: split is {values['split']!r}; use one of {', '.join(SPLITS)}"
         )
-    image = path.parent / Path(values["path"]).expanduser()
+    image = path.parent / to_path(values["path"])
     return _Row(image, values["pid"], values["camid"], values["split"])
 
 
@@ -98,7 +99,7 @@ def read_folder(root: Path | str) -> ReIDDataset:
     Raises:
         DataError: Naming the folder or image, if the layout is another.
     """
-    root = Path(root)
+    root = to_path(root)
     present = [split for split in SPLITS if (root / split).is_dir()]
     if not present:
         raise DataError(

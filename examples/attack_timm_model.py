@@ -47,7 +47,7 @@ print(result.to_markdown())
 
 images = rg.save_adversarial(attack, people, out / "images", image_size=SIZE)
 saved = rg.evaluate(model, people.with_query(images), protocol=rg.Protocol(image_size=SIZE))
-print(f"the images in {images}: mAP {100 * saved.clean.mAP:.1f}")
+print(f"the images in {images}: mAP {100 * saved.attacked_8bit.ranking.mAP:.1f}")
 
 # %%
 # What it looks like

@@ -143,7 +143,7 @@ class Session:
         device = use_device(options.device, options.threads)
         dataset = load_dataset(options.data)
         if (folder := options.get("query")) is not None:
-            dataset = dataset.with_query(folder)
+            dataset = dataset.with_query(folder, query_every=options.query_every)
         meta_test = None if (spec := options.get("meta_data")) is None else load_dataset(spec)
         seed = options.get("seed", 0)
         classes = dataset.num_train_pids or None if classifier else None
@@ -217,13 +217,16 @@ class Session:
             note(f"{self.dataset.name} has no query or no gallery images; skipping the evaluation")
         else:
             attack = None if attack is None else self.bind(attack, model, display)
+            values = self.options.of(EvaluateOptions)
+            if self.dataset.original is not None:  # has every n-th query alone already
+                values["query_every"] = 1
             result = evaluate(
                 model,
                 self.dataset,
                 attack,
                 self.protocol,
                 store=self.store,
-                **self.options.of(EvaluateOptions),
+                **values,
                 lpips=lpips,
                 progress=display.phase("evaluating"),
             )
@@ -297,7 +300,9 @@ class Session:
 
 
 def _data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:
+    own = {} if dataset.original is None else {"original": dataset.original.fingerprint("query")}
     return {
         "name": dataset.name,
         **{split: dataset.fingerprint(split) for split in splits if dataset.split(split)},
+        **own,
     }

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread
 from reidguard.errors import DataError, InputError, a_few
 from reidguard.records import to_path
 from reidguard.registry import Registry
+from reidguard.schema import checked
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -47,6 +48,11 @@ class ReIDDataset:
         junk: Number of junk images (pid −1) that the reader left out.
         notes: Remarks for the user, for instance that this is a subset.
 
+    Attributes:
+        query_folder: Where :meth:`with_query` found the query images; None for the dataset's own.
+        original: The dataset with its own query images, if ``query_folder`` replaces them.
+        query_every: One in how many queries :meth:`with_query` kept.
+
     Raises:
         DataError: If an identity number is negative, or a query is a distractor.
 
@@ -77,6 +83,9 @@ class ReIDDataset:
         self.licence = licence
         self.junk = junk
         self.notes = tuple(notes)
+        self.query_folder: Path | None = None
+        self.original: ReIDDataset | None = None
+        self.query_every = 1
         self._fingerprints: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:
@@ -220,19 +229,28 @@ class ReIDDataset:
             raise DataError(f"queries of {self.name} share a name: {a_few(twice)}; rename one")
         return tuple(names)
 
-    def with_query(self, folder: Path | str) -> ReIDDataset:
+    def with_query(self, folder: Path | str, *, query_every: int = 1) -> ReIDDataset:
         """Return this dataset with its query images read from another folder.
 
         To evaluate saved adversarial images: write each query under its name in
-        :attr:`query_names` (with .png), then evaluate ``dataset.with_query(folder)``. Identities
-        and cameras stay those of the original with the same name. ``~`` is expanded.
+        :attr:`query_names` (with .png), then evaluate ``dataset.with_query(folder)``, which
+        compares them with the originals. Identities and cameras stay those of the original with
+        the same name. ``~`` is expanded.
+
+        Args:
+            folder: Folder of the images. It may hold images of the queries that are left out.
+            query_every: Use every n-th query alone, as ``evaluate`` and ``save_adversarial`` do.
 
         Raises:
+            InputError: If ``query_every`` is below 1.
             DataError: If a name is missing, unknown, or there twice; the message names a few.
         """
         folder = to_path(folder)
-        names = self.query_names
-        nested = any("/" in name for name in names)
+        query_every = checked(int, "query_every", query_every, low=1)
+        source = self if self.original is None else self.original
+        every_name = source.query_names
+        names = every_name[::query_every]
+        nested = any("/" in name for name in every_name)
         replacements: dict[str, Path] = {}
         for path in _images_below(folder):
             name = path.relative_to(folder).with_suffix("").as_posix() if nested else path.stem
@@ -244,7 +262,7 @@ class ReIDDataset:
         problems = []
         if missing := [name for name in names if name not in replacements]:
             problems.append(f"{len(missing)} of {len(names)} are missing ({a_few(missing)})")
-        if extra := sorted(replacements.keys() - set(names)):
+        if extra := sorted(replacements.keys() - set(every_name)):
             problems.append(f"{len(extra)} belong to no query ({a_few(extra)})")
         if problems:
             raise DataError(
@@ -252,12 +270,20 @@ class ReIDDataset:
                 f"{'; '.join(problems)}; the folder needs exactly one image ("
                 f"{', '.join(IMAGE_SUFFIXES)}) per query, under the query's own name"
             )
-        changed = copy.copy(self)
-        changed.query = tuple(
+        original = source._with_queries(source.query[::query_every])
+        changed = original._with_queries(
             replace(sample, path=replacements[name])
-            for name, sample in zip(names, self.query, strict=True)
+            for name, sample in zip(names, original.query, strict=True)
         )
-        changed.notes = (*self.notes, f"query images are read from {folder}")
+        changed.query_folder = folder
+        changed.original = original
+        changed.query_every = query_every
+        changed.notes = (*source.notes, f"query images are read from {folder}")
+        return changed
+
+    def _with_queries(self, samples: Iterable[ReIDSample]) -> ReIDDataset:
+        changed = copy.copy(self)
+        changed.query = tuple(samples)
         changed._names = {}
         changed._fingerprints = {k: h for k, h in self._fingerprints.items() if k != "query"}
         return changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.options import EvaluateOptions
 from reidguard.schema import documented, resolve
+from reidguard.types import ReIDSample
 
 __all__ = ["evaluate"]
 
@@ -48,6 +49,10 @@ def evaluate(
     adversarial image measured twice: as the attack returns it, and as :meth:`Budget.quantize`
     rounds it to the 8-bit image that a PNG file stores. Model and attack run in eval mode on the
     model's device and are not changed.
+
+    Query images of another folder (``dataset.with_query(folder)``) are measured like 8-bit images
+    of an attack: beside the dataset's own queries, which are the clean ones, and with their
+    distance from these. Under an attack they are what is attacked.
 
     Args:
         model: The target model.
@@ -86,7 +91,9 @@ def evaluate(
     values = resolve(EvaluateOptions, options)
     query_every, with_labels, side = (values[n] for n in ("query_every", "with_labels", "side"))
     _check(attack, with_labels, side)
-    retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
+    replaced = attack is None and dataset.original is not None
+    clean_dataset = dataset.original if replaced and dataset.original is not None else dataset
+    retrieval = Retrieval(model, clean_dataset, protocol, store, values["batch_size"])
     retrieval.check_device("attack", attack)
     passes = {
         split: SplitPass(
@@ -95,6 +102,8 @@ def evaluate(
         for split, every in (("gallery", 1), ("query", query_every))
     }
     queries = passes["query"].samples
+    if replaced:
+        passes["query"].replacements = dataset.query[::query_every]
     seconds = _run(passes, progress)
     clock = time.perf_counter()
 
@@ -114,11 +123,7 @@ def evaluate(
         attacked=attacked,
         attacked_8bit=attacked_8bit,
         attack=None if attack is None else _attack_dict(attack, with_labels, side),
-        dataset={
-            "name": dataset.name,
-            "query_every": query_every,
-            "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
-        },
+        dataset=_dataset_dict(dataset, query_every),
         counts=_counts(dataset, len(queries), len(skipped)),
         skipped=tuple(str(queries[i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
@@ -165,6 +170,16 @@ def _counts(dataset: ReIDDataset, queries: int, skipped: int) -> dict[str, int]:
     }
 
 
+def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
+    folder = dataset.query_folder
+    return {
+        "name": dataset.name,
+        "query_every": query_every * dataset.query_every,
+        **({} if folder is None else {"query_folder": str(folder)}),
+        "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
+    }
+
+
 def _attack_dict(attack: Attack, with_labels: bool, side: str) -> dict[str, Any]:
     return {
         "name": type(attack).__name__,
@@ -204,7 +219,10 @@ class BatchAccumulator:
 
 
 class SplitPass:
-    """One pass over the images of a split: extract clean features, run an attack, or both.
+    """One pass over the images of a split: extract clean features, measure changed images, or both.
+
+    Changed images come from an attack, or from :attr:`replacements`, samples whose images are read
+    in place of the split's own.
 
     Args:
         retrieval: Model and dataset.
@@ -228,12 +246,13 @@ class SplitPass:
         self.key = retrieval.key(split, every)
         self.attack, self.with_labels = attack, with_labels
         self.features = retrieval.store.get(self.key, retrieval.device)
+        self.replacements: Sequence[ReIDSample] = ()
         self.accumulators = (BatchAccumulator(lpips), BatchAccumulator(lpips))
 
     @property
     def num_images(self) -> int:
-        """Number of images to read: 0 if features are cached and there is no attack."""
-        needed = self.features is None or self.attack is not None
+        """Number of images to read: 0 if features are cached and nothing else is measured."""
+        needed = self.features is None or self.attack is not None or self.replacements
         return len(self.samples) if needed else 0
 
     def run(self, progress: Callable[[int], None]) -> None:
@@ -242,6 +261,7 @@ class SplitPass:
             return
         clean: list[Tensor] = []
         model = inference_view(self.retrieval.model)
+        replacements = self.retrieval.read(self.replacements)
         with torch.no_grad():
             for place, pixels in self.retrieval.read(self.samples):
                 x = self.retrieval.to_input(pixels)
@@ -252,6 +272,9 @@ class SplitPass:
                     *kinds, _ = self.retrieval.perturb(self.attack, x, samples, self.with_labels)
                     for accumulator, images in zip(self.accumulators, kinds, strict=True):
                         accumulator.add(model.features(images), images, x)
+                elif self.replacements:
+                    images = self.retrieval.to_input(next(replacements)[1])
+                    self.accumulators[1].add(model.features(images), images, x)
                 progress(place.stop)
         if self.features is None:
             self.features = torch.cat(clean)
@@ -260,8 +283,9 @@ class SplitPass:
     def results(
         self, ranking: Callable[[Tensor], RankingResult]
     ) -> tuple[AttackedResult | None, AttackedResult | None]:
-        """Return the results of the float and of the 8-bit images; None without an attack."""
-        if self.attack is None:
-            return None, None
-        float_images, byte_images = self.accumulators
-        return float_images.result(ranking), byte_images.result(ranking)
+        """Return the results of the float and of the 8-bit images; None where there are none."""
+        float_images, byte_images = (
+            accumulator.result(ranking) if accumulator.features else None
+            for accumulator in self.accumulators
+        )
+        return float_images, byte_images

@@ -148,11 +148,14 @@ class EvaluationResult(Result):
     Attributes:
         clean: Retrieval metrics without attack.
         attacked: With the attack's float images; None without an attack.
-        attacked_8bit: With the images as a PNG file stores them; None without an attack.
+        attacked_8bit: With the images as a PNG file stores them, or, without an attack, with those
+            of the folder that :meth:`ReIDDataset.with_query
+            <reidguard.ReIDDataset.with_query>` read; None where there are neither.
         attack: Class and budget of the attack (``eps`` in [0, 1] units), ``with_labels`` if it was
             given the ground-truth identities, and ``side`` if it perturbed the gallery; None
             without one.
-        dataset: Name and fingerprints of the dataset.
+        dataset: Name and fingerprints of the dataset, and the folder of its query images, if that
+            is another one.
         counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
             reader), skipped (queries without a match, which count in no mean).
         skipped: Files of the skipped queries.
@@ -188,23 +191,31 @@ class EvaluationResult(Result):
         }
 
     def parts(self) -> list[str | Table]:
-        """Return a title, and a table in percent, with L∞ in grey levels."""
+        """Return a title, and a table in percent; with changed images L∞ in grey levels."""
         ranks = [k for k in (1, 5, 10) if k <= len(self.clean.cmc)]
-        header = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP", "L∞ ·255", "PSNR"]
-        header += ["SSIM", "MS-SSIM"]
-        unchanged = ["0", "∞", "1.000", "1.000"]
-        if self.attacked is not None and self.attacked.lpips is not None:
+        folder = self.dataset.get("query_folder")
+        changed = {"attacked, float": self.attacked, "attacked, 8-bit": self.attacked_8bit}
+        clean = "clean"
+        if folder is not None and self.attack is None:
+            changed = {f"images of {folder}": self.attacked_8bit}
+        elif folder is not None:
+            clean = f"images of {folder}"
+        measured = {name: result for name, result in changed.items() if result is not None}
+        header = ["queries", "mAP", *(f"rank-{k}" for k in ranks), "mINP"]
+        unchanged = []
+        if measured:
+            header += ["L∞ ·255", "PSNR", "SSIM", "MS-SSIM"]
+            unchanged = ["0", "∞", "1.000", "1.000"]
+        if any(result.lpips is not None for result in measured.values()):
             header += ["LPIPS"]
             unchanged += ["0.000"]
-        rows = [["clean", *_ranking_cells(self.clean, ranks), *unchanged]]
-        attacked = {"attacked, float": self.attacked, "attacked, 8-bit": self.attacked_8bit}
-        for name, result in attacked.items():
-            if result is not None:
-                psnr = "∞" if math.isinf(result.psnr) else f"{result.psnr:.1f}"
-                similarity = (result.ssim, result.ms_ssim, result.lpips)
-                quality = [levels(result.linf), psnr]
-                quality += [f"{value:.3f}" for value in similarity if value is not None]
-                rows.append([name, *_ranking_cells(result.ranking, ranks), *quality])
+        rows = [[clean, *_ranking_cells(self.clean, ranks), *unchanged]]
+        for name, result in measured.items():
+            psnr = "∞" if math.isinf(result.psnr) else f"{result.psnr:.1f}"
+            similarity = (result.ssim, result.ms_ssim, result.lpips)
+            quality = [levels(result.linf), psnr]
+            quality += [f"{value:.3f}" for value in similarity if value is not None]
+            rows.append([name, *_ranking_cells(result.ranking, ranks), *quality])
         return [self._title(), Table(header, rows)]
 
     def _title(self) -> str:

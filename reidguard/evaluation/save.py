@@ -39,13 +39,14 @@ def save_adversarial(
     image_size: tuple[int, int] = (256, 128),
     batch_size: int = 64,
     with_labels: bool = False,
+    query_every: int = 1,
     progress: CountCallback | None = None,
 ) -> Path:
     """Write the adversarial queries of a dataset as PNG, each under its query's own name.
 
     Every file is within ⌊255·ε⌋ grey levels of the original as Pillow resizes it to
-    ``image_size``. ``evaluate(model, dataset.with_query(directory))`` then gives, as clean
-    metrics, the 8-bit metrics of the attack. Files are written atomically, and an interrupted call
+    ``image_size``. ``evaluate(model, dataset.with_query(directory))`` then gives the 8-bit metrics
+    of the attack. Files are written atomically, and an interrupted call
     resumes where it stopped; ``adversarial.json`` in the folder names attack and dataset.
 
     Args:
@@ -56,13 +57,14 @@ def save_adversarial(
         image_size: (height, width) of the images.
         batch_size: Images at a time.
         with_labels: Give an instance attack the ground-truth identities, as in ``evaluate``.
+        query_every: Write every n-th query alone, the same ones that ``evaluate`` uses.
         progress: Called with (images done, images in all).
 
     Returns:
         ``directory``.
 
     Raises:
-        InputError: If an instance attack is not bound.
+        InputError: If an instance attack is not bound, or ``query_every`` is below 1.
         DataError: If a query cannot be read, or two share a name.
         CheckpointError: If a file cannot be written, or the folder holds anything else, such as the
             images of another attack or of another target model.
@@ -73,7 +75,9 @@ def save_adversarial(
     image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     directory = to_path(directory)
-    names = dataset.query_names
+    query_every = checked(int, "query_every", query_every, low=1)
+    names = dataset.query_names[::query_every]
+    queries = dataset.query[::query_every]
     settings = {
         "kind": "adversarial queries",
         "attack": type(attack).__name__,
@@ -83,6 +87,7 @@ def save_adversarial(
         "query_fingerprint": dataset.fingerprint("query"),
         "image_size": list(image_size),
         **({"with_labels": True} if with_labels else {}),
+        **({"query_every": query_every} if query_every > 1 else {}),
     }
     files = [f"{name}.png" for name in names]
     view = inference_view(attack)
@@ -95,7 +100,7 @@ def save_adversarial(
         done = len(files) - len(missing)
         if progress is not None:
             progress(done, len(files))
-        samples = [dataset.query[i] for i in missing]
+        samples = [queries[i] for i in missing]
         for place, pixels in iterate_images(samples, image_size, batch_size):
             x = to_float(to_device(pixels, device))
             x_adv = labelled(view, samples[place], with_labels)(x)

@@ -78,9 +78,10 @@ def _results(runs: Sequence[Run]) -> list[Measured]:
                 label = f"{cell['model']}, {cell['dataset']}"
             if attack is not None:
                 under = f"{cell.get('attack') or attack['name']}, {level(attack['eps'])}"
-            rows = [(name, evaluation[key]) for key, name in QUERIES.items() if evaluation[key]]
-            if attack is None and (folder := query_folder(run)):
-                rows = [(f"images of {folder}", rows[0][1])]
+            names = dict(QUERIES)
+            if folder := query_folder(evaluation):
+                names["clean" if attack else "attacked_8bit"] = f"images of {folder}"
+            rows = [(name, evaluation[key]) for key, name in names.items() if evaluation[key]]
             found.append(Measured(run.name, (cell["setting"], label, under), rows))
         result = run.result or {}
         if "robust" in result:

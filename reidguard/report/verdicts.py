@@ -90,9 +90,9 @@ def level(eps: float) -> str:
     return f"ε = {255 * eps:g}/255"
 
 
-def query_folder(run: Run) -> str:
+def query_folder(evaluation: Mapping[str, Any]) -> str:
     """Return the folder that the query images were read from in place of the dataset's, or ""."""
-    return str(run.manifest.get("options", {}).get("query") or "")
+    return str(evaluation["dataset"].get("query_folder") or "")
 
 
 def _number(fraction: float) -> str:
@@ -128,9 +128,12 @@ def _evaluated(run: Run) -> str:
     evaluation = run.cells[0]["evaluation"]
     dataset, attack = evaluation["dataset"]["name"], evaluation["attack"]
     if attack is None:
-        folder = query_folder(run)
-        queries = f"the query images of {folder} for" if folder else "the clean queries of"
-        return f"The model has {_both(evaluation['clean'])} on {queries} {dataset}."
+        if folder := query_folder(evaluation):
+            return (
+                f"With the query images of {folder}, the model goes from "
+                f"{_both(evaluation['clean'])} to {_both(evaluation['attacked_8bit'])} on {dataset}."
+            )
+        return f"The model has {_both(evaluation['clean'])} on the clean queries of {dataset}."
     model = "hardened model" if run.command == "defend" else "model"
     return (
         f"Under {attack['name']} at {level(attack['eps'])}, the {model} goes from "

@@ -99,20 +99,24 @@ def test_attack_gives_the_results_of_the_library(attacked, trained, studio, caps
     assert steps_of(attacked) == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("every", ["1", "3"])
-def test_saved_images_give_exactly_the_8bit_metrics(attacked, victim, tmp_path, every, capsys):
-    """With every query, or a third of them: all images are saved either way."""
-    load = ["--load", str(attacked / "attack.safetensors"), "--query-every", every]
-    assert main(["attack", *victim, *load, "--out", str(tmp_path / "attack")]) == 0
-    call = ["evaluate", *victim, "--query", str(attacked / "images"), "--query-every", every]
+def test_saved_images_give_exactly_the_8bit_metrics(attacked, victim, tmp_path, refused, capsys):
+    """The saved images are those of the queries that were evaluated."""
+    images = attacked / "images"
+    assert len(list(images.glob("*.png"))) == 16
+    call = ["evaluate", *victim, "--query", str(images)]
+    assert "32 of 48 are missing" in refused(*call)
+    call += ["--query-every", "3"]
     capsys.readouterr()
     assert main([*call, "--out", str(tmp_path / "again")]) == 0
     report = (tmp_path / "again" / "result.md").read_text()
     assert report.rpartition("`reidguard")[0] in capsys.readouterr().out
-    again, before = result_of(tmp_path / "again"), result_of(tmp_path / "attack")
-    for name in ("mAP", "mINP", "cmc"):
-        assert again["clean"][name] == before["attacked_8bit"][name]
-    assert len(list((attacked / "images").glob("*.png"))) == 48
+    assert report.splitlines()[0].endswith("one query in 3)")
+    assert f"| images of {images} " in report
+    again, before = result_of(tmp_path / "again"), result_of(attacked)
+    assert again["attacked_8bit"] == before["attacked_8bit"]
+    assert again["clean"] == before["clean"]
+    assert again["attacked"] is None
+    assert again["dataset"]["query_folder"] == str(images)
 
 
 def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from helpers import leave_temporary
 from reidguard.attacks import SMA, Attack, DeltaAttack, create_attack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.data import images as data_images
-from reidguard.errors import CheckpointError, InputError
+from reidguard.errors import CheckpointError, DataError, InputError
 from reidguard.evaluation import (
     FeatureStore,
     Protocol,
@@ -148,8 +148,45 @@ def test_saved_images_evaluate_to_exactly_the_8bit_figures(model, people, tmp_pa
     result = evaluate(model, people, attack, PROTOCOL)
     folder = save_adversarial(attack, people, tmp_path / "adversarial", image_size=SIZE)
     again = evaluate(model, people.with_query(folder), protocol=PROTOCOL)
-    assert figures(again.clean) == figures(result.attacked_8bit.ranking)
-    assert figures(again.clean) != figures(result.clean)
+    assert again.attacked_8bit.to_dict() == result.attacked_8bit.to_dict()
+    assert figures(again.clean) == figures(result.clean)
+    assert figures(again.clean) != figures(again.attacked_8bit.ranking)
+    assert again.attacked is None
+    assert again.dataset["query_folder"] == str(folder)
+    rows = [line for line in again.to_markdown().splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["clean", f"images of {folder}"]
+
+
+def test_images_of_every_nth_query(model, people, tmp_path):
+    attack = noise_attack(7.5 / 255)
+    folder = save_adversarial(attack, people, tmp_path, image_size=SIZE, query_every=3)
+    expected = {f"{name}.png" for name in people.query_names[::3]}
+    assert {path.name for path in folder.glob("*.png")} == expected
+    changed = people.with_query(folder, query_every=3)
+    again = evaluate(model, changed, protocol=PROTOCOL)
+    result = evaluate(model, people, attack, PROTOCOL, query_every=3)
+    assert again.attacked_8bit.to_dict() == result.attacked_8bit.to_dict()
+    assert figures(again.clean) == figures(result.clean)
+    assert again.to_markdown().splitlines()[0].endswith("one query in 3)")
+    with pytest.raises(DataError, match="are missing"):
+        people.with_query(folder)
+    for wrong in (0, -1):
+        with pytest.raises(InputError, match="query_every must be a whole number, at least 1"):
+            people.with_query(folder, query_every=wrong)
+        with pytest.raises(InputError, match="query_every must be a whole number, at least 1"):
+            save_adversarial(attack, people, tmp_path / "n", image_size=SIZE, query_every=wrong)
+
+
+def test_an_attack_on_images_of_another_folder(model, people, tmp_path):
+    folder = save_adversarial(noise_attack(), people, tmp_path, image_size=SIZE)
+    changed = people.with_query(folder)
+    result = evaluate(model, changed, noise_attack(2 / 255, seed=1), PROTOCOL)
+    unattacked = evaluate(model, changed, protocol=PROTOCOL)
+    assert figures(result.clean) == figures(unattacked.attacked_8bit.ranking)
+    assert result.attacked_8bit.linf <= 2 / 255 + 1e-6
+    assert f"| images of {folder}" in result.to_markdown()
+    again = changed.with_query(folder)  # the originals stay the dataset's own
+    assert again.original.query == people.query
 
 
 def test_images_are_decoded_once_and_the_gallery_is_extracted_once(

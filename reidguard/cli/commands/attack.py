@@ -94,7 +94,9 @@ class Products(TypedDict, total=False):
             "FILE:FILE with weights of channels that are not those of the lpips package"
         ),
     ]
-    save_images: Annotated[Path, Flag("folder for all adversarial queries, as PNG of equal name")]
+    save_images: Annotated[
+        Path, Flag("folder for the evaluated adversarial queries, as PNG of equal name")
+    ]
     cube: Annotated[Path, Flag("file for the colour table, for image editors (.cube)")]
 
 
@@ -154,6 +156,7 @@ def run(options: Options) -> None:
                 options.save_images,
                 image_size=options.image_size,
                 with_labels=options.with_labels,
+                query_every=options.query_every,
                 progress=folder.display.phase("saving images"),
             )
             print(f"images: {options.save_images}")

@@ -15,6 +15,7 @@ over the processes is the gradient of the joint loss.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ def join(device: torch.device | str = "cpu") -> Iterator[World | None]:
     try:
         yield world()
     finally:
+        # In torch 2.6, gloo's threads may need the interpreter to drop the tensors of the last
+        # exchange, and its destructor waits for them without letting go of the interpreter.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 

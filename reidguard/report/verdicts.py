@@ -129,10 +129,8 @@ def _evaluated(run: Run) -> str:
     dataset, attack = evaluation["dataset"]["name"], evaluation["attack"]
     if attack is None:
         if folder := query_folder(evaluation):
-            return (
-                f"With the query images of {folder}, the model goes from "
-                f"{_both(evaluation['clean'])} to {_both(evaluation['attacked_8bit'])} on {dataset}."
-            )
+            before, after = _both(evaluation["clean"]), _both(evaluation["attacked_8bit"])
+            return f"On {dataset}, the images of {folder} take the model from {before} to {after}."
         return f"The model has {_both(evaluation['clean'])} on the clean queries of {dataset}."
     model = "hardened model" if run.command == "defend" else "model"
     return (

@@ -309,16 +309,16 @@ def test_cells_beside_a_table(tmp_path):
     assert "Table 3 of the paper" in text(html)
 
 
-def test_queries_of_a_folder_are_not_called_clean(tmp_path):
-    folder = written(tmp_path / "a", "evaluate", {"evaluation": evaluation(None)})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["options"] = {"query": "runs/delta/images"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def test_images_of_a_folder_stand_beside_the_clean_queries(tmp_path):
+    measured = evaluation(8, 0.2)
+    measured |= {"attack": None, "attacked": None}
+    measured["dataset"] |= {"query_folder": "runs/delta/images"}
+    folder = written(tmp_path / "a", "evaluate", {"evaluation": measured})
     html = page_of(folder)
-    said = "on the query images of runs/delta/images for virtual:<plaza>."
-    assert said in text(html)
-    assert "images of runs/delta/images" in [row[1] for row in cells_of(html) if len(row) > 1]
-    assert "clean" not in text(html.partition("<header")[2])
+    assert "the images of runs/delta/images take the model from" in text(html)
+    cells = [cell for row in cells_of(html) for cell in row]
+    assert {"clean", "images of runs/delta/images"} <= set(cells)
+    assert "attacked, 8-bit" not in cells
 
 
 def test_the_header_says_version_date_and_command(tmp_path):

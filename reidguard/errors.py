@@ -7,6 +7,7 @@ them, too.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -18,11 +19,44 @@ __all__ = [
     "TrainingError",
     "a_few",
     "did_you_mean",
+    "printable",
 ]
+
+# Control characters, line separators, marks that reorder text, and the halves of surrogate pairs
+# that stand for bytes of file names that are no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return text from a file or a file's name as it can be printed, written and shown anywhere.
+
+    Control characters (such as a terminal's escape sequences) and bytes that are no UTF-8 become
+    escapes.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay.
+
+    Example:
+        >>> print(printable("a\\x1b[31m.png"))
+        a\\x1b[31m.png
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        character = match[0]
+        return character if character in keep else ascii(character)[1:-1]
+
+    return UNPRINTABLE.sub(escape, text)
 
 
 class ReIDGuardError(Exception):
-    """Base class of the exceptions of this library."""
+    """Base class of the exceptions of this library.
+
+    A message may hold file names and text from files; what could not be printed is escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n\t")
 
 
 class InputError(ReIDGuardError, ValueError):

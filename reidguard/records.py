@@ -131,14 +131,14 @@ def convert(
 def read_file(
     path: Path | str, *, error: type[ReIDGuardError] = CheckpointError, limit: int = MAX_BYTES
 ) -> bytes:
-    """Read a regular file of at most ``limit`` bytes.
+    """Read a regular file of at most ``limit`` bytes; ~ is expanded in text.
 
     Raises:
         ReIDGuardError: If it is missing, unreadable, larger, or a folder, pipe or device.
     """
-    path = to_path(path)
+    path = path if isinstance(path, Path) else to_path(path)
     try:
-        status = path.stat()
+        status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise error(f"{path} is a folder; give the file itself")
         if not stat.S_ISREG(status.st_mode):
@@ -148,11 +148,12 @@ def read_file(
                 f"{path} has {status.st_size:,} bytes, and at most {limit:,} are read; it is "
                 "damaged or something else"
             )
-        return path.read_bytes()
+        with open(path, "rb") as stream:  # Path.open takes twice as long
+            return stream.read()
     except FileNotFoundError:
         raise error(f"there is no file {path}") from None
-    except OSError as reason:
-        raise error(f"cannot read {path}: {reason.strerror}") from reason
+    except (OSError, ValueError) as reason:  # ValueError: a null character
+        raise error(f"cannot read {path}: {getattr(reason, 'strerror', reason)}") from reason
 
 
 def to_path(value: object) -> Path:

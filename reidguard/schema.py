@@ -10,6 +10,7 @@ same group. The module imports neither torch nor anything else that is slow to i
 
 import inspect
 import math
+import operator
 import os
 import textwrap
 from collections.abc import Callable, Mapping
@@ -33,6 +34,8 @@ __all__ = [
     "MAX_SIDE",
     "MAX_STEPS",
     "Option",
+    "as_number",
+    "as_whole_number",
     "checked",
     "documented",
     "options_of",
@@ -314,3 +317,41 @@ def _convert(kind: Any, value: Any) -> Any:
         except OverflowError:  # a whole number beyond all floats
             return None
     return value if isinstance(value, get_origin(kind) or kind) else None
+
+
+def as_number(value: Any) -> float | None:
+    """Return any finite number, or an array or tensor that holds just one, as a float.
+
+    None stands for everything else, such as text, True and NaN.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> as_number(Fraction(1, 4)), as_number("1/4")
+        (0.25, None)
+    """
+    kind, dimensions = str(getattr(value, "dtype", "")), getattr(value, "ndim", None) or 0
+    if isinstance(value, bool | str | bytes) or kind.endswith("bool") or dimensions > 0:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: of torch
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_whole_number(value: Any) -> int | None:
+    """Return a number without a fractional part as an int; None for everything else.
+
+    Floats count below 2**53, from where on they leave out whole numbers.
+
+    Example:
+        >>> as_whole_number(7.0), as_whole_number(7.5)
+        (7, None)
+    """
+    number = as_number(value)
+    if number is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return int(number) if number.is_integer() and abs(number) < 2**53 else None

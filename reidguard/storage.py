@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
@@ -293,7 +294,8 @@ class ResumableStore:
 
     Raises:
         CheckpointError: On entering, if the folder was made with other settings (the message lists
-            them), holds other files, is in use, or cannot be written.
+            them), holds other files, is in use, or cannot be written, or one of ``files`` is
+            outside it, by ".." or through a symbolic link.
 
     Example:
         >>> import tempfile
@@ -340,6 +342,13 @@ class ResumableStore:
 
     def _check(self, folder: Path) -> bool:
         """Refuse a folder of other settings or with other files; return whether it is new."""
+        root = os.path.realpath(folder)
+        for parent in {os.path.dirname(name) for name in self._files or ()}:
+            if not Path(os.path.realpath(os.path.join(root, parent))).is_relative_to(root):
+                raise CheckpointError(
+                    f"{folder / parent} is not inside {folder}: '..' or a symbolic link leads out "
+                    "of it; remove the link, or choose a new or empty folder"
+                )
         files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
         present = {p.as_posix() for p in files if p.name != LOCK and not is_temporary(p)}
         present.discard(self._card)

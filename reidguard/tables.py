@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reidguard.errors import InputError
+from reidguard.errors import InputError, printable
 
 __all__ = ["Table", "percent"]
 
 Cell = str | int | float | None
+
+FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")  # in any of the forms that spreadsheets know
+NUMBER = re.compile(r"[+-]?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?\s?%?")
 
 
 def percent(fraction: float | None) -> str | None:
@@ -30,7 +34,7 @@ class Table:
     """Rows of cells under a header.
 
     Cells are text or numbers; None is an empty cell in CSV and "-" in the other formats. Columns
-    of numbers are right-aligned, the others left-aligned.
+    of numbers are right-aligned, the others left-aligned. What cannot be printed is escaped.
 
     Args:
         header: Names of the columns.
@@ -76,10 +80,14 @@ class Table:
         ]
 
     def to_csv(self) -> str:
-        """Return the header and one line per row, with commas."""
+        """Return the header and one line per row, with commas.
+
+        Text that a spreadsheet would take for a formula gets a quote in front of it, so that it is
+        shown and not computed.
+        """
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([self.header, *self.rows])
+        writer.writerows([_csv_cell(cell) for cell in row] for row in [self.header, *self.rows])
         return stream.getvalue()
 
     def to_markdown(self) -> str:
@@ -133,7 +141,17 @@ class Table:
 
     def _cells(self, escape: Callable[[str], str], header: bool = False) -> list[list[str]]:
         rows = [self.header, *self.rows] if header else self.rows
-        return [["-" if cell is None else escape(str(cell)) for cell in row] for row in rows]
+        return [
+            ["-" if cell is None else escape(printable(str(cell))) for cell in row] for row in rows
+        ]
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    is_formula = FORMULA.match(text) is not None and NUMBER.fullmatch(text) is None
+    return f"'{text}" if is_formula else text
 
 
 _LATEX = {

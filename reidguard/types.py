@@ -7,6 +7,7 @@ Everywhere in this library an *image tensor* is RGB of shape ``(N, 3, H, W)`` wi
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from reidguard.errors import InputError
-from reidguard.schema import MAX_SIDE, checked
+from reidguard.schema import MAX_SIDE, as_number, as_whole_number, checked
 
 __all__ = [
     "BatchShard",
@@ -93,7 +94,11 @@ class Budget:
     """The L∞ ball that no attack may leave.
 
     Args:
-        eps: Radius in [0, 1] pixel units; the paper uses 8/255.
+        eps: Radius in [0, 1] pixel units; the paper uses 8/255. Any number, also a fraction, or an
+            array or tensor of one number.
+
+    Raises:
+        InputError: If it is no number, or none in [0, 1].
 
     Example:
         >>> budget = Budget(8 / 255)
@@ -107,9 +112,13 @@ class Budget:
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and 0 <= self.eps <= 1):
-            hint = f"; for {self.eps:g} grey levels write {self.eps:g}/255" if self.eps > 1 else ""
+        eps = as_number(self.eps)
+        if eps is None or not 0 <= eps <= 1:
+            hint = "; write a number, such as 8 / 255 without quotes"
+            if eps is not None:
+                hint = f"; for {eps:g} grey levels write {eps:g}/255" if eps > 1 else ""
             raise InputError(f"eps must lie in [0, 1], not {self.eps!r}{hint}")
+        object.__setattr__(self, "eps", eps)
 
     @property
     def levels(self) -> int:
@@ -256,14 +265,34 @@ class ReIDSample:
     """One image of one person, seen by one camera.
 
     Args:
-        path: The image file.
-        pid: Identity. 0 marks a distractor in a gallery: a person that no query shows.
-        camid: Camera.
+        path: The image file; text becomes a path.
+        pid: Identity. 0 marks a distractor in a gallery: a person that no query shows. −1 marks
+            junk, which no dataset holds. Other whole numbers, such as NumPy's, become an int.
+        camid: Camera, from 0 on.
+
+    Raises:
+        InputError: If the path is none, or a number is no whole number in its range.
     """
 
     path: Path
     pid: int
     camid: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, Path) or "\0" in str(self.path):
+            if not isinstance(self.path, str | os.PathLike) or "\0" in os.fsdecode(self.path):
+                raise InputError(f"path must be the path of an image file, not {self.path!r}")
+            object.__setattr__(self, "path", Path(os.fsdecode(self.path)))
+        for name, least in (("pid", -1), ("camid", 0)):
+            value = getattr(self, name)
+            number = value if type(value) is int else as_whole_number(value)
+            if number is None or not least <= number < 2**63:
+                raise InputError(
+                    f"{name} of {self.path} must be a whole number from {least} on, not {value!r}; "
+                    "number identities from 1 and cameras from 0"
+                )
+            if number is not value:
+                object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,6 +164,27 @@ def test_what_killed_writers_left_is_removed(tmp_path):
         assert sorted(os.listdir(tmp_path)) == [".lock", "settings.json"]
 
 
+@pytest.mark.parametrize("name", ["../a.png", "/tmp/a.png", "b/../../a.png", "link/a.png"])
+def test_files_outside_the_folder_are_refused_before_anything_is_written(tmp_path, name):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with (
+        pytest.raises(CheckpointError, match="is not inside"),
+        ResumableStore(folder, {"seed": 0}, files=["a.png", name]),
+    ):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["link"]
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_folder_that_is_a_link_is_no_stranger(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    with ResumableStore(tmp_path / "folder", {"seed": 0}, files=["a/b.png"]):
+        assert (tmp_path / "real" / "settings.json").is_file()
+
+
 def test_a_store_in_use_is_refused(tmp_path):
     with (
         ResumableStore(tmp_path, {}),

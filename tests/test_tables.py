@@ -52,6 +52,25 @@ def test_csv_reads_back(table: Table) -> None:
     ]
 
 
+def test_csv_holds_no_formula_and_numbers_stay_numbers() -> None:
+    formulas = ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(A1)", " =1", "－1", "\t=1", "-"]
+    numbers: list[Cell] = ["-0.5", "+1.5", "1e-3", "-12 %", "-1,234.5", -2, -0.25, None, "a=b", ""]
+    table = Table(["=name"], [[cell] for cell in [*formulas, *numbers]])
+    cells = [row[0] for row in csv.reader(io.StringIO(table.to_csv())) if row]
+    escaped = [f"'{cell}" for cell in formulas]
+    escaped[6] = r"\t=1"
+    assert cells == ["'=name", *escaped, *("" if n is None else str(n) for n in numbers)]
+
+
+def test_no_format_passes_on_what_cannot_be_printed() -> None:
+    table = Table(["name\x00"], [["\x1b[31mred\x1b[0m"], ["two\nlines\udcff"]])
+    for text in (table.to_csv(), table.to_markdown(), table.to_latex(), table.to_html()):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        text.encode()
+    assert table.to_csv().count("\n") == 3
+    assert "\\x1b[31mred" in table.to_markdown()
+
+
 def test_latex_is_escaped(table: Table) -> None:
     lines = table.to_latex().splitlines()
     assert lines[0] == r"\begin{tabular}{lrl}"

@@ -1,5 +1,9 @@
 import math
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from reidguard.errors import InputError
 from reidguard.records import convert
-from reidguard.types import Budget, InputSpec, check_image_values, check_images
+from reidguard.types import Budget, InputSpec, ReIDSample, check_image_values, check_images
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 shapes = st.tuples(st.integers(1, 2), st.just(3), st.integers(1, 5), st.integers(1, 4))
@@ -107,10 +111,49 @@ def test_quantize_refuses_originals_that_are_not_eight_bit():
         Budget().quantize(x, x)
 
 
-@pytest.mark.parametrize("eps", [-0.1, 8.0, float("nan")])
+@pytest.mark.parametrize(
+    "eps",
+    [
+        *(-0.1, 8.0, float("nan"), float("inf"), 1j, True, np.True_, torch.tensor(True), None),
+        *([0.1], np.array([0.1]), torch.tensor([0.1, 0.2]), torch.tensor(1j)),
+        *("8/255", b"0", object()),
+    ],
+    ids=repr,
+)
 def test_budget_refuses_what_is_no_radius(eps):
-    with pytest.raises(InputError, match="eps"):
+    with pytest.raises(InputError, match=r"eps must lie in \[0, 1\]"):
         Budget(eps)
+
+
+@pytest.mark.parametrize(
+    "eps", [Fraction(1, 4), Decimal("0.25"), np.float32(0.25), np.array(0.25), torch.tensor(0.25)]
+)
+def test_budget_takes_any_kind_of_number(eps):
+    assert Budget(eps) == Budget(0.25)
+    assert type(Budget(eps).eps) is float
+
+
+def test_samples_take_any_kind_of_whole_number_and_path():
+    expected = ReIDSample(Path("a.jpg"), 7, 1)
+    numbers = [(7, 1), (7.0, 1.0), (np.int32(7), np.uint8(1)), (torch.tensor(7), torch.tensor(1.0))]
+    for pid, camid in [*numbers, (Fraction(7), np.array(1))]:
+        sample = ReIDSample("a.jpg", pid, camid)
+        assert sample == expected
+        assert isinstance(sample.path, Path)
+        assert (type(sample.pid), type(sample.camid)) == (int, int)
+    assert hash(ReIDSample("a.jpg", 7.0, 1)) == hash(expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"path": value} for value in (None, 3, b"a.jpg", "a\0.jpg", ["a.jpg"])]
+    + [{"pid": value} for value in (-2, 1.5, math.nan, True, "7", None, 2**63, torch.tensor([7]))]
+    + [{"camid": value} for value in (-1, 0.5, math.inf, False, "c1", None, np.array([1]))],
+    ids=repr,
+)
+def test_a_sample_of_anything_else_is_refused(values):
+    with pytest.raises(InputError, match=next(iter(values))):
+        ReIDSample(**{"path": "a.jpg", "pid": 1, "camid": 0, **values})
 
 
 def test_grey_levels_given_as_eps_name_the_cure():

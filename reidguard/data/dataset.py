@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reidguard.data.images import IMAGE_SUFFIXES, _open_rgb, list_images, thread_pool
-from reidguard.errors import DataError, InputError, a_few
-from reidguard.records import to_path
+from reidguard.data.decoding import MAX_BYTES, format_names, list_images, open_rgb
+from reidguard.data.images import thread_pool
+from reidguard.errors import DataError, InputError, a_few, printable
+from reidguard.records import read_file, to_path
 from reidguard.registry import Registry
-from reidguard.schema import checked
+from reidguard.schema import as_whole_number, checked
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -39,7 +40,7 @@ class ReIDDataset:
     """The train, query and gallery samples of one dataset; images are read when needed.
 
     Args:
-        name: Name in tables.
+        name: Name in tables. In name and notes, what cannot be printed is escaped.
         train: Training samples; their ``pid`` is the dataset's own number.
         query: Query samples.
         gallery: Gallery samples. ``pid`` 0 marks a distractor.
@@ -55,6 +56,7 @@ class ReIDDataset:
 
     Raises:
         DataError: If an identity number is negative, or a query is a distractor.
+        InputError: If an argument has another type.
 
     Example:
         >>> samples = [ReIDSample(Path("a.jpg"), 7, 1), ReIDSample(Path("b.jpg"), 3, 1)]
@@ -75,17 +77,25 @@ class ReIDDataset:
         junk: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
-        self.name = name
-        self.train = tuple(train)
-        self.query = tuple(query)
-        self.gallery = tuple(gallery)
-        self.root = None if root is None else to_path(root)
+        for key, value in (("name", name), ("licence", licence)):
+            if not isinstance(value, str):
+                raise InputError(f"the {key} of a dataset must be text, not {value!r}")
+        if isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
+            raise InputError(f"the notes of a dataset must be a list of texts, not {notes!r}")
+        number = as_whole_number(junk)
+        if number is None or number < 0:
+            raise InputError(f"the number of junk images must be 0 or more, not {junk!r}")
+        self.name = printable(name)
+        self.train = _samples("train", train)
+        self.query = _samples("query", query)
+        self.gallery = _samples("gallery", gallery)
+        self.root = to_path(root) if root is not None else None
         self.licence = licence
-        self.junk = junk
-        self.notes = tuple(notes)
         self.query_folder: Path | None = None
         self.original: ReIDDataset | None = None
         self.query_every = 1
+        self.junk = number
+        self.notes = tuple(map(printable, notes))
         self._fingerprints: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:
@@ -219,7 +229,8 @@ class ReIDDataset:
         Raises:
             DataError: If two queries still share a name (``001.jpg`` beside ``001.png``).
         """
-        paths = [sample.path.with_suffix("") for sample in self.query]
+        # Without "..", so that no name leaves the folder that it is written into.
+        paths = [Path(os.path.abspath(sample.path)).with_suffix("") for sample in self.query]
         names = [path.name for path in paths]
         if len(set(names)) < len(names):
             shared = os.path.commonpath([path.parent for path in paths])
@@ -267,8 +278,8 @@ class ReIDDataset:
         if problems:
             raise DataError(
                 f"the images in {folder} do not match the queries of {self.name}: "
-                f"{'; '.join(problems)}; the folder needs exactly one image ("
-                f"{', '.join(IMAGE_SUFFIXES)}) per query, under the query's own name"
+                f"{'; '.join(problems)}; the folder needs exactly one image ({format_names()}) "
+                "per query, under the query's own name"
             )
         original = source._with_queries(source.query[::query_every])
         changed = original._with_queries(
@@ -278,7 +289,7 @@ class ReIDDataset:
         changed.query_folder = folder
         changed.original = original
         changed.query_every = query_every
-        changed.notes = (*source.notes, f"query images are read from {folder}")
+        changed.notes = (*source.notes, printable(f"query images are read from {folder}"))
         return changed
 
     def _with_queries(self, samples: Iterable[ReIDSample]) -> ReIDDataset:
@@ -287,6 +298,16 @@ class ReIDDataset:
         changed._names = {}
         changed._fingerprints = {k: h for k, h in self._fingerprints.items() if k != "query"}
         return changed
+
+
+def _samples(split: str, samples: Sequence[ReIDSample]) -> tuple[ReIDSample, ...]:
+    try:
+        result = tuple(samples)
+    except TypeError:
+        result = (None,)  # type: ignore[assignment]
+    if wrong := [sample for sample in result if not isinstance(sample, ReIDSample)]:
+        raise InputError(f"{split} must be a list of ReIDSample objects, but holds {wrong[0]!r}")
+    return result
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -305,16 +326,12 @@ def _in_threads(function: Callable[[Path], Result], paths: Sequence[Path]) -> It
 
 
 def _file_digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as stream:  # Path.open is half as fast
-            return hashlib.sha256(stream.read()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+    return hashlib.sha256(read_file(path, error=DataError, limit=MAX_BYTES)).hexdigest()
 
 
 def _damage(path: Path) -> str | None:
     try:
-        _open_rgb(path)
+        open_rgb(path)
     except DataError as error:
         return f"{path}: {error.__cause__ or error}"
     return None
@@ -363,8 +380,8 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
     name, colon, path = name.partition(":")
     if path and root is not None:
         raise InputError(f"the dataset has two paths, {path!r} and {str(root)!r}; give one")
-    if colon and not path and root is None:
-        raise InputError(f"the path after '{name}:' is empty; write {name}:/path/to/it")
+    if root == "" or (colon and not path and root is None):
+        raise InputError(f"the path of dataset {name!r} is empty; write {name}:/path/to/it")
     reader = DATASETS.get(name)
     signature = inspect.signature(reader)
     first = next(iter(signature.parameters.values()))
@@ -376,4 +393,9 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
         signature.bind(*args, **options)
     except TypeError as error:
         raise InputError(f"dataset {name!r}: {error}") from None
-    return reader(*args, **options)
+    try:
+        return reader(*args, **options)
+    except OSError as error:
+        raise DataError(
+            f"cannot read dataset {name!r}: {error}; check the path and its permissions"
+        ) from error

@@ -1,7 +1,7 @@
-"""Image files as uint8 tensors: decoded in threads, cached, and checked for damage.
+"""Image files as uint8 tensors: decoded in threads, streamed, and cached.
 
-All pixels in this library come through :func:`decode_image`: Pillow, RGB, bilinear resize. So two
-runs that name the same ``image_size`` see the same 8-bit images.
+All pixels in this library are decoded as in :func:`decode_image`: Pillow, RGB, bilinear resize. So
+two runs that name the same ``image_size`` see the same 8-bit images.
 """
 
 from __future__ import annotations
@@ -21,70 +21,24 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
+from reidguard.data.decoding import open_rgb
 from reidguard.errors import DataError, InputError
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import ReIDSample
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "ImageCache",
     "decode_image",
     "iterate_images",
-    "list_images",
 ]
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
-# Pillow knows dozens of formats, some of which start other programs; these suffice.
-FORMATS = ("BMP", "JPEG", "PNG")
-# A photo of 33 megapixels takes 100 MB once decoded; a small file may claim far more.
-MAX_PIXELS = 2**25
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files directly in ``folder``, sorted by name; hidden files do not count.
-
-    Raises:
-        DataError: If the folder is missing or cannot be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
-    except OSError as error:
-        raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
-    return [folder / name for name in sorted(names) if not name.startswith(".")]
-
-
-def _open_rgb(path: Path) -> Image.Image:
-    """Decode a file completely, or raise a DataError that names it."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"the image {path} claims {image.width}x{image.height} pixels, over the limit "
-                    f"of {MAX_PIXELS:,}; crop or shrink it first"
-                )
-            if image.mode[0] in "IF":  # Pillow would saturate these instead of scaling them
-                raise DataError(
-                    f"the image {path} has more than 8 bits per pixel (mode {image.mode}); "
-                    "convert it to 8-bit first"
-                )
-            return image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error...
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(
-            f"cannot read the image {path}: {reason}; replace it with a whole JPEG, PNG or BMP "
-            "file (ReIDDataset.check lists every damaged image of a dataset)"
-        ) from error
-
-
 def _decode_into(path: Path, out: NDArray[np.uint8]) -> None:
     height, width = out.shape[1:]
-    resized = _open_rgb(path).resize((width, height), Image.Resampling.BILINEAR)
+    resized = open_rgb(path).resize((width, height), Image.Resampling.BILINEAR)
     out[...] = np.asarray(resized).transpose(2, 0, 1)
 
 
@@ -95,16 +49,21 @@ def _check_size(image_size: tuple[int, int]) -> tuple[int, int]:
 def decode_image(path: Path | str, image_size: tuple[int, int] = (256, 128)) -> Tensor:
     """Read one image as RGB, resized bilinearly by Pillow.
 
+    The image is turned as its EXIF orientation says. Alpha and colour profiles are dropped, and of
+    several frames the first is read. A damaged file is an error, whatever the global
+    ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
+
     Args:
-        path: A JPEG, PNG or BMP file.
+        path: A BMP, GIF, JPEG, PNG, PPM or TIFF file, or AVIF, JPEG 2000 or WebP where Pillow was
+            built with them.
         image_size: (height, width) of the result.
 
     Returns:
         uint8 tensor (3, height, width).
 
     Raises:
-        DataError: Naming the file, if it is missing, truncated, no image, larger than 33
-            megapixels, or deeper than 8 bits.
+        DataError: Naming the file, if it is missing, no regular file, damaged, no image, larger
+            than 33 megapixels, or has more than 8 bits per channel.
 
     Example:
         >>> import tempfile

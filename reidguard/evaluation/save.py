@@ -66,8 +66,8 @@ def save_adversarial(
     Raises:
         InputError: If an instance attack is not bound, or ``query_every`` is below 1.
         DataError: If a query cannot be read, or two share a name.
-        CheckpointError: If a file cannot be written, or the folder holds anything else, such as the
-            images of another attack or of another target model.
+        CheckpointError: If a file cannot be written or would lie outside the folder, or the folder
+            holds anything else, such as the images of another attack or of another target model.
     """
     device = attack_device(attack)
     if with_labels and not isinstance(attack, InstanceAttack):

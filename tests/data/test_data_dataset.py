@@ -125,6 +125,39 @@ def test_numbers_that_no_person_has_are_refused(split, pid):
         ReIDDataset("mine", **splits)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": None},
+        {"name": Path("a")},
+        {"train": None},
+        {"query": ["a.jpg"]},
+        {"gallery": [("a.jpg", 1, 0)]},
+        {"train": "a.jpg"},
+        {"root": 3},
+        {"root": "~nosuchuser/data"},
+        {"junk": -1},
+        {"junk": 0.5},
+        {"junk": True},
+        {"licence": None},
+        {"notes": "a note"},
+        {"notes": [1]},
+    ],
+    ids=repr,
+)
+def test_a_dataset_of_other_types_is_refused_when_it_is_built(arguments):
+    with pytest.raises(InputError):
+        ReIDDataset(**{"name": "mine", **arguments})
+
+
+def test_a_dataset_takes_paths_as_text_and_any_iterable():
+    rows = [("a.jpg", 7.0, 1), ("b.jpg", 3, 1)]
+    dataset = ReIDDataset("mine", (ReIDSample(*row) for row in rows), root="data", junk=2.0)
+    assert dataset.train_labels == {3: 0, 7: 1}
+    assert dataset.root == Path("data")
+    assert dataset.summary()["junk"] == 2
+
+
 def test_an_unknown_split_is_refused(studio):
     with pytest.raises(InputError, match="train, query, gallery"):
         studio.fingerprint("test")
@@ -263,6 +296,36 @@ def test_wrong_names_and_paths_end_in_clear_errors(tmp_path):
         load_dataset("market1501:/a", "/b")
     with pytest.raises(DataError, match="nowhere"):
         load_dataset("market1501", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS.list()) - {"virtual"}))
+def test_a_path_that_no_reader_can_read_is_one_error(name, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in ("~nosuchuser/x", tmp_path / "none", file, "a\0b", "x" * 300, tmp_path, file / "x"):
+        with pytest.raises((DataError, InputError)) as caught:
+            load_dataset(name, path)
+        assert "\0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/x"), OSError("disk")])
+def test_what_the_system_refuses_is_a_data_error_that_names_the_dataset(
+    tmp_path, monkeypatch, error
+):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(DataError, match=r"cannot read dataset 'market1501': .*permissions"):
+        load_dataset("market1501", tmp_path)
+
+
+def test_a_dataset_has_a_name_of_text_and_a_path():
+    for name in (None, 3, Path("market1501:/x")):
+        with pytest.raises(InputError, match="named by text"):
+            load_dataset(name)
+    with pytest.raises(InputError, match="empty"):
+        load_dataset("market1501", "")
 
 
 def test_a_strangers_reader_gets_the_path(tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from reidguard.data import load_dataset
-from reidguard.data.readers.folder import read_csv, read_folder
+from reidguard.data import ReIDDataset, load_dataset
+from reidguard.data.readers.folder import read_folder
 from reidguard.errors import DataError
 
 
@@ -15,115 +16,8 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def write_csv(root: Path, text: str, *images: str) -> Path:
-    touch(root, *images)
-    path = root / "people.csv"
-    path.write_text(text, "utf-8")
-    return path
-
-
 def facts(samples) -> list[tuple[str, int, int]]:
     return [(s.path.name, s.pid, s.camid) for s in samples]
-
-
-# CSV
-
-
-def test_numbers_are_kept(tmp_path):
-    path = write_csv(
-        tmp_path,
-        "note,split,camid,pid,path\n"
-        "x,train,4,12,a.jpg\n"
-        'y,query,1,0007,"sub/b, c.jpg"\n'
-        "z,gallery,2,7,d.jpg\n"
-        "z,gallery,2,0,e.jpg\n"
-        "z,gallery,3,-1,f.jpg\n",
-        "a.jpg",
-        "sub/b, c.jpg",
-        "d.jpg",
-        "e.jpg",
-        "f.jpg",
-    )
-    dataset = read_csv(path)
-    assert dataset.name == "people"
-    assert facts(dataset.train) == [("a.jpg", 12, 4)]
-    assert facts(dataset.query) == [("b, c.jpg", 7, 1)]
-    assert facts(dataset.gallery) == [("d.jpg", 7, 2), ("e.jpg", 0, 2)]
-    assert dataset.junk == 1
-    assert dataset.summary()["distractors"] == 1
-    assert load_dataset(f"csv:{path}").query == dataset.query
-
-
-def test_names_are_numbered_alphabetically_over_all_splits(tmp_path):
-    rows = [
-        "a.jpg,siteB/7,roof,train",
-        "b.jpg,siteA/7,door,query",
-        "c.jpg,siteA/7,roof,gallery",
-        "d.jpg,12,roof,gallery",
-        "e.jpg,-1,roof,gallery",
-        "f.jpg,0000,hall,gallery",
-    ]
-    images = [row.split(",")[0] for row in rows]
-    header = "path,pid,camid,split\n"
-    one = read_csv(write_csv(tmp_path, header + "\n".join(rows), *images))
-    two = read_csv(write_csv(tmp_path, header + "\n".join(rows[::-1]), *images))
-    # people: "12" 1, "siteA/7" 2, "siteB/7" 3; cameras: door 0, hall 1, roof 2
-    assert facts(one.train) == [("a.jpg", 3, 2)]
-    assert facts(one.query) == [("b.jpg", 2, 0)]
-    assert facts(one.gallery) == [("c.jpg", 2, 2), ("d.jpg", 1, 2), ("f.jpg", 0, 1)]
-    assert one.junk == 1
-    for split in ("train", "query", "gallery"):
-        assert set(one.split(split)) == set(two.split(split))
-
-
-def test_a_camera_named_zero_among_names_is_numbered_like_the_others(tmp_path):
-    text = "path,pid,camid,split\na.jpg,1,door,train\nb.jpg,1,0,train\nc.jpg,1,A,train\n"
-    dataset = read_csv(write_csv(tmp_path, text, "a.jpg", "b.jpg", "c.jpg"))
-    assert [s.camid for s in dataset.train] == [2, 0, 1]
-
-
-def test_numbers_too_large_for_a_tensor_become_names(tmp_path):
-    path = write_csv(tmp_path, f"path,pid,camid,split\na.jpg,{10**30},1,train\n", "a.jpg")
-    assert facts(read_csv(path).train) == [("a.jpg", 1, 1)]
-
-
-def test_absolute_paths_and_a_byte_order_mark(tmp_path):
-    touch(tmp_path, "images/a.jpg")
-    text = f"\ufeffpath,pid,camid,split\n{tmp_path}/images/a.jpg,1,1,train\n"
-    assert read_csv(write_csv(tmp_path / "lists", text, "x")).train[0].path.is_file()
-
-
-HEAD = "path,pid,camid,split\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "lacks the column path, pid, camid, split"),
-        ("path,pid,split\na.jpg,1,train\n", "lacks the column camid"),
-        ("a.jpg,1,1,train\n", "lacks the column path"),
-        (HEAD, "lists no image"),
-        (HEAD + "a.jpg,1,1,test\n", "line 2: split is 'test'"),
-        (HEAD + "a.jpg,1,1,train\na.jpg,,1,query\n", "line 3: pid is empty"),
-        (HEAD + "a.jpg,1\n", "line 2: camid, split is empty"),
-        (HEAD + "b.jpg,1,1,train\n", r"1 images .* do not exist: .*b\.jpg"),
-        (HEAD + "a.jpg,1,1,train\na.jpg,2,1,train\n", r"twice in one split: .*a\.jpg"),
-        (HEAD + "a.jpg,0,1,query\n", r"a\.jpg.*number identities from 1"),
-    ],
-)
-def test_a_wrong_csv_says_what_and_where(tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
-        read_csv(write_csv(tmp_path, text, "a.jpg"))
-
-
-def test_what_is_no_csv_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no CSV file.*csv:/path/to/file\.csv"):
-        load_dataset("csv", tmp_path)
-    path = tmp_path / "x.csv"
-    for content in (b"\xff\xfe\x00\x01", b'path,pid,camid,split\n"a.jpg\x00' + b"," * 200000):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=r"x\.csv"):
-            read_csv(path)
 
 
 # One folder per person
@@ -155,12 +49,73 @@ def test_numbered_folders_keep_their_numbers(tmp_path):
     assert [s.pid for s in (*dataset.query, *dataset.gallery)] == [17, 17]
 
 
-def test_without_cameras_query_and_gallery_differ(tmp_path):
+def test_without_cameras_query_and_gallery_differ_and_a_warning_says_so(tmp_path):
     touch(tmp_path, "train/5/a.jpg", "train/6/a.jpg", "query/1/b.jpg", "gallery/1/b.jpg")
-    dataset = read_folder(tmp_path)
+    with pytest.warns(UserWarning, match=r"b\.jpg, carry no camera.*_c<number>"):
+        dataset = read_folder(tmp_path)
+    (note,) = dataset.summary()["notes"]
+    assert "count as matches" in note
     assert [s.camid for s in dataset.train] == [0, 0]
     assert [s.camid for s in dataset.query] == [0]
     assert [s.camid for s in dataset.gallery] == [1]
+
+
+@pytest.mark.parametrize(
+    "name", ["camera_3_x", "camera-3", "cam 3", "Camera3_0001", "x_cam_3", "0007_C3s1_000451_03"]
+)
+def test_cameras_are_read_from_the_usual_names(tmp_path, name, recwarn):
+    touch(tmp_path, f"query/1/{name}.png", f"gallery/1/{name}_2.png")
+    dataset = read_folder(tmp_path)
+    assert [s.camid for s in (*dataset.query, *dataset.gallery)] == [3, 3]
+    assert not dataset.notes
+    assert not recwarn
+
+
+FORMATS = ["avif", "BMP", "gif", "jfif", "JPEG", "jp2", "JPG", "pgm", "PPM", "TIF", "tiff", "WebP"]
+
+
+def test_images_of_every_format_are_listed(tmp_path):
+    touch(tmp_path, *(f"query/1/{n}_c1.{suffix}" for n, suffix in enumerate(FORMATS)))
+    assert len(read_folder(tmp_path).query) == len(FORMATS)
+
+
+def test_images_that_are_not_read_are_an_error_in_every_reader(tmp_path):
+    touch(tmp_path, "query/1/a_c1.jpg", "query/1/b_c2.HEIC")
+    with pytest.raises(DataError, match=r"b_c2\.HEIC; convert them to PNG"):
+        read_folder(tmp_path)
+    market = tmp_path / "market"
+    names = {"bounding_box_train": "0002_c1s1_000451_03", "query": "0003_c1s1_000451_03"}
+    for folder, name in {**names, "bounding_box_test": "0003_c2s1_000451_03"}.items():
+        touch(market, f"{folder}/{name}.webp")
+    assert len(load_dataset(f"market1501:{market}").query) == 1
+    touch(market, "bounding_box_test/0003_c3s1_000451_03.psd")
+    with pytest.raises(DataError, match=r"0003_c3s1_000451_03\.psd"):
+        load_dataset(f"market1501:{market}")
+
+
+@pytest.mark.parametrize("identity", ["-2", "nan", "1.5"])
+def test_folders_that_no_identity_can_have_are_refused(tmp_path, identity):
+    touch(tmp_path, f"query/{identity}/a_c1.jpg")
+    with pytest.raises(DataError, match=rf"query/{identity}: pid is '?{identity}"):
+        read_folder(tmp_path)
+
+
+def test_names_that_are_no_utf8_or_hold_escapes_are_read_and_printed_safely(tmp_path):
+    folder = os.fsencode(tmp_path / "query" / "1")
+    os.makedirs(folder)
+    for name in (b"\xff_c1.jpg", b"\x1b[31m_c2.jpg"):
+        with open(folder + b"/" + name, "wb") as stream:
+            stream.write(b"no image")
+    dataset = read_folder(tmp_path)
+    assert len(dataset.query) == 2
+    assert len(dataset.fingerprint("query")) == 64
+    with pytest.raises(DataError) as caught:
+        dataset.check()
+    text = str(caught.value)
+    assert text.encode().isascii()  # UTF-8 can write it, and no terminal obeys it
+    assert "\\x1b[31m_c2.jpg" in text
+    assert "\\udcff_c1.jpg" in text
+    assert ReIDDataset("a\x1b\udcff", notes=["b\n"]).summary()["name"] == "a\\x1b\\udcff"
 
 
 def test_training_cameras_are_independent_of_the_tests(tmp_path):
@@ -180,7 +135,7 @@ def test_a_split_may_be_absent(tmp_path):
     [
         (["training/1/a.jpg"], "none of the folders train, query, gallery"),
         (["query/a.jpg"], r"directly in .*query .a\.jpg.*<identity>/<image>"),
-        (["query/1/a.gif"], "1 holds no image"),
+        (["query/1/a.txt"], "1 holds no image"),
         (["query/.keep"], "query is empty"),
         (["query/1/a_c1.jpg", "gallery/1/b.jpg"], r"1 of 2 image names carry no camera.*b\.jpg"),
         (["query/0/a.jpg"], r"a\.jpg.*distractor"),

@@ -3,20 +3,32 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
-from reidguard.data import ImageCache, decode_image, images, iterate_images
+from reidguard.data import (
+    ImageCache,
+    ReIDDataset,
+    decode_image,
+    decoding,
+    images,
+    iterate_images,
+)
+from reidguard.data.decoding import open_rgb
 from reidguard.errors import DataError, InputError, ReIDGuardError
 from reidguard.types import ReIDSample
 
@@ -100,22 +112,254 @@ def test_a_bad_file_is_named(tmp_path, damage, suffix):
         list(iterate_images([ReIDSample(path, 1, 0)]))
 
 
-def test_every_truncation_of_a_file_is_refused_or_harmless(tmp_path):
-    for suffix in ("png", "jpg"):
-        whole = save_noise(tmp_path / f"whole.{suffix}", (16, 16)).read_bytes()
-        expected = decode_image(tmp_path / f"whole.{suffix}", (16, 16))
-        cut = tmp_path / f"cut.{suffix}"
-        refused = 0
-        for length in range(0, len(whole), 7):
-            cut.write_bytes(whole[:length])
+# Formats, orientation, depth and damage
+
+# What Pillow writes, and how far lossy formats may be from the image.
+FORMATS = {
+    "avif": ({"quality": 100, "subsampling": "4:4:4"}, 8),
+    "bmp": ({}, 0),
+    "gif": ({}, 0),
+    "jp2": ({}, 0),
+    "jpg": ({"quality": 100, "subsampling": 0}, 8),
+    "png": ({}, 0),
+    "ppm": ({}, 0),
+    "tif": ({}, 0),
+    "TIFF": ({"compression": "tiff_lzw"}, 0),
+    "WebP": ({"lossless": True}, 0),
+}
+
+
+def blocks(size: tuple[int, int] = (16, 24)) -> Image.Image:
+    """Return an image of few colours, which a GIF keeps, and without symmetry."""
+    cells = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
+    return Image.fromarray(np.kron(cells, np.ones((8, 8, 1))).astype(np.uint8))
+
+
+def written(path: Path, image: Image.Image, **options: Any) -> Path:
+    if path.suffix.lower() not in decoding.IMAGE_SUFFIXES:
+        pytest.skip(f"this Pillow was built without {path.suffix}")
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_is_read(tmp_path, suffix):
+    options, tolerance = FORMATS[suffix]
+    path = written(tmp_path / f"a.{suffix}", blocks(), **options)
+    pixels = decode_image(path, (24, 16)).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pixels - np.asarray(blocks())).max() <= tolerance
+
+
+# How a viewer turns a stored image of each EXIF orientation, in terms of rows and columns.
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jpg", "png", "tif", "TIFF", "WebP"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    options, tolerance = FORMATS[suffix]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = written(tmp_path / f"a.{suffix}", blocks(), exif=exif, **options)
+    expected = TURNS[orientation](np.asarray(blocks())).astype(int)
+    pixels = decode_image(path, expected.shape[:2]).permute(1, 2, 0).numpy()
+    assert np.abs(pixels - expected).max() <= tolerance
+
+
+def test_exif_that_says_nothing_leaves_the_image_as_it_is(tmp_path):
+    for exif in (b"Exif\x00\x00garbage", b"", b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x05"):
+        path = written(tmp_path / "a.jpg", blocks(), exif=exif, **FORMATS["jpg"][0])
+        assert decode_image(path, (24, 16)).shape == (3, 24, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    path = written(tmp_path / "a.png", blocks(), exif=exif)
+    assert np.array_equal(np.asarray(open_rgb(path)), np.asarray(blocks()))
+
+
+def png(bits: int, colour: int, channels: int, *, ancillary: bytes = b"") -> bytes:
+    """Write a PNG of zeros of any depth by hand; Pillow writes none of 48 bits."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 8, 4, bits, colour, 0, 0, 0)
+    rows = bytes(4 * (1 + bits * channels))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + ancillary
+        + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+def tiff(bits: int) -> bytes:
+    """Write a TIFF of 2 × 2 RGB zeros by hand."""
+    depths = 8 + 2 + 12 * 9 + 4
+    tags = [
+        *((256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, depths), (259, 3, 1, 1), (262, 3, 1, 2)),
+        *((273, 4, 1, depths + 6), (277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, 12 * bits // 8)),
+    ]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II\x2a\x00" + struct.pack("<IH", 8, 9) + entries + bytes(4)
+    return head + struct.pack("<HHH", bits, bits, bits) + bytes(12 * bits // 8)
+
+
+def changed(suffix: str, tmp_path: Path) -> bytes:
+    """Return an AVIF or JPEG 2000 file whose header states 10 and 12 bits."""
+    path = written(tmp_path / f"whole.{suffix}", blocks(), **FORMATS[suffix][0])
+    data = bytearray(path.read_bytes())
+    if suffix == "avif":
+        data[data.index(b"av1C\x81") + 6] |= 0x40
+        depths = data.index(b"pixi") + 9
+        data[depths : depths + 3] = b"\x0a\x0a\x0a"
+    else:
+        data[data.index(b"\xff\x4f\xff\x51") + 42] = 11
+    return bytes(data)
+
+
+DEEP = {
+    "48-bit.png": lambda _: png(16, 2, 3),
+    "64-bit.png": lambda _: png(16, 6, 4),
+    "grey-16.png": lambda _: png(16, 0, 1),
+    "grey-alpha-16.png": lambda _: png(16, 4, 2),
+    "48-bit.tif": lambda _: tiff(16),
+    "48-bit.ppm": lambda _: b"P6 2 2 65535\n" + bytes(24),
+    "grey-16.pgm": lambda _: b"P5 2 2 65535\n" + bytes(8),
+    "10-bit.avif": lambda folder: changed("avif", folder),
+    "12-bit.jp2": lambda folder: changed("jp2", folder),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_per_channel_are_refused_and_never_cut(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(DEEP[name](tmp_path))
+    with pytest.raises(DataError, match=rf"{name} has more than 8 bits per channel.*convert it"):
+        decode_image(path)
+
+
+def test_images_of_at_most_8_bits_per_channel_pass_the_same_checks(tmp_path):
+    files = {
+        **{
+            f"{b}-{c}.png": png(b, c, n) for b, c, n in ((8, 2, 3), (8, 6, 4), (2, 0, 1), (8, 4, 2))
+        },
+        "a.tif": tiff(8),
+        "a.ppm": b"P6 2 2 15\n" + bytes(12),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        assert not decode_image(tmp_path / name).any()
+    (tmp_path / "white.ppm").write_bytes(b"P6 2 2 15\n" + bytes([15] * 12))
+    assert decode_image(tmp_path / "white.ppm").eq(255).all()
+
+
+def test_colours_of_each_mode_follow_their_formula(tmp_path):
+    rng = np.random.default_rng(0)
+    inks = rng.integers(0, 256, (5, 4, 4), dtype=np.uint8)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "cmyk.tif")
+    rgb = np.rint((255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255)
+    assert np.abs(np.asarray(open_rgb(tmp_path / "cmyk.tif")) - rgb).max() <= 1
+    palette, index = rng.integers(0, 256, (256, 3)), rng.integers(0, 256, (5, 4), dtype=np.uint8)
+    indexed = Image.fromarray(index)
+    indexed.putpalette(palette.astype(np.uint8).tobytes())
+    indexed.save(tmp_path / "palette.png", transparency=3)
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "palette.png")), palette[index])
+    rgba = rng.integers(0, 256, (5, 4, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "alpha.png")), rgba[..., :3])
+    bits = rng.integers(0, 2, (5, 4)).astype(bool)
+    Image.fromarray(bits).save(tmp_path / "bits.png")
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "bits.png"))[..., 0], 255 * bits)
+
+
+@pytest.fixture(params=[False, True], ids=["", "LOAD_TRUNCATED_IMAGES"])
+def truncated_allowed(request, monkeypatch):
+    """The global by which a program lets Pillow fill damaged images with black."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", request.param)
+    yield
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is request.param
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.usefixtures("truncated_allowed")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_every_truncation_of_a_file_is_refused_or_harmless(tmp_path, suffix):
+    path = written(tmp_path / f"whole.{suffix}", blocks(), **FORMATS[suffix][0])
+    whole, expected = path.read_bytes(), open_rgb(path).tobytes()
+    cut = tmp_path / f"cut.{suffix}"
+    for length in [*range(0, len(whole), 1 + len(whole) // 100), len(whole) - 2, len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        try:
+            pixels = open_rgb(cut).tobytes()
+        except DataError:
+            continue
+        assert pixels == expected  # only the end marker is gone
+        assert len(whole) - length < 4
+
+
+@pytest.mark.usefixtures("truncated_allowed")
+def test_a_changed_byte_of_a_png_is_refused(tmp_path):
+    whole = written(tmp_path / "whole.png", blocks()).read_bytes()
+    path = tmp_path / "changed.png"
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"changed\.png"):
+            open_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_what_is_damaged_does_not_depend_on_pillows_global(tmp_path, suffix, monkeypatch):
+    path = written(tmp_path / f"a.{suffix}", blocks(), **FORMATS[suffix][0])
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(data))
+        results = []
+        for allowed in (False, True):
+            monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
             try:
-                pixels = decode_image(cut, (16, 16))
-            except DataError:
-                refused += 1
-            else:  # only the end marker is gone
-                assert torch.equal(pixels, expected)
-                assert len(whole) - length < 40
-        assert refused > 0.9 * len(whole) / 7
+                results.append(open_rgb(path).tobytes())
+            except DataError as error:
+                results.append(str(error))
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path, kind):
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    dataset = ReIDDataset("mine", [ReIDSample(path, 1, 0)])
+    for read in (lambda: decode_image(path), dataset.check, lambda: dataset.fingerprint("train")):
+        with pytest.raises(DataError, match=r"x\.png is a pipe or a device"):
+            read()
+
+
+def test_a_limit_of_pillow_is_one_clear_error(tmp_path, monkeypatch):
+    path = save_noise(tmp_path / "a.png")
+    for limit in (1000, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        if limit is None:
+            assert decode_image(path).shape == (3, 256, 128)
+            bomb(path)
+        with pytest.raises(DataError, match=r"a\.png.*crop or shrink it"):
+            decode_image(path)
 
 
 @pytest.mark.parametrize("image_size", [(0, 5), (5,), (5, 5, 3), (-1, 4)])
@@ -142,8 +386,8 @@ def test_the_cache_gives_what_decoding_gives_in_any_order(samples, memory_limit)
 
 def test_each_image_is_decoded_once_and_only_when_asked_for(samples, monkeypatch):
     opened = []
-    original = images._open_rgb
-    monkeypatch.setattr(images, "_open_rgb", lambda path: opened.append(path) or original(path))
+    original = images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: opened.append(path) or original(path))
     cache = ImageCache(samples, (8, 8))
     assert not opened
     cache.batch([2, 2, 4])
@@ -246,8 +490,8 @@ def test_streaming_gives_every_image_once_in_order(samples, batch_size):
 
 def test_streaming_reads_one_batch_ahead_and_no_further(samples, monkeypatch):
     opened = []
-    original = images._open_rgb
-    monkeypatch.setattr(images, "_open_rgb", lambda path: opened.append(path) or original(path))
+    original = images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: opened.append(path) or original(path))
     stream = iterate_images(samples, (8, 8), 2)
     assert not opened
     next(stream)

@@ -50,8 +50,8 @@ def test_an_epoch_can_begin_anywhere(studio, augment):
 
 def test_skipped_batches_are_not_read(studio, monkeypatch):
     opened = []
-    original = images._open_rgb
-    monkeypatch.setattr(images, "_open_rgb", lambda path: opened.append(path) or original(path))
+    original = images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: opened.append(path) or original(path))
     loader = make(studio)
     (last,) = loader.epoch(0, start=len(loader) - 1)
     assert {studio.train[i].path for i in last.indices.tolist()} == set(opened)

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from reidguard.data import decode_image, load_dataset
+from reidguard.data import ReIDDataset, decode_image, load_dataset
+from reidguard.data.readers.csv_file import read_csv
 from reidguard.data.readers.market1501 import read_market1501
 from reidguard.errors import DataError
-from reidguard.types import ReIDSample
+from reidguard.evaluation import evaluate
+from reidguard.models import wrap_model
+from reidguard.types import InputSpec, ReIDSample
 
 FILES = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0007_c3s2_000001_00.png"],
@@ -140,6 +144,36 @@ def test_the_real_set_has_its_official_counts(market):
 def test_real_images_decode(market):
     for sample in random.Random(0).sample(market.gallery, 20):
         assert decode_image(sample.path).shape == (3, 256, 128)
+
+
+def test_a_table_of_float_ids_gives_the_map_of_whole_numbers(market, tmp_path):
+    rng = random.Random(0)
+    pids = set(rng.sample(sorted(market.train_labels.keys() ^ {s.pid for s in market.query}), 60))
+    query = [s for s in market.query if s.pid in pids][:40]
+    gallery = [s for s in market.gallery if s.pid in pids or s.pid == 0][::12]
+    junk = sorted((market.root / "bounding_box_test").glob("-1_*.jpg"))[::40]
+    samples = [*query, *gallery, *(ReIDSample(p, -1, int(p.name[4])) for p in junk)]
+
+    model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(16, 8)))
+    results = []
+    for convert in (str, lambda number: str(float(number))):
+        table = tmp_path / "market.csv"
+        table.write_text(
+            "path,pid,camid,split\n"
+            + "".join(
+                f"{s.path},{convert(s.pid)},{convert(s.camid)},"
+                f"{'query' if s in query else 'gallery'}\n"
+                for s in samples
+            )
+        )
+        dataset = read_csv(table)
+        assert dataset.junk == len(junk)
+        results.append(evaluate(model, dataset).clean.mAP)
+    assert results[0] == results[1]
+    # Junk as an identity of its own, as a table of floats was once read, changes the figures.
+    strangers = [ReIDSample(s.path, 9999, s.camid) for s in samples if s.pid == -1]
+    wrong = ReIDDataset("wrong", query=query, gallery=[*gallery, *strangers])
+    assert evaluate(model, wrong).clean.mAP < results[0]
 
 
 @pytest.mark.slow

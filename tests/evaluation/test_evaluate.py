@@ -729,6 +729,25 @@ def test_a_save_killed_in_its_first_write_can_be_repeated(people, tmp_path):
     assert names == {"adversarial.json", *(f"{name}.png" for name in people.query_names)}
 
 
+def test_names_with_dots_are_saved_inside_the_folder(people, tmp_path):
+    source = people.query[0].path.read_bytes()
+    query = []
+    for pid, place in enumerate(("x", "lists/../y"), 1):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        path = tmp_path / "lists" / ".." / place / "1.png"
+        path.parent.resolve().mkdir()
+        path.resolve().write_bytes(source)
+        query.append(ReIDSample(path, pid, 0))
+    dataset = ReIDDataset("mine", query=query)
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    folder = save_adversarial(noise_attack(), dataset, tmp_path / "out", image_size=SIZE)
+    written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")} - {
+        p.relative_to(tmp_path).as_posix() for p in before
+    }
+    assert written == {"out/x/1.png", "out/y/1.png"}
+    assert len(dataset.with_query(folder).query) == 2
+
+
 def test_folders_of_others_are_refused_and_left_alone(people, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match=r"notes\.txt.*empty folder"):

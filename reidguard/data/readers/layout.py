@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from reidguard.data.dataset import SPLITS, ReIDDataset
-from reidguard.data.images import list_images
+from reidguard.data.decoding import list_images
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, a_few
 from reidguard.types import ReIDSample

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from reidguard.data.dataset import ReIDDataset, register_dataset
-from reidguard.data.images import list_images
+from reidguard.data.decoding import list_images
 from reidguard.data.readers.layout import parse_folder
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.types import ReIDSample

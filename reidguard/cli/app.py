@@ -59,7 +59,7 @@ several processes, on one machine or more, that share each batch:
   torchrun --nproc-per-node 2 -m reidguard attack ...
 
 exit codes: 0 done, 1 the run failed, 2 the call, its files or its data need a correction,
-130 interrupted (the same command resumes)
+3 a metric is below its --fail-below, 130 interrupted (the same command resumes)
 """
 
 
@@ -70,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0 if done, 1 for a failed run, 2 for something that the user can correct, 130 if
-        interrupted, 141 if the reader of the output went away.
+        0 if done, 1 for a failed run, 2 for something that the user can correct, 3 if a metric is
+        below its threshold (``--fail-below``), 130 if interrupted, 141 if the reader of the output
+        went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.stderr is None:  # closed: print() would write to standard output instead
@@ -85,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _short_warnings():
             options = parse(arguments)
-            if options is not None:
-                _run(options)
+            code = 0 if options is None else _run(options)
             sys.stdout.flush()
-            return 0
+            return code
     except BrokenPipeError:
         _drop_output()
         return 141
@@ -164,17 +164,16 @@ def parse(argv: Sequence[str]) -> Options | None:
     return options
 
 
-def _run(options: Options) -> None:
+def _run(options: Options) -> int:
     if environment_number("WORLD_SIZE", 1) == 1:
-        options.run(options)
-        return
+        return options.run(options) or 0
     if options.command not in DISTRIBUTED:
         raise InputError(f"{options.command} works in one process: call it without torchrun")
     from reidguard.cli.session import use_device
     from reidguard.distributed import join
 
     with join(use_device(options.device)):
-        options.run(options)
+        return options.run(options) or 0
 
 
 def _versions() -> str:

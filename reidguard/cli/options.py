@@ -114,13 +114,13 @@ class Options(SimpleNamespace):
         command: The command's name.
         argv: The command line without the program's name, for messages and manifests.
         explicit: Names of the options that the command line or the file set.
-        run: Runs the command.
+        run: Runs the command; returns its exit code, None for 0.
     """
 
     command: str
     argv: list[str]
     explicit: frozenset[str]
-    run: "Callable[[Options], None]"
+    run: "Callable[[Options], int | None]"
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an option's value, or the default where the command has no such option."""
@@ -156,7 +156,7 @@ MACHINE = "output and machine"  # title of the last section of every help
 
 def command(
     name: str,
-    run: Callable[[Options], None],
+    run: Callable[[Options], int | None],
     sections: Mapping[str, tuple[type, ...]],
     *,
     examples: str,

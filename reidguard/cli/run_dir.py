@@ -113,6 +113,10 @@ class RunFolder:
             temporary.write_text(f"{text}\n{self._command}", "utf-8")
         self.mark("finished")
 
+    def content(self, name: str = "result") -> dict[str, Any]:
+        """Read the result of a finished run as JSON values."""
+        return read_record(self / f"{name}.json", dict[str, Any])
+
     def print(self, name: str = "result") -> None:
         """Print the result, without the command that the file ends with."""
         text = read_file(self / f"{name}.md").decode("utf-8", "replace")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from reidguard.attacks import Attack, InstanceAttack
+from reidguard.cli.gate import judge
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
@@ -279,24 +280,28 @@ class Session:
         settings: Mapping[str, Any],
         measure: Callable[[Display], tuple[Mapping[str, Any], str]],
         name: str = "result",
-    ) -> None:
-        """Print a result; with ``--out`` write it, or read it from a finished run.
+    ) -> int:
+        """Print a result and the verdict on it; with ``--out`` write or read them.
 
         Args:
             settings: What the result depends on.
             measure: Takes a display of progress and returns the result as JSON values and text.
             name: Of the files in the run folder.
+
+        Returns:
+            The exit code.
         """
         if self.options.out is None:
             with Display() as display:
-                _, text = measure(display)
+                content, text = measure(display)
             print(text)
-            return
+            return judge(self.options, content, None)
         with open_run(self.options, settings, (f"{name}.json", f"{name}.md")) as run:
             if not run.finished:
                 run.finish(*measure(run.display), name)
             run.print(name)
             print(f"run: {run.path}")
+        return judge(self.options, run.content(name), run.path)
 
 
 def _data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """``reidguard audit``."""
 
 import json
+import shutil
 
 import pytest
 
@@ -19,6 +20,19 @@ def audited(victim, trained, tmp_path_factory):
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
     assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(out)]) == 0
     return out
+
+
+def test_a_gate_on_a_finished_audit(audited, victim, trained, tmp_path):
+    copy = shutil.copytree(audited, tmp_path / "copy")
+    surrogate = ["--surrogate", str(trained / "model.safetensors")]
+    call = ["audit", *victim, *QUICK, *surrogate, "--out", str(copy)]
+    assert main([*call, "--fail-below", "mAP=100"]) == 3
+    verdict = json.loads((copy / "verdict.json").read_text())
+    report = json.loads((copy / "audit.json").read_text())
+    assert verdict["warnings"] == report["warnings"]
+    values = [point["mAP"] for point in report["curve"] if 0 < point["eps"] <= 8 / 255]
+    values += [row[side] for row in report["transfer"] for side in ("white_box", "surrogate")]
+    assert verdict["metrics"][0]["measured"] == 100 * min(values)
 
 
 def test_the_report_equals_that_of_the_library(audited, trained, studio_root):

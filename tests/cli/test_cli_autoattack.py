@@ -1,6 +1,7 @@
 """``reidguard autoattack``."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -80,6 +81,17 @@ def test_a_finished_run_is_reused_and_can_still_save_images(
     assert {p.name: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
     data = load_dataset("virtual", studio_root)
     assert {p.stem for p in images.glob("*.png")} == set(data.query_names[::4])
+
+
+def test_a_gate_on_a_finished_run(finished, call, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    result = json.loads((copy / "result.json").read_text())
+    assert main([*call, "--out", str(copy), "--fail-below", "rank1=100"]) == 3
+    verdict = json.loads((copy / "verdict.json").read_text())
+    worst = min(result[name]["cmc"][0] for name in ("robust", "robust_8bit"))
+    assert verdict["metrics"][0]["measured"] == 100 * worst
+    assert verdict["warnings"] == result["warnings"]
+    assert "verdict: failed" in capsys.readouterr().out
 
 
 def test_a_report_shows_it(finished):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import reidguard as rg
+from reidguard.cli.gate import Gate, thresholds
 from reidguard.cli.options import MACHINE, Options, command
 from reidguard.cli.sections import Machine, Reading, Surrogate
 from reidguard.options import AuditOptions
@@ -22,16 +23,19 @@ EXAMPLES = """\
 It warns of gradients that are zero, not finite, random, or that do not predict the loss; of a
 larger budget that hurts less; and of a perturbation made on another model that hurts more than one
 made on this model with equal steps. A lack of warnings proves nothing. Warnings are results: the
-exit code is 0.
+exit code is 0, unless there is --fail-below. Its thresholds are compared with the lowest mAP and
+rank-1 that were measured at radii up to --eps, and a warning fails, too: the exit code is 3.
 
-Without --out it only prints; else the folder gets manifest.json, audit.json and audit.md.
+Without --out it only prints; else the folder gets manifest.json, audit.json and audit.md,
+and verdict.json with --fail-below.
 """
 
 
-def run(options: Options) -> None:
+def run(options: Options) -> int:
     """Audit and print; with ``--out`` also write."""
     from reidguard.cli.session import Session
 
+    thresholds(options)  # mistakes are found before anything slow
     session = Session.open(options)
     values = options.of(AuditOptions)
 
@@ -48,7 +52,8 @@ def run(options: Options) -> None:
         return report.to_dict(), report.to_markdown()
 
     own = settings(AuditOptions, values)
-    session.report(session.settings("train", "query", "gallery", **own), measure, "audit")
+    run_settings = session.settings("train", "query", "gallery", **own)
+    return session.report(run_settings, measure, "audit")
 
 
 app = command(
@@ -56,7 +61,7 @@ app = command(
     run,
     {
         "data and model": (Surrogate,),
-        "audit": (AuditOptions,),
+        "audit": (AuditOptions, Gate),
         "evaluation": (Reading,),
         MACHINE: (Machine,),
     },

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, TypedDict
 
 import reidguard as rg
+from reidguard.cli.gate import Gate, judge, thresholds
 from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, Reading, Surrogate
 from reidguard.options import AutoAttackOptions
@@ -29,6 +30,9 @@ ground-truth identity of each query. A query is broken where no match is among t
 average precision is below 0.1. Robust mAP is the mean over queries of the lowest average precision
 under any member; robust rank-k the fraction of queries with a match among the first k under all.
 
+--fail-below mAP=20 ends with exit code 3 if the lower of robust mAP for float and for 8-bit images
+is below 20 %, or if the audit or the suite warns; the folder then gets verdict.json.
+
 The run folder gets manifest.json, state/ (from which the same command resumes after an
 interruption), result.json and result.md.
 """
@@ -51,11 +55,12 @@ class Images(TypedDict, total=False):
     save_images: Annotated[Path, Flag("folder for the worst 8-bit image of each query, as PNG")]
 
 
-def run(options: Options) -> None:
+def run(options: Options) -> int:
     """Run the suite and write the result."""
     from reidguard.cli.run_dir import open_run
     from reidguard.cli.session import Session
 
+    thresholds(options)  # mistakes are found before anything slow
     universal = None if options.universal is None else rg.load_attack(options.universal)
     session = Session.open(options)
     suite = rg.RetrievalAutoAttack(
@@ -88,6 +93,7 @@ def run(options: Options) -> None:
         if options.save_images is not None:
             print(f"images: {options.save_images}")
         print(f"run: {folder.path}")
+    return judge(options, folder.content(), folder.path)
 
 
 app = command(
@@ -95,7 +101,7 @@ app = command(
     run,
     {
         "data and model": (Surrogate,),
-        "suite": (Suite, AutoAttackOptions),
+        "suite": (Suite, AutoAttackOptions, Gate),
         "evaluation": (Reading, Images),
         MACHINE: (Machine,),
     },

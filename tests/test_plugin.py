@@ -1,12 +1,13 @@
-"""The source distribution, the wheel and the example plugin, in a fresh virtual environment.
+"""The source distribution, the wheel and the example plugins, in a fresh virtual environment.
 
-Nothing is fetched: both are installed without their dependencies, which the environment then finds
+Nothing is fetched: they are installed without their dependencies, which the environment then finds
 where this one has them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,10 +104,14 @@ def test_wheel_and_plugin_in_a_fresh_environment(tmp_path: Path) -> None:
     before = run(scripts / "reidguard", "list", cwd=tmp_path)
     assert "example_" not in before
 
-    plugin = copied(ROOT / "examples" / "plugin", tmp_path / "plugin-source")
-    run(*pip, *into, "--no-build-isolation", plugin, cwd=tmp_path)
+    plugins = copied(ROOT / "examples" / "plugins", tmp_path / "plugins-source")
+    packages = sorted(path.parent for path in plugins.glob("*/pyproject.toml"))
+    assert len(packages) == 8
+    run(*pip, *into, "--no-build-isolation", *packages, cwd=tmp_path)
     after = run(scripts / "reidguard", "list", cwd=tmp_path)
-    for name in ("example_cnn", "example_tint", "example_flat"):
+    names = re.findall(r"^\| .*? \| .*? \| `(\w+)` \|", (plugins / "README.md").read_text(), re.M)
+    assert len(names) == 8
+    for name in names:
         assert f"  {name} " in after
     assert set(before.split()) < set(after.split())
 
@@ -115,6 +120,10 @@ def test_wheel_and_plugin_in_a_fresh_environment(tmp_path: Path) -> None:
     assert 0 < attacked <= 1
     assert 0 < clean <= 1
     assert 0 < linf < 8.001
-    suite = shutil.copytree(ROOT / "examples" / "plugin" / "tests", tmp_path / "suite")
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    for test in plugins.glob("*/test_*.py"):
+        shutil.copy(test, suite)
+    shutil.copy(plugins / "conftest.py", suite)
     output = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, cwd=tmp_path)
     assert " passed" in output

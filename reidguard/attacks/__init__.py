@@ -5,7 +5,7 @@ from pkgutil import iter_modules
 
 from reidguard.attacks import universal as _universal
 from reidguard.attacks.base import ATTACKS, Attack, create_attack, load_attack, register_attack
-from reidguard.attacks.instance.base import Guides, InstanceAttack
+from reidguard.attacks.instance.base import Guides, InstanceAttack, Target
 from reidguard.attacks.instance.metric import FNA, MetricFGSM, MetricIFGSM, MetricMIFGSM
 from reidguard.attacks.instance.pgd import GradientAttack
 from reidguard.attacks.instance.self_metric import ODFA, SMA
@@ -39,6 +39,7 @@ __all__ = [
     "MetricMIFGSM",
     "MisRank",
     "SquareAttack",
+    "Target",
     "UAPRetrieval",
     "UniversalAttack",
     "create_attack",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from reidguard.attacks import Attack, InstanceAttack
+from reidguard.attacks import Attack, InstanceAttack, LearnedAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
@@ -97,8 +97,8 @@ def evaluate_grid(
     What an attack was learnt on is read from its ``provenance``: the network of the model with
     those weights and that InputSpec, the dataset with those training images. An instance attack's
     source is the model that it is bound to; one that is not bound is bound to the model of each
-    cell, with the gallery as guides where it needs them, and all its cells are "source". Otherwise
-    pass ``sources``.
+    cell, with the gallery as guides where it needs them. All its cells are "source", and so are
+    those of an attack that neither learns nor uses a model. Otherwise pass ``sources``.
 
     Gallery and clean queries are extracted once for each model and dataset.
 
@@ -231,7 +231,8 @@ def _source(
 ) -> tuple[str, str | None] | None:
     """Return the network and dataset that an attack was learnt on.
 
-    None for an unbound instance attack, whose source is the model of each cell.
+    None for an unbound instance attack, whose source is the model of each cell, and for an attack
+    that uses no model.
     """
     cure = f"pass sources={{{name!r}: (NETWORK, DATASET)}}; they may be outside the grid"
     if isinstance(attack, InstanceAttack):
@@ -245,6 +246,8 @@ def _source(
                     is_shared = len({id(m) for m in by_dataset.values()}) == 1
                     return network, None if is_shared else place
         raise InputError(f"attack {name!r} is bound to a model that is none of the grid's; {cure}")
+    if not isinstance(attack, LearnedAttack) and attack.provenance is None:
+        return None
     provenance = Provenance.of(attack, f"attack {name!r}")
     learnt_on, trained = provenance.model, provenance.meta_train
     if learnt_on is None or trained is None or trained.train is None:

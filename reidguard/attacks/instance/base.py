@@ -135,6 +135,11 @@ class Target:
     """Model, prototypes and labels that an attack is bound to.
 
     No module, so that nothing of it is registered or saved.
+
+    Args:
+        model: Gives ``features`` and has a ``metric``.
+        prototypes: Of the guides; None without guides.
+        pids: (N,) labels of the next call's images; None if they are not given.
     """
 
     model: Embedder

@@ -194,14 +194,15 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         )
         if options.surrogate is not None and not is_instance:
             raise InputError(f"{name} is already learnt, so it needs no --surrogate: leave it out")
-    elif is_instance:
+    elif not learns:
+        kind = "is an instance attack and learns" if is_instance else "learns"
         options.refuse(
             LEARNING,
-            f"{options.attack} is an instance attack and learns nothing: leave out {{flags}}; its "
-            "own options go into --set, such as --set steps=15 or --set seed=1",
+            f"{options.attack} {kind} nothing: leave out {{flags}}; its own options go into --set, "
+            "such as --set steps=15 or --set seed=1",
         )
-    elif not learns:
-        raise InputError(f"{name} is neither a learned nor an instance attack: call it in Python")
+        if options.surrogate is not None and not is_instance:
+            raise InputError(f"{name} uses no model, so it needs no --surrogate: leave it out")
     if not learns and environment_number("WORLD_SIZE", 1) > 1:
         raise InputError("nothing is learnt here, so one process is enough: call without torchrun")
     if options.with_labels and not (is_instance and attack.needs_guides):

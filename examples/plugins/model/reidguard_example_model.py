@@ -1,4 +1,4 @@
-"""A model on a backbone of its own."""
+"""A model family on a backbone of its own."""
 
 from __future__ import annotations
 

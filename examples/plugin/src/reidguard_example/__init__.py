@@ -1,1 +1,0 @@
-"""A model, an attack and a dataset that reidguard finds through entry points."""

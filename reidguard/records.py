@@ -238,7 +238,8 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"it is nested more than {MAX_DEPTH} levels deep"
     message, _, place = str(error).replace("`", "").partition(" - at ")
-    message = message[0].lower() + message[1:] if message else type(error).__name__
+    if message[1:2].islower():  # "JSON" stays
+        message = message[0].lower() + message[1:]
     message = message.replace("invalid enum value", "unknown value")
     field = place.removeprefix("$").removeprefix(".").replace("in $.", "of ").replace(" in $", "")
     return f"{field}: {message}" if field else message

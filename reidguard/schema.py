@@ -36,6 +36,7 @@ __all__ = [
     "Option",
     "as_number",
     "as_whole_number",
+    "check_instance",
     "checked",
     "documented",
     "options_of",
@@ -174,13 +175,29 @@ def checked(
     return cast(T, option.check(name, value))
 
 
+def check_instance(kind: type, name: str, value: object) -> None:
+    """Check the class of an argument.
+
+    Raises:
+        InputError: Naming the argument and both classes, if it is of another class.
+
+    Example:
+        >>> check_instance(dict, "models", 5)
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: models must be of class dict, not int
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be of class {kind.__name__}, not {type(value).__name__}")
+
+
 def options_of(group: Any) -> dict[str, Option]:
     """Return the options of a group by name, in the order of their definition.
 
     Example:
         >>> from reidguard.options import FitOptions
         >>> options_of(FitOptions)["steps"].values
-        'a whole number, at least 1'
+        'a whole number, at least 1 and at most 1,000,000,000'
     """
     annotations = {k: get_args(v) for k, v in inspect.get_annotations(group).items()}
     return {name: replace(option, type=kind) for name, (kind, option) in annotations.items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from msgspec import Meta
 
 from reidguard.attacks import Attack, InstanceAttack, load_attack
 from reidguard.cli.progress import note
@@ -16,6 +16,7 @@ from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation import FeatureStore
 from reidguard.models import load_model
+from reidguard.records import convert, to_path
 from reidguard.report import (
     Retrieval,
     Run,
@@ -44,6 +45,27 @@ class Subject(NamedTuple):
     retrieval: Retrieval
     attack: Attack
     normal: Retrieval | None = None  # of the model before it was hardened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Options in the manifest of ``attack`` and ``defend`` from which pictures are made again."""
+
+    data: str
+    model: str
+    model_set: dict[str, Any] = field(default_factory=dict)
+    attack: str | None = None
+    load: str | None = None
+    surrogate: str | None = None
+    image_size: tuple[int, int]
+    query_every: Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """The part of the demo's plan from which pictures are made again."""
+
+    size: tuple[int, int]
 
 
 class _OmittedError(Exception):
@@ -87,7 +109,7 @@ def pictures(
             parts.append(_people(subject, blur=is_real and real == "blur"))
     except _OmittedError as reason:
         parts.append(paragraph(f"Pictures of people are omitted: {reason}."))
-    except (ReIDGuardError, OSError, KeyError) as error:
+    except (ReIDGuardError, OSError) as error:
         note(f"{run.path}: no pictures of people: {error}")
         parts.append(paragraph("Pictures of people are omitted: the run's data is not available."))
     if len(learnt) > 1:
@@ -100,41 +122,40 @@ def _subjects(run: Run, device: torch.device, store: FeatureStore) -> Iterator[S
         return
     if run.command == "demo":
         attack = load_attack(run.path / "attack.safetensors").to(device)
-        height, width = run.manifest["settings"]["plan"]["size"]
+        plan = convert(run.manifest["settings"].get("plan"), DemoPlan, "the manifest's plan")
         for cell in run.result["cells"]:
             name = f"{cell['dataset']}-{cell['model'].lower()}.safetensors"
             model = load_model(run.path / "models" / name).to(device)
             people = load_dataset("virtual", run.path / "people" / cell["dataset"])
             title = f"{cell['setting']} ({cell['model']}, {cell['dataset']})"
-            yield Subject(title, Retrieval(model, people, store, (height, width)), attack)
+            yield Subject(title, Retrieval(model, people, store, plan.size), attack)
     elif run.command in ("attack", "defend") and (run.result.get("evaluation") or {}).get("attack"):
         yield _subject(run, device, store)
 
 
 def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
     """Rebuild what ``attack`` or ``defend`` evaluated."""
-    call: dict[str, Any] = run.manifest["options"]
-    dataset = load_dataset(call["data"])
-    query = dataset.query[:: call["query_every"]]
+    call = convert(run.manifest["options"], Call, "the manifest's options")
+    dataset = load_dataset(call.data)
+    query = dataset.query[:: call.query_every]
     dataset = ReIDDataset(dataset.name, dataset.train, query, dataset.gallery, root=dataset.root)
     is_defense = run.command == "defend"
     if is_defense:
         model = load_model(run.path / "model.safetensors")
-        if not Path(call["attack"] or "").is_file():
+        if call.attack is None or not to_path(call.attack).is_file():
             raise _OmittedError("the defense's attack is not in a file")
-        attack = load_attack(call["attack"])
+        attack = load_attack(call.attack)
     else:
-        model = model_from(call["model"], call["model_set"])
-        attack = load_attack(call["load"] or run.path / "attack.safetensors")
-    height, width = call["image_size"]
-    retrieval = Retrieval(model.to(device), dataset, store, (height, width))
+        model = model_from(call.model, call.model_set)
+        attack = load_attack(call.load or run.path / "attack.safetensors")
+    retrieval = Retrieval(model.to(device), dataset, store, call.image_size)
     normal = None
     if isinstance(attack, InstanceAttack):
-        if attack.needs_guides or call.get("surrogate"):
+        if attack.needs_guides or call.surrogate:
             raise _OmittedError("the attack cannot be repeated with the model alone")
         attack = attack.bind(model)
     elif is_defense:
-        hardened_from = model_from(call["model"], call["model_set"])
+        hardened_from = model_from(call.model, call.model_set)
         normal = replace(retrieval, model=hardened_from.to(device))
     return Subject(dataset.name, retrieval, attack.to(device), normal)
 

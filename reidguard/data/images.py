@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reidguard.data.decoding import open_rgb
 from reidguard.errors import DataError, InputError
+from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import ReIDSample
 
@@ -73,7 +74,7 @@ def decode_image(path: Path | str, image_size: tuple[int, int] = (256, 128)) -> 
         tensor([255.,   0.,   0.])
     """
     out = np.empty((3, *_check_size(image_size)), np.uint8)
-    _decode_into(Path(path), out)
+    _decode_into(to_path(path), out)
     return torch.from_numpy(out)
 
 

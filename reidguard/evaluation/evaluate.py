@@ -22,7 +22,7 @@ from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.options import EvaluateOptions
-from reidguard.schema import documented, resolve
+from reidguard.schema import check_instance, documented, resolve
 from reidguard.types import ReIDSample
 
 __all__ = ["evaluate"]
@@ -91,6 +91,7 @@ def evaluate(
     values = resolve(EvaluateOptions, options)
     query_every, with_labels, side = (values[n] for n in ("query_every", "with_labels", "side"))
     _check(attack, with_labels, side)
+    check_instance(ReIDDataset, "dataset", dataset)
     replaced = attack is None and dataset.original is not None
     clean_dataset = dataset.original if replaced and dataset.original is not None else dataset
     retrieval = Retrieval(model, clean_dataset, protocol, store, values["batch_size"])
@@ -154,6 +155,8 @@ def _run(passes: dict[str, SplitPass], progress: CountCallback | None) -> dict[s
 
 
 def _check(attack: Attack | None, with_labels: bool, side: str) -> None:
+    if attack is not None:
+        check_instance(Attack, "attack", attack)
     if side != "query" and attack is None:
         raise InputError("side is what an attack perturbs: give an attack, or leave side out")
     if with_labels and not isinstance(attack, InstanceAttack):

@@ -26,7 +26,7 @@ from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.options import MeasureOptions
 from reidguard.records import convert, find_record, to_path
-from reidguard.schema import documented, resolve
+from reidguard.schema import check_instance, documented, resolve
 from reidguard.storage import fingerprint, write_json
 
 __all__ = ["evaluate_grid"]
@@ -141,6 +141,9 @@ def evaluate_grid(
     values = resolve(MeasureOptions, options)
     batch_size, query_every = values["batch_size"], values["query_every"]
     sources = {} if sources is None else dict(sources)
+    for kind, named in ((Attack, attacks), (ReIDDataset, datasets)):
+        for name, value in named.items():
+            check_instance(kind, name, value)
     if not (attacks and models and datasets):
         raise InputError("a grid needs at least one attack, one model and one dataset")
     if unknown := [name for name in sources if name not in attacks]:

@@ -26,6 +26,7 @@ from reidguard.metrics import RankingResult, rank
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.schema import check_instance
 from reidguard.types import ReIDSample
 
 __all__ = ["Retrieval"]
@@ -57,6 +58,8 @@ class Retrieval:
         batch_size: int = 64,
         progress: CountCallback | None = None,
     ) -> None:
+        check_instance(ReIDModel, "model", model)
+        check_instance(ReIDDataset, "dataset", dataset)
         if not dataset.query or not dataset.gallery:
             raise InputError(
                 f"{dataset.name} has no query or no gallery images; nothing can be ranked"

@@ -15,7 +15,7 @@ from reidguard.errors import InputError
 from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
-from reidguard.schema import MAX_SIDE, checked
+from reidguard.schema import MAX_SIDE, check_instance, checked
 from reidguard.types import TOLERANCE, check_images
 
 __all__ = ["VerifyReport", "verify"]
@@ -89,12 +89,14 @@ def verify(
     """
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
+    check_instance(Attack, "attack", attack)
     if isinstance(images, ReIDDataset):
         samples = images.split(split)
         total = len(samples)
         batches: Iterator[Tensor] = (b for _, b in iterate_images(samples, image_size, batch_size))
         device = attack_device(attack)
     else:
+        check_instance(Tensor, "images", images)
         check_images(to_float(images[:0]) if images.dtype == torch.uint8 else images)
         total = len(images)
         batches = iter(torch.split(images, batch_size))

@@ -156,7 +156,7 @@ def _loss_chart(run: Run) -> Iterator[str]:
 def _audit(result: Mapping[str, Any]) -> Iterator[str]:
     findings = result["findings"]
     rows = [
-        [TITLES[f["name"]], f["measured"], f["limit"] or None, VERDICTS[f["level"]]]
+        [TITLES.get(f["name"], f["name"]), f["measured"], f["limit"] or None, VERDICTS[f["level"]]]
         for f in findings
     ]
     yield table(["check", "measured", "warns", "verdict"], [rows], "Audit checks", text=4)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reidguard.errors import CheckpointError, InputError
+from reidguard.errors import InputError
+from reidguard.records import convert, read_file, read_record, to_path
+from reidguard.report.records import AuditRecord, Manifest, ResultRecord, SuiteRecord
+from reidguard.training.metrics import read_metrics
 
 __all__ = ["Run", "read_run"]
+
+CURE = "repeat the run"
+# Types of a result, by a field that only results of that type have; all have the first one.
+RECORDS: dict[str | None, type] = {
+    None: ResultRecord,
+    "findings": AuditRecord,
+    "robust": SuiteRecord,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,7 @@ class Run:
         """Command that wrote the folder: "attack", "demo", …; "grid" for a grid's folder."""
         if not self.manifest:
             return "grid"
-        return str(self.manifest["settings"].get("command", "run")).split()[0]
+        return str(self.manifest["settings"].get("command", "run")).partition(" ")[0]
 
     @property
     def shell_command(self) -> str:
@@ -86,36 +96,37 @@ def read_run(path: Path | str) -> Run:
         InputError: If it is not a run folder.
         CheckpointError: If its files are damaged.
     """
-    path = Path(path)
-    manifest = _read_json(path / "manifest.json")
+    path = to_path(path)
+    manifest = _read(path / "manifest.json")
     names = ("grid.json",) if manifest is None else ("result.json", "audit.json", "grid.json")
-    result = next((r for name in names if (r := _read_json(path / name)) is not None), None)
+    result = next((r for name in names if (r := _read(path / name)) is not None), None)
     if result is not None:  # its cells may lie beside it
-        result = {**(_read_json(path / "grid.json") or {}), **result}
+        result = {**(_read(path / "grid.json") or {}), **result}
     if manifest is None and result is None:
         raise InputError(
             f"{path} is not a run folder: it holds neither manifest.json nor grid.json; give the "
             "folder that a command wrote with --out"
         )
-    if manifest is not None and not isinstance(manifest.get("settings"), dict):
-        raise CheckpointError(f"{path / 'manifest.json'} is damaged or of another program")
-    metrics: list[dict[str, float]] = []
-    with suppress(OSError, ValueError):  # none, or the last line of a running one is cut short
-        for line in (path / "metrics.jsonl").read_text("utf-8").splitlines():
-            metrics.append(json.loads(line))
-    text = ""
-    with suppress(OSError, UnicodeDecodeError):
-        text = (path / "result.md").read_text("utf-8")
-    return Run(path, path.resolve().name, manifest or {}, result, tuple(metrics), text)
+    if manifest is not None:
+        convert(manifest, Manifest, path / "manifest.json", cure=CURE)
+    for name, kind in RECORDS.items():
+        if result is not None and (name is None or name in result):
+            convert(result, kind, f"the result in {path}", cure=CURE)
+    text = b""
+    if (path / "result.md").exists():
+        text = read_file(path / "result.md")
+    return Run(
+        path,
+        path.resolve().name,
+        manifest or {},
+        result,
+        tuple(read_metrics(path / "metrics.jsonl")),
+        text.decode("utf-8", "replace"),
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); repeat the run") from error
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_record(path, dict[str, Any], cure=CURE) if path.exists() else None
 
 
 def _plain(value: Any) -> str:

@@ -104,7 +104,7 @@ def _both(metrics: Mapping[str, Any]) -> str:
 
 
 def _audited(result: Mapping[str, Any]) -> str:
-    names = [TITLES[name] for name in result["warnings"]]
+    names = [TITLES.get(name, name) for name in result["warnings"]]
     failed = f"; checks not passed: {', '.join(names)}" if names else ""
     return f"Audit on {result['facts']['dataset']}: {audit_verdict(len(names))}{failed}."
 
@@ -119,7 +119,7 @@ def _worst_case(result: Mapping[str, Any]) -> str:
         f"{_both(result['clean'])}; {_number(robust['broken'])} of the queries are broken."
     )
     if result["warnings"]:
-        names = [TITLES[name] for name in result["warnings"]]
+        names = [TITLES.get(name, name) for name in result["warnings"]]
         text += f" Checks not passed: {', '.join(names)}."
     return text
 

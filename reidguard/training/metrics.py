@@ -19,6 +19,7 @@ from reidguard.types import Progress, ProgressCallback
 
 __all__ = ["MetricsFile", "TensorBoard"]
 
+MAX_LOG = 2**31  # bytes
 LEARNING = "learning"  # the phase whose steps are logged
 
 
@@ -27,6 +28,29 @@ class Step:
     """What is read again of a line of metrics.jsonl."""
 
     step: Count
+    loss: float | None = None
+    test_loss: float | None = None
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read metrics.jsonl as far as it is complete; nothing if it is missing.
+
+    Raises:
+        CheckpointError: If a line is damaged that is not the last one, which a killed run cuts.
+    """
+    if not path.exists():
+        return []
+    lines = read_file(path, limit=MAX_LOG).splitlines()
+    steps = []
+    for number, line in enumerate(lines, 1):
+        try:
+            step = parse_json(line, Step, f"line {number} of {path}", cure="repeat the run")
+        except CheckpointError:
+            if number < len(lines):
+                raise
+        else:
+            steps.append({k: v for k, v in vars(step).items() if v is not None})
+    return steps
 
 
 class _StepLog:
@@ -103,7 +127,7 @@ class MetricsFile(_StepLog):
     def _open(self, last: int) -> Any:
         lines = []
         with suppress(CheckpointError):  # no file, or a line cut short
-            for line in read_file(self.path, limit=2**33).splitlines():
+            for line in read_file(self.path, limit=MAX_LOG).splitlines():
                 if parse_json(line, Step, self.path).step > last:
                     break
                 lines.append(line)

@@ -141,7 +141,7 @@ def test_curves_join_only_what_differs_in_eps(tmp_path):
 
 def test_learning_curves(tmp_path):
     steps = [{"step": i, "loss": 3.0 - i, "test_loss": 2.0, "time": 1.0} for i in (1, 2, 3)]
-    folder = attack(tmp_path / "a", 8, 0.2, steps=[*steps, {"step": 4, "loss": float("nan")}])
+    folder = attack(tmp_path / "a", 8, 0.2, steps=[*steps, {"step": 4}])
     html = page_of(folder)
     assert "loss on the meta-train set: 2 at 1, 0 at 3" in html
     assert "loss on the meta-test set, after the inner step: 2 at 1, 2 at 3" in html
@@ -347,7 +347,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(InputError, match="at least one run"):
         report_page([])
     (tmp_path / "manifest.json").write_text('{"settings": 3}')
-    with pytest.raises(CheckpointError, match="another program"):
+    with pytest.raises(CheckpointError, match="settings: expected object, got int"):
         read_run(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):

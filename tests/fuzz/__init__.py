@@ -1,0 +1,1 @@
+"""Fuzz tests: every parser gets thousands of damaged files."""

@@ -18,7 +18,7 @@ from rich.box import Box
 from rich.console import Console
 
 from reidguard.cli.options import Options, read_config
-from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean
+from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean, printable
 from reidguard.files import FULL
 from reidguard.records import environment_number
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         if not expected and "--debug" not in arguments:
             message += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
-        print(f"reidguard: error: {message}", file=sys.stderr)
+        print(f"reidguard: error: {printable(message, keep=chr(10))}", file=sys.stderr)
         return 2 if expected and not isinstance(error, TrainingError) else 1
 
 
@@ -130,6 +130,13 @@ def parse(argv: Sequence[str]) -> Options | None:
     Raises:
         InputError: For everything that is unknown, missing, given twice or malformed.
     """
+    for argument in argv:
+        # The files of a run are UTF-8, and they hold the command.
+        if printable(argument, keep="\n\t") != argument:
+            raise InputError(
+                f"an argument contains control characters or bytes that are no UTF-8: {argument}; "
+                "rename the file, or give it through a symbolic link"
+            )
     app = App(
         "reidguard",
         help="Attack and harden person re-identification models.",

@@ -17,7 +17,7 @@ from reidguard.data.images import thread_pool
 from reidguard.errors import DataError, InputError, a_few, printable
 from reidguard.records import read_file, to_path
 from reidguard.registry import Registry
-from reidguard.schema import as_whole_number, checked
+from reidguard.schema import checked
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -77,25 +77,19 @@ class ReIDDataset:
         junk: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
-        for key, value in (("name", name), ("licence", licence)):
-            if not isinstance(value, str):
-                raise InputError(f"the {key} of a dataset must be text, not {value!r}")
         if isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
-            raise InputError(f"the notes of a dataset must be a list of texts, not {notes!r}")
-        number = as_whole_number(junk)
-        if number is None or number < 0:
-            raise InputError(f"the number of junk images must be 0 or more, not {junk!r}")
-        self.name = printable(name)
+            raise InputError(f"notes must be a list of strings, not {notes!r}")
+        self.name = printable(checked(str, "name", name))
         self.train = _samples("train", train)
         self.query = _samples("query", query)
         self.gallery = _samples("gallery", gallery)
         self.root = to_path(root) if root is not None else None
-        self.licence = licence
+        self.licence = checked(str, "licence", licence)
+        self.junk = checked(int, "junk", junk, low=0)
+        self.notes = tuple(map(printable, notes))
         self.query_folder: Path | None = None
         self.original: ReIDDataset | None = None
         self.query_every = 1
-        self.junk = number
-        self.notes = tuple(map(printable, notes))
         self._fingerprints: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:

@@ -93,6 +93,15 @@ def test_errors_on_the_command_line(argv, message):
         attack(*argv)
 
 
+@pytest.mark.parametrize("name", ["a\udcff.csv", "\x1b[31m.csv", "a\u202eb.csv"])
+def test_an_argument_that_no_file_could_hold_is_one_printable_line(name, capsys):
+    assert main(["data", f"csv:{name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isascii()
+    assert line.isprintable()
+    assert "symbolic link" in line
+
+
 def test_required_and_exclusive_options():
     with pytest.raises(InputError, match="--data"):
         parse(["attack", "--model", "ide"])

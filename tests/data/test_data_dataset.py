@@ -152,7 +152,7 @@ def test_a_dataset_of_other_types_is_refused_when_it_is_built(arguments):
 
 def test_a_dataset_takes_paths_as_text_and_any_iterable():
     rows = [("a.jpg", 7.0, 1), ("b.jpg", 3, 1)]
-    dataset = ReIDDataset("mine", (ReIDSample(*row) for row in rows), root="data", junk=2.0)
+    dataset = ReIDDataset("mine", (ReIDSample(*row) for row in rows), root="data", junk=2)
     assert dataset.train_labels == {3: 0, 7: 1}
     assert dataset.root == Path("data")
     assert dataset.summary()["junk"] == 2

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     assert np.abs(pixels - expected).max() <= tolerance
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_exif_that_says_nothing_leaves_the_image_as_it_is(tmp_path):
     for exif in (b"Exif\x00\x00garbage", b"", b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x05"):
         path = written(tmp_path / "a.jpg", blocks(), exif=exif, **FORMATS["jpg"][0])
@@ -333,6 +335,25 @@ def test_what_is_damaged_does_not_depend_on_pillows_global(tmp_path, suffix, mon
             except DataError as error:
                 results.append(str(error))
         assert results[0] == results[1]
+
+
+def test_threads_decode_the_same_while_the_global_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    whole = [written(tmp_path / f"{n}.{s}", blocks()) for n in range(8) for s in ("png", "tif")]
+    cut = [tmp_path / f"{n}.jpg" for n in range(16)]
+    for path in cut:
+        path.write_bytes(written(path, blocks()).read_bytes()[:-40])
+    expected = np.asarray(blocks())
+
+    def read(path: Path) -> bool:
+        ImageFile.LOAD_TRUNCATED_IMAGES = not ImageFile.LOAD_TRUNCATED_IMAGES
+        try:
+            return np.array_equal(np.asarray(open_rgb(path)), expected)
+        except DataError:
+            return path in cut
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, 4 * [*whole, *cut]))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])

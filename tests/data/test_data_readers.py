@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -440,6 +441,30 @@ def test_a_line_that_does_not_parse_is_named(tmp_path, case, name, line, message
     (root / name).write_text("\n")
     with pytest.raises(DataError, match=f"{re.escape(name)} is empty"):
         load_dataset(case, root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"0000/a\x00_1_01_x.jpg 0\n", r"line 1 is .*a\\x00"),
+        (b"0000/a\x1b[31m_1_01_x.jpg 0\n", r"line 1 is .*a\\x1b"),
+        (b"\xff\n", r"cannot read the list .*list_query.txt"),
+        (b"x" * 10**6, r"line 1 is 'x{200}\.\.\.'"),
+        (None, "list_query.txt is missing"),
+    ],
+    ids=["null", "escape", "bytes", "long", "pipe"],
+)
+def test_a_list_that_is_no_text_is_one_short_line(tmp_path, content, message):
+    root = plant(tmp_path, "MSMT17_V1", build_msmt)
+    (root / "list_query.txt").unlink()
+    if content is None:
+        os.mkfifo(root / "list_query.txt")
+    else:
+        (root / "list_query.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset("msmt17", root)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
 
 
 def test_an_image_that_a_list_names_twice_is_refused(tmp_path):

@@ -12,7 +12,8 @@ from pathlib import Path
 from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.decoding import list_images
 from reidguard.data.readers.statistics import Count, Published, build_dataset
-from reidguard.errors import DataError, a_few
+from reidguard.errors import DataError, a_few, printable
+from reidguard.records import read_file
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -166,19 +167,20 @@ def read_list(
             listed images are missing.
     """
     content = f"expected: {expected.images:,} lines like {example!r}"
+    if not path.is_file():
+        raise DataError(f"the list {path} is missing; {content}")
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"the list {path} is missing; {content}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, error=DataError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise DataError(f"cannot read the list {path}: {error}; {content}") from error
     samples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        if not line:
             continue
-        match = pattern.fullmatch(line.strip())
-        if match is None:
-            raise DataError(f"{path}, line {number} is {line!r}; {content}")
+        match = pattern.fullmatch(line)
+        if match is None or printable(line) != line:
+            shown = line if len(line) <= 200 else f"{line[:200]}..."
+            raise DataError(f"{path}, line {number} is {shown!r}; {content}")
         samples.append(
             ReIDSample(folder / match["path"], int(match["pid"]) + shift, int(match[camera]))
         )

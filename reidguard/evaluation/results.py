@@ -91,6 +91,7 @@ class DatasetRecord:
     """The dataset of an evaluation in a result file."""
 
     name: str
+    query_folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class EvaluationRecord:
     weights: str
 
     def __post_init__(self) -> None:
-        if len({part is None for part in (self.attack, self.attacked, self.attacked_8bit)}) > 1:
+        parts = [self.attack, self.attacked, self.attacked_8bit]
+        if self.dataset.query_folder is not None and self.attack is None:
+            parts.pop()  # the images of the folder
+        if len({part is None for part in parts}) > 1:
             raise ValueError("attack, attacked and attacked_8bit belong together")
 
 

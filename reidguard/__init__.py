@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         RegistryError,
         ReIDGuardError,
         TrainingError,
+        ZeroGradientWarning,
     )
     from reidguard.evaluation import (
         AttackedResult,
@@ -157,6 +158,7 @@ __all__ = [
     "UAPRetrieval",
     "UniversalAttack",
     "VerifyReport",
+    "ZeroGradientWarning",
     "__version__",
     "audit",
     "create_attack",
@@ -188,7 +190,8 @@ _NAMES = {
     "SquareAttack UAPRetrieval UniversalAttack create_attack load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
-    "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError",
+    "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "
+    "ZeroGradientWarning",
     "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore "
     "GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid "
     "save_adversarial verify",

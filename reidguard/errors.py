@@ -17,6 +17,7 @@ __all__ = [
     "ReIDGuardError",
     "RegistryError",
     "TrainingError",
+    "ZeroGradientWarning",
     "a_few",
     "did_you_mean",
     "printable",
@@ -77,6 +78,10 @@ class CheckpointError(ReIDGuardError, ValueError):
 
 class TrainingError(ReIDGuardError, RuntimeError):
     """Training failed, for instance because the loss is not finite."""
+
+
+class ZeroGradientWarning(UserWarning):
+    """Gradients of the attacked model are zero or not finite, which only looks like robustness."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:

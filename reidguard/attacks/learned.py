@@ -16,6 +16,7 @@ from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
 from reidguard.options import LearnedAttackOptions
 from reidguard.schema import resolve
 from reidguard.storage import fingerprint
@@ -114,6 +115,13 @@ class LearnedAttack(Attack):
         if not facts["learner_options"]:
             del facts["learner_options"]
         return values, learner, loaders, facts
+
+    def _record(self, facts: dict[str, Any], zero_gradients: float) -> None:
+        """Keep how the parameters were learnt, and warn if the gradients were of no use."""
+        if zero_gradients > ZERO_LIMIT:
+            facts["zero_gradients"] = round(zero_gradients, 6)
+        self.provenance = facts
+        warn_of_zero_gradients(type(self).__name__, zero_gradients)
 
 
 def check_same_device(attack: nn.Module, model: nn.Module) -> None:

@@ -18,7 +18,14 @@ from rich.box import Box
 from rich.console import Console
 
 from reidguard.cli.options import Options, read_config
-from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean, printable
+from reidguard.errors import (
+    InputError,
+    ReIDGuardError,
+    TrainingError,
+    ZeroGradientWarning,
+    did_you_mean,
+    printable,
+)
 from reidguard.files import FULL
 from reidguard.records import environment_number
 
@@ -199,5 +206,6 @@ def _short_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("once", ZeroGradientWarning)  # learning and evaluation say the same
         warnings.showwarning = show
         yield

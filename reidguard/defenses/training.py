@@ -23,6 +23,7 @@ from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
@@ -217,8 +218,11 @@ class AdversarialTraining(Defense):
             names = [next(iter(model.num_classes), None)] * len(datasets)
         crafter = Crafter(self.attack, robust, self.attack_mode)
         streams = self._streams(loaders, names, crafter, meta_train, values)
-        self._train(crafter, learner, streams, values, facts)
+        zero_gradients = self._train(crafter, learner, streams, values, facts)
         robust.zero_grad(set_to_none=True)
+        if zero_gradients > ZERO_LIMIT:
+            facts["zero_gradients"] = round(zero_gradients, 6)
+        warn_of_zero_gradients(type(self.attack).__name__, zero_gradients)
         robust.provenance = facts
         return robust.eval()
 
@@ -229,8 +233,8 @@ class AdversarialTraining(Defense):
         streams: Sequence[AdversarialBatches],
         values: dict[str, Any],
         facts: dict[str, Any],
-    ) -> None:
-        """Optimise the crafter's model on batches of one or two domains."""
+    ) -> float:
+        """Optimise the crafter's model, and return the fraction of its attack's zero gradients."""
         robust = crafter.model.train()
         objective = self._objective()
         # A refreshed attack is part of the state, so it has to be in the checkpoint.
@@ -239,7 +243,7 @@ class AdversarialTraining(Defense):
             pair["attack"] = crafter.attack
         flat = FLAT / EPOCHS * values["steps"] / max(len(stream) for stream in streams)  # epochs
         with recomputing(robust) if values["recompute"] else nullcontext():
-            learn(
+            return learn(
                 pair,
                 learner=learner,
                 objective=lambda module, batch: objective(module["model"], batch),

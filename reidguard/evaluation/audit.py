@@ -27,6 +27,7 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.metrics import RankingResult
 from reidguard.models import ReIDModel
+from reidguard.nn.gradients import count_gradients
 from reidguard.options import AuditOptions
 from reidguard.schema import documented, resolve
 from reidguard.storage import weights_fingerprint
@@ -39,6 +40,7 @@ DEVIATIONS = 3.0  # standard errors of a paired difference
 
 
 @documented(AuditOptions)
+@count_gradients()  # its findings say what warnings would
 def audit(
     model: ReIDModel,
     dataset: ReIDDataset,

@@ -28,6 +28,7 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.gradients import warn_of_zero_gradients
 from reidguard.options import AutoAttackOptions
 from reidguard.records import to_path
 from reidguard.schema import MAX_SEED, MAX_STEPS, checked, documented, resolve
@@ -231,6 +232,8 @@ class RetrievalAutoAttack:
                 files[::query_every],
                 _phase(progress, "attacking"),
             )
+        for member, zero in run.zero_fractions(batches).items():
+            warn_of_zero_gradients(f"the suite's {member}", zero)
         return run.result(batches, None if report is None else report.to_dict(), facts)
 
     def _audit(

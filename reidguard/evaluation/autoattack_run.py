@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import FNA, SMA, Attack, SquareAttack
+from reidguard.errors import InputError
 from reidguard.evaluation.audit import POINTS
 from reidguard.evaluation.audit_report import Finding, make_finding
 from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
@@ -22,6 +23,7 @@ from reidguard.metrics import RankingResult
 from reidguard.metrics.quality import achieved_linf
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.gradients import ZERO_LIMIT, check_graph, count_gradients, graph_needed
 from reidguard.storage import ResumableStore
 from reidguard.types import ReIDSample
 
@@ -90,7 +92,12 @@ def _is_differentiable(model: ReIDModel, retrieval: Retrieval) -> bool:
     shape = (1, 3, *protocol.image_size)
     x = torch.full(shape, 0.5, device=retrieval.device, dtype=protocol.dtype, requires_grad=True)
     with torch.enable_grad():
-        return inference_view(model).features(x).requires_grad
+        try:
+            with graph_needed(model):
+                check_graph(inference_view(model).features(x), model)
+        except InputError:
+            return False
+    return True
 
 
 @dataclass(eq=False)
@@ -105,6 +112,7 @@ class QueryBatch:
         first: Rank of the first match; 0 where the attack was not run.
         linf: Largest change of any pixel, in [0, 1] units.
         images: (queries, 3, H, W) uint8, the worst image of each query.
+        gradients: (2, attacks) int64, needed and usable gradients by images.
     """
 
     done: int
@@ -112,6 +120,7 @@ class QueryBatch:
     first: Tensor
     linf: Tensor
     images: Tensor
+    gradients: Tensor
 
     @classmethod
     def load(cls, store: ResumableStore, name: str, shape: tuple[int, ...]) -> QueryBatch | None:
@@ -196,6 +205,7 @@ class SuiteRun:
             first=torch.zeros(shape, dtype=torch.int64),
             linf=torch.zeros(shape, dtype=torch.float64),
             images=pixels.clone(),
+            gradients=torch.zeros(2, len(self.attacks), dtype=torch.int64),
         )
         batch.ap[:, 0] = self.clean.ap[place]
         batch.first[:, 0] = self.clean.first_match[place]
@@ -226,12 +236,13 @@ class SuiteRun:
         pixels: Tensor,
     ) -> None:
         model = inference_view(self.retrieval.model)
-        with torch.no_grad():
+        with torch.no_grad(), count_gradients() as count:
             x = self.retrieval.to_input(pixels)
             *kinds, saved = self.retrieval.perturb(attack, x, samples, with_labels=True)
             features = torch.cat([model.features(images) for images in kinds])
             ranking = self.retrieval.rank(features, [*samples, *samples])
             linf = torch.stack([achieved_linf(images, x).double() for images in kinds])
+        batch.gradients[:, batch.done] = torch.tensor(count.read())
         lowest = batch.ap[1, :, rows].nan_to_num(2).amin(0)
         batch.ap[:, batch.done, rows] = ranking.ap.view(2, -1)
         batch.first[:, batch.done, rows] = ranking.first_match.view(2, -1)
@@ -245,7 +256,8 @@ class SuiteRun:
         """Return the result of all batches, with an audit and what was run."""
         members, broken_by = self.member_results(batches)
         worst, worst_8bit = self.worst_cases(batches)
-        findings = black_box_finding(members)
+        zero = zero_gradient_finding(self.zero_fractions(batches))
+        findings = (*zero, *black_box_finding(members))
         return AutoAttackResult(
             self.clean, worst, worst_8bit, members, broken_by, audit, findings, facts
         )
@@ -265,6 +277,17 @@ class SuiteRun:
             for kind in range(2)
         )
         return float_images, byte_images
+
+    def zero_fractions(self, batches: Sequence[QueryBatch]) -> dict[str, float]:
+        """Return the fraction of unusable gradients of each member that has some."""
+        needed, usable = torch.stack([batch.gradients for batch in batches]).sum(0).tolist()
+        fractions, start = {}, 0
+        for member in self.members:
+            place = slice(start, start + len(member.attacks))
+            start = place.stop
+            if total := sum(needed[place]):
+                fractions[member.name] = 1 - sum(usable[place]) / total
+        return {name: zero for name, zero in fractions.items() if zero > ZERO_LIMIT}
 
     def member_results(
         self, batches: Sequence[QueryBatch]
@@ -307,6 +330,15 @@ def _joined(batches: Sequence[QueryBatch]) -> tuple[Tensor, ...]:
         torch.cat([getattr(batch, name) for batch in batches], dim=2)
         for name in ("ap", "first", "linf")
     )
+
+
+def zero_gradient_finding(fractions: Mapping[str, float]) -> tuple[Finding, ...]:
+    """Warn where members have gradients that are zero or not finite, by their fractions."""
+    if not fractions:
+        return ()
+    shown = ", ".join(f"{100 * zero:.3g} % of {name}" for name, zero in fractions.items())
+    measured, limit = f"gradients zero or not finite: {shown}", f"above {100 * ZERO_LIMIT:.0f} %"
+    return (make_finding("zero_gradients", "error", measured, limit, dict(fractions)),)
 
 
 def black_box_finding(members: Sequence[MemberResult]) -> tuple[Finding, ...]:

@@ -21,6 +21,12 @@ from reidguard.metrics import RankingResult
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.gradients import (
+    ZERO_LIMIT,
+    GradientCount,
+    count_gradients,
+    warn_of_zero_gradients,
+)
 from reidguard.options import EvaluateOptions
 from reidguard.schema import check_instance, documented, resolve
 from reidguard.types import ReIDSample
@@ -53,6 +59,10 @@ def evaluate(
     Query images of another folder (``dataset.with_query(folder)``) are measured like 8-bit images
     of an attack: beside the dataset's own queries, which are the clean ones, and with their
     distance from these. Under an attack they are what is attacked.
+
+    An attack whose gradients are zero or not finite for more than 1 % of the images, or were while
+    it was learnt, is a :class:`~reidguard.ZeroGradientWarning`, and ``zero_gradients`` in the
+    result's ``attack`` has the fraction.
 
     Args:
         model: The target model.
@@ -105,7 +115,9 @@ def evaluate(
     queries = passes["query"].samples
     if replaced:
         passes["query"].replacements = dataset.query[::query_every]
-    seconds = _run(passes, progress)
+    with count_gradients() as count:
+        seconds = _run(passes, progress)
+    zero_gradients = _zero_gradients(attack, count)
     clock = time.perf_counter()
 
     def ranking(attacked: Tensor | None = None) -> RankingResult:
@@ -119,11 +131,13 @@ def evaluate(
     attacked, attacked_8bit = passes[side].results(ranking)
     seconds["ranking"] = time.perf_counter() - clock
     skipped = clean_ranking.skipped.tolist()
+    if attack is not None:
+        warn_of_zero_gradients(type(attack).__name__, zero_gradients)
     return EvaluationResult(
         clean=clean_ranking,
         attacked=attacked,
         attacked_8bit=attacked_8bit,
-        attack=None if attack is None else _attack_dict(attack, with_labels, side),
+        attack=None if attack is None else _attack_dict(attack, with_labels, side, zero_gradients),
         dataset=_dataset_dict(dataset, query_every),
         counts=_counts(dataset, len(queries), len(skipped)),
         skipped=tuple(str(queries[i].path) for i in skipped),
@@ -183,12 +197,21 @@ def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
     }
 
 
-def _attack_dict(attack: Attack, with_labels: bool, side: str) -> dict[str, Any]:
+def _zero_gradients(attack: Attack | None, count: GradientCount) -> float:
+    """Return the fraction of unusable gradients, of this attack or of its learning."""
+    learnt = (attack.provenance or {}).get("zero_gradients", 0.0) if attack is not None else 0.0
+    return max(count.zero_fraction, learnt if isinstance(learnt, float) else 0.0)
+
+
+def _attack_dict(
+    attack: Attack, with_labels: bool, side: str, zero_gradients: float
+) -> dict[str, Any]:
     return {
         "name": type(attack).__name__,
         "eps": attack.budget.eps,
         **({"with_labels": True} if with_labels else {}),
         **({"side": side} if side != "query" else {}),
+        **({"zero_gradients": zero_gradients} if zero_gradients > ZERO_LIMIT else {}),
     }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reidguard.errors import InputError
 from reidguard.evaluation.audit_report import Finding, make_finding
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.gradients import check_graph, graph_needed
 from reidguard.objectives import normalized_features
 
 __all__ = ["GradientProbe", "gradient_findings", "probe_gradients"]
@@ -97,9 +100,10 @@ def probe_gradients(model: ReIDModel, x: Tensor, eps: float, seed: int) -> Gradi
 def _gradient(objective: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, bool]:
     """Return the gradient, and whether there is one; zeros where there is none."""
     images = start.detach().requires_grad_()
-    value = objective(images)
     gradient = None
-    if value.requires_grad:
+    with suppress(InputError), graph_needed(objective):  # no graph: zeros
+        value = objective(images)
+        check_graph(value, objective)
         (gradient,) = torch.autograd.grad(value.sum(), images, allow_unused=True)
     return (torch.zeros_like(start), False) if gradient is None else (gradient, True)
 

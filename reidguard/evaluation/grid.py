@@ -24,6 +24,7 @@ from reidguard.evaluation.retrieval import Retrieval
 from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.gradients import count_gradients, warn_of_zero_gradients
 from reidguard.options import MeasureOptions
 from reidguard.records import convert, find_record, to_path
 from reidguard.schema import check_instance, documented, resolve
@@ -177,7 +178,8 @@ def evaluate_grid(
                 if cells is not None:
                     key = {"attack": fingerprints[name], **_key(retrieval, query_every)}
                     file = cells / f"{fingerprint(key)[:32]}.json"
-                evaluation = _evaluation(attack, retrieval, query_every, file, key)
+                with count_gradients():  # the warning of all cells follows
+                    evaluation = _evaluation(attack, retrieval, query_every, file, key)
                 results[name, network, place] = evaluation
                 if progress is not None:
                     progress(len(results), len(order))
@@ -194,6 +196,8 @@ def evaluate_grid(
             for attack, network, place in order
         )
     )
+    for cell in result.cells:
+        warn_of_zero_gradients(f"{cell.attack} on {cell.model}", cell.zero_gradients)
     if folder is not None:
         result.save(folder / "grid.json")
     return result

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from reidguard.evaluation.results import Result, ranking_metric
+from reidguard.nn.gradients import zero_gradient_text
 from reidguard.storage import library_versions
 from reidguard.tables import Cell, Table, latex, percent
 
@@ -40,6 +41,11 @@ class GridCell:
     def eps(self) -> float:
         """The attack's budget in [0, 1] units."""
         return float(self.evaluation["attack"]["eps"])
+
+    @property
+    def zero_gradients(self) -> float:
+        """The fraction of the attack's gradients that are zero or not finite; 0 up to 1 %."""
+        return float(self.evaluation["attack"].get("zero_gradients", 0.0))
 
     def metric(self, kind: str, name: str) -> float:
         """Return a metric in [0, 1].
@@ -151,6 +157,11 @@ class GridResult(Result):
             parts.append(Table([*header, "SSIM", "drop %"], rows, text_columns=4))
         if any(cell.meta_test for cell in self.cells):
             parts.append("* the attack's meta-test set was this dataset, so it is not unseen")
+        parts += [
+            f"WARNING: {zero_gradient_text(f'{cell.attack} on {cell.model}', cell.zero_gradients)}"
+            for cell in self.cells
+            if cell.zero_gradients
+        ]
         return parts
 
     @staticmethod

@@ -15,6 +15,7 @@ from msgspec import Meta
 from reidguard.errors import InputError
 from reidguard.files import atomic_write
 from reidguard.metrics import RankingResult
+from reidguard.nn.gradients import zero_gradient_text
 from reidguard.records import Fraction
 from reidguard.storage import library_versions
 from reidguard.tables import Table
@@ -156,8 +157,9 @@ class EvaluationResult(Result):
             of the folder that :meth:`ReIDDataset.with_query
             <reidguard.ReIDDataset.with_query>` read; None where there are neither.
         attack: Class and budget of the attack (``eps`` in [0, 1] units), ``with_labels`` if it was
-            given the ground-truth identities, and ``side`` if it perturbed the gallery; None
-            without one.
+            given the ground-truth identities, ``side`` if it perturbed the gallery, and
+            ``zero_gradients``, the fraction of its gradients that are zero or not finite, where
+            that is above 1 %; None without one.
         dataset: Name and fingerprints of the dataset, and the folder of its query images, if that
             is another one.
         counts: Images used: query, gallery, distractors (in the gallery), junk (left out by the
@@ -220,7 +222,10 @@ class EvaluationResult(Result):
             quality = [levels(result.linf), psnr]
             quality += [f"{value:.3f}" for value in similarity if value is not None]
             rows.append([name, *_ranking_cells(result.ranking, ranks), *quality])
-        return [self._title(), Table(header, rows)]
+        zero = 0.0 if self.attack is None else self.attack.get("zero_gradients", 0.0)
+        name = "" if self.attack is None else self.attack["name"]
+        warned = [f"WARNING: {zero_gradient_text(name, zero)}"] if zero else []
+        return [self._title(), Table(header, rows), *warned]
 
     def _title(self) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())

@@ -22,6 +22,7 @@ from reidguard.evaluation.features import (
 )
 from reidguard.files import atomic_write
 from reidguard.nn import inference_view
+from reidguard.nn.gradients import count_gradients
 from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import ResumableStore
@@ -94,6 +95,7 @@ def save_adversarial(
     with (
         ResumableStore(directory, settings, card=CARD, files=files),
         torch.no_grad(),
+        count_gradients(type(attack).__name__),
         ThreadPoolExecutor(2) as pool,
     ):
         missing = [i for i, file in enumerate(files) if not (directory / file).exists()]

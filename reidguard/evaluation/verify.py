@@ -15,6 +15,7 @@ from reidguard.errors import InputError
 from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
+from reidguard.nn.gradients import count_gradients
 from reidguard.schema import MAX_SIDE, check_instance, checked
 from reidguard.types import TOLERANCE, check_images
 
@@ -106,7 +107,7 @@ def verify(
     measurements = []
     done = 0
     view = inference_view(attack)
-    with torch.no_grad():
+    with torch.no_grad(), count_gradients(type(attack).__name__):
         for batch in batches:
             x = to_device(batch, device)
             x = to_float(x) if x.dtype == torch.uint8 else x

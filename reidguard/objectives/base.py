@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reidguard.distributed import gather
 from reidguard.nn.batch_norm import sync_layers
+from reidguard.nn.gradients import check_graph, graph_needed, watch
 from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
 from reidguard.schema import checked
@@ -122,7 +123,11 @@ class FeatureObjective:
                 draws = torch.rand(total, 4, device=inputs.device)
                 draws = draws if shard is None else draws[shard.rows.to(inputs.device)]
                 inputs = diverse(inputs, draws, self.diversity)
-            adversarial = self.loss.representation(self.model, inputs)
+            with graph_needed(self.model):
+                adversarial = self.loss.representation(self.model, inputs)
+            if inputs.requires_grad:
+                check_graph(adversarial, self.model)
+                watch(inputs, adversarial, flat=self.loss.flat_at_clean)
         return self.loss(
             gather(adversarial, shard), gather(clean, shard), gather(batch.pids, shard)
         )

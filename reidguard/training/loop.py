@@ -24,6 +24,7 @@ from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
 from reidguard.files import remove_leftovers
 from reidguard.learners import MetaLearner, Objective, StepResult
+from reidguard.nn.gradients import count_gradients
 from reidguard.options import LoopOptions
 from reidguard.records import Count, convert, to_path
 from reidguard.schema import documented, resolve
@@ -40,11 +41,16 @@ __all__ = ["Batches", "LoopHooks", "batch_loaders", "derived_seed", "learn"]
 
 @dataclass(frozen=True)
 class TrainingCard:
-    """The card of a checkpoint of a run; ``optimizer`` has what is no tensor of its state."""
+    """The card of a checkpoint of a run.
+
+    ``optimizer`` has what is no tensor of its state, ``gradients`` how many gradients by images the
+    attack needed so far, and how many of them were usable.
+    """
 
     step: Count
     settings: dict[str, Any]
     optimizer: dict[str, int | float | bool | None]
+    gradients: tuple[Count, Count] = (0, 0)
 
 
 class Batches(Protocol):
@@ -111,7 +117,7 @@ def learn(
     hooks: LoopHooks = LoopHooks(),
     settings: Mapping[str, Any] | None = None,
     **options: Unpack[LoopOptions],
-) -> None:
+) -> float:
     """Optimise a module, in place.
 
     An epoch ends when both sets are enumerated; the shorter one cycles.
@@ -132,6 +138,11 @@ def learn(
         settings: What the run depends on, as JSON values; a checkpoint of others is refused.
         **options: Any of :class:`~reidguard.options.LoopOptions`. ``steps`` is needed; it counts
             those of an earlier, interrupted call.
+
+    Returns:
+        The fraction of gradients by images that an attack could not use, those of an earlier call
+        included: zero or not finite, though the loss was not at its optimum; 0 where no attack is
+        learnt.
 
     Raises:
         InputError: If an option is out of range, or the learner lacks a meta-test set.
@@ -167,27 +178,31 @@ def learn(
     if progress is not None:
         progress(Progress("learning", step, steps))
     pending: tuple[int, StepResult] | None = None
-    while step < steps:
-        if step % epoch_length == 0:
-            hooks.before_epoch()
-        factor = hooks.schedule(step // epoch_length)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        batch = next(train_stream).to(device)
-        other = next(test_stream).to(device) if test_stream is not None else None
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derived_seed(values["seed"], step))
-            result = learner.step(module, objective, batch, other, optimizer=optimizer)
-        # The loss of the step before is read only now, so that a GPU never waits for the host.
-        _report(pending, steps, progress, saved.hint)
-        optimizer.step()
-        hooks.after_step()
-        step += 1
-        pending = (step, result)
-        if step == steps or (checkpoint is not None and step % values["checkpoint_every"] == 0):
+    with count_gradients() as count:
+        count.needed, count.usable = saved.gradients
+        while step < steps:
+            if step % epoch_length == 0:
+                hooks.before_epoch()
+            factor = hooks.schedule(step // epoch_length)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            batch = next(train_stream).to(device)
+            other = next(test_stream).to(device) if test_stream is not None else None
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(derived_seed(values["seed"], step))
+                result = learner.step(module, objective, batch, other, optimizer=optimizer)
+            # The loss of the step before is read only now, so that a GPU never waits for the host.
             _report(pending, steps, progress, saved.hint)
-            pending = None
-            saved.save(step)
+            optimizer.step()
+            hooks.after_step()
+            step += 1
+            pending = (step, result)
+            if step == steps or (checkpoint is not None and step % values["checkpoint_every"] == 0):
+                _report(pending, steps, progress, saved.hint)
+                pending = None
+                saved.gradients = count.read()
+                saved.save(step)
+    return count.zero_fraction
 
 
 def _stream(batches: Batches, step: int) -> Iterator[ReIDBatch]:
@@ -235,12 +250,15 @@ class _Checkpoint:
         parts: Modules whose state it holds.
         optimizer: The optimiser whose state it holds.
         settings: What the run depends on, as JSON values.
+        gradients: Needed and usable gradients so far.
     """
 
     path: Path | None
     parts: Mapping[str, nn.Module]
     optimizer: Optimizer
     settings: dict[str, Any]
+
+    gradients: tuple[int, int] = (0, 0)
 
     hint = ""
     """End of an error message that names the last good state."""
@@ -273,7 +291,8 @@ class _Checkpoint:
                     scalars[name] = value
         if self.writes:
             card = {"kind": "training", "step": step, "settings": self.settings}
-            save_tensors(self.path, tensors, {**card, "optimizer": scalars})
+            card |= {"optimizer": scalars, "gradients": list(self.gradients)}
+            save_tensors(self.path, tensors, card)
         self._holds(step)
 
     def restore(self) -> int:
@@ -303,6 +322,7 @@ class _Checkpoint:
                 states.setdefault(int(match[1]), {})[match[2]] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.gradients = card.gradients
         self._holds(card.step)
         return card.step
 

@@ -145,8 +145,9 @@ def batches():
     ap, linf = (torch.tensor(values, dtype=torch.float64) for values in (ap, linf))
     first = torch.tensor(first)
     images = torch.zeros(0, 3, 4, 2, dtype=torch.uint8)
+    gradients = torch.zeros(2, 4, dtype=torch.int64)
     return [
-        QueryBatch(4, ap[..., part], first[..., part], linf[..., part], images)
+        QueryBatch(4, ap[..., part], first[..., part], linf[..., part], images, gradients)
         for part in (slice(0, 2), slice(2, 4))
     ]
 
@@ -199,6 +200,7 @@ def test_which_queries_the_next_attack_sees(early_stop):
             for name in ("ap", "first", "linf")
         },
         images=torch.zeros(4, 3, 4, 2, dtype=torch.uint8),
+        gradients=torch.zeros(2, 4, dtype=torch.int64),
     )
     stub, seen = run(early_stop), []
     stub._attack = lambda attack, batch, rows, samples, pixels: seen.append(

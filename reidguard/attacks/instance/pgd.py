@@ -13,7 +13,15 @@ from torch import Tensor
 
 from reidguard.attacks.instance.base import InstanceAttack, Objective, Target
 from reidguard.errors import InputError
+from reidguard.nn.gradients import (
+    active_count,
+    check_graph,
+    count_gradients,
+    graph_needed,
+    usable,
+)
 from reidguard.objectives import normalized_features
+from reidguard.objectives.base import normalize_for
 from reidguard.objectives.diversity import diverse
 from reidguard.schema import MAX_SEED, MAX_STEPS, checked
 from reidguard.types import Budget
@@ -105,7 +113,10 @@ class GradientAttack(InstanceAttack):
 
     def search(self, x: Tensor, clean: Tensor, target: Target) -> Tensor:
         """Ascend from every start and return the best result of each image."""
-        objective = self.objective(clean, target)
+        with count_gradients(type(self).__name__):
+            return self._search(x, self.objective(clean, target), target)
+
+    def _search(self, x: Tensor, objective: Objective, target: Target) -> Tensor:
         low = (x - self.budget.eps).clamp(min=0)
         high = (x + self.budget.eps).clamp(max=1)
         best = best_value = None
@@ -148,10 +159,19 @@ class GradientAttack(InstanceAttack):
             draw, last = draws[step], step == self.steps
             image = image.detach().requires_grad_(not last)
             inputs = image if draw is None else diverse(image, draw, self.diversity)
-            value = objective(normalized_features(target.model, inputs))
+            with graph_needed(target.model):
+                features = normalized_features(target.model, inputs)
+            value = objective(features)
             if last:
                 return value.detach(), torch.zeros_like(image)
-            (gradient,) = torch.autograd.grad(value.sum(), image)
+            check_graph(value, target.model)
+            (gradient,) = torch.autograd.grad(value.sum(), image, allow_unused=True)
+            if gradient is None:
+                check_graph(None, target.model)
+            if (count := active_count()) is not None:
+                is_usable = usable(gradient)
+                can_rise = _can_rise(objective, features.detach(), value.detach(), target)
+                count.add(can_rise | is_usable, is_usable)
             if self.translation:
                 gradient = _smoothed(gradient, self.translation)
             return value.detach(), gradient
@@ -203,6 +223,18 @@ class GradientAttack(InstanceAttack):
             x, gradient = choose(restart, best, x), choose(restart, best_gradient, gradient)
             before, value = choose(restart, best, before), choose(restart, best_value, value)
         return best
+
+
+@torch.no_grad()
+def _can_rise(objective: Objective, features: Tensor, value: Tensor, target: Target) -> Tensor:
+    """Return (N,) bool: where the objective is not at its maximum, seen from nearby features."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(features.shape[1], generator=generator).to(features)
+    length = 1e-3 * features.abs().amax(1, keepdim=True)
+    shift = torch.where(length > 0, length, 1e-3) * direction
+    metric = target.model.metric
+    near = [objective(normalize_for(features + s, metric)) for s in (shift, -shift)]
+    return ~((near[0] <= value) & (near[1] <= value))  # so that NaN counts
 
 
 def _checkpoints(steps: int) -> set[int]:

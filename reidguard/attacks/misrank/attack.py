@@ -18,6 +18,7 @@ from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.metrics.quality import ms_ssim
 from reidguard.models import ReIDModel
+from reidguard.nn.gradients import check_graph, graph_needed, watch
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance
 from reidguard.objectives.reid import identity_loss
@@ -172,7 +173,7 @@ class MisRank(LearnedAttack):
         if values["momentum"] == 1:
             raise InputError("momentum is beta 1 of Adam here: it must be below 1, such as 0.5")
         facts = {**facts, "objective": "misrank", **settings(LearnedAttackOptions, values)}
-        learn(
+        zero_gradients = learn(
             self,
             learner=learner,
             objective=MisRankObjective(inference_view(model)),
@@ -184,7 +185,7 @@ class MisRank(LearnedAttack):
             settings={**facts, "attack": self.config()},
             **select(LoopOptions, values),
         )
-        self.provenance = facts
+        self._record(facts, zero_gradients)
         return self
 
 
@@ -220,7 +221,13 @@ class MisRankObjective:
         """Return L_G: the adversarial, the misranking and the perception loss."""
         constant = shared_copy(attack.discriminator)  # its parameters get no gradient here
         judged = constant(_pair(batch.images, adversarial))
-        features, logits = class_scores(self.model, adversarial)
+        # A tensor of its own, whose gradient is that of the re-ID losses alone.
+        seen = adversarial.view_as(adversarial)
+        with graph_needed(self.model):
+            features, logits = class_scores(self.model, seen)
+        if seen.requires_grad:
+            check_graph(logits[0], self.model)
+            watch(seen, logits[0], flat=True)
         identity = [
             identity_loss(part, part.argmin(1), SMOOTHING).add(FLOOR).log() for part in logits
         ]

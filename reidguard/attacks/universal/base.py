@@ -98,7 +98,7 @@ class UniversalAttack(LearnedAttack):
             loss = loss.with_statistics(sources[0].vectors)
         if loss.flat_at_clean:
             self._random_step(lr, seed)
-        learn(
+        zero_gradients = learn(
             self,
             learner=learner,
             objective=FeatureObjective(view, loss, values["diversity"]),
@@ -113,7 +113,7 @@ class UniversalAttack(LearnedAttack):
             settings={**facts, "attack": self.config()},
             **select(LoopOptions, values),
         )
-        self.provenance = facts
+        self._record(facts, zero_gradients)
         return self
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import final
 
+from reidguard.contexts import fixed_context, fixed_defaults, wrap_methods
 from reidguard.errors import CheckpointError, InputError
 from reidguard.records import convert
 from reidguard.registry import Registry
@@ -63,6 +64,7 @@ class Attack(ABC, nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        wrap_methods(cls, "__init__", "fit")
         for name in ("forward", "__call__"):
             if name in vars(cls):
                 raise TypeError(
@@ -89,9 +91,12 @@ class Attack(ABC, nn.Module):
                 a GPU this check would wait for the device, so it is done where data enters.
         """
         check_images(x)
-        if x.device.type == "cpu":
-            check_image_values(x)
-        return self.budget.project(self.perturb(x), x)
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            x = x.clone()  # a tensor of inference mode cannot be part of a graph
+        with fixed_defaults():
+            if x.device.type == "cpu":
+                check_image_values(x)
+            return self.budget.project(self.perturb(x), x)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments that rebuild this attack, as JSON values."""
@@ -163,6 +168,7 @@ def create_attack(name: str, /, **options: Any) -> Attack:
     return ATTACKS.create(name, **options)
 
 
+@fixed_context()
 def load_attack(path: Path | str) -> Attack:
     """Rebuild a saved attack on the CPU.
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reidguard.contexts import fixed_defaults
 from reidguard.errors import InputError
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import BatchShard, check_images
@@ -70,6 +71,7 @@ class Augment:
         if len(colour) != 3:
             raise InputError(f"erase_value must be RGB in [0, 1], not {self.erase_value}")
 
+    @fixed_defaults()
     def __call__(
         self, images: Tensor, generator: torch.Generator, shard: BatchShard | None = None
     ) -> Tensor:

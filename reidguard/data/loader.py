@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reidguard.contexts import fixed_context
 from reidguard.data.augment import Augment
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.images import ImageCache, prefetch
@@ -46,6 +47,7 @@ class BatchLoader:
         ...     loss = objective(model, batch)
     """
 
+    @fixed_context()
     def __init__(
         self,
         dataset: ReIDDataset,

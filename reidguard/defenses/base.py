@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+from reidguard.contexts import wrap_methods
 from reidguard.data import ReIDDataset
 from reidguard.models import ReIDModel
 from reidguard.registry import Registry
@@ -23,6 +25,10 @@ class Defense(ABC):
         ...     def fit(self, model, meta_train, meta_test=None):
         ...         return copy.deepcopy(model)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        wrap_methods(cls, "fit")
 
     @abstractmethod
     def fit(

@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from reidguard.attacks import SMA, Attack, DeltaAttack
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError, TrainingError
 from reidguard.evaluation.audit_report import AuditReport, Finding, make_finding
@@ -41,6 +42,7 @@ DEVIATIONS = 3.0  # standard errors of a paired difference
 
 @documented(AuditOptions)
 @count_gradients()  # its findings say what warnings would
+@fixed_context()
 def audit(
     model: ReIDModel,
     dataset: ReIDDataset,

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.attacks.base import budget_or_default
 from reidguard.attacks.fingerprint import attack_fingerprint
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import audit
@@ -151,6 +152,7 @@ class RetrievalAutoAttack:
         }
 
     @documented(AutoAttackOptions)
+    @fixed_context()
     def run(
         self,
         model: ReIDModel,

@@ -74,13 +74,13 @@ class WorstCase:
     @property
     def broken_fraction(self) -> float:
         """Fraction of broken queries among those that have a match."""
-        return float(self.broken.sum() / (self.first_match > 0).sum())
+        return int(self.broken.sum()) / int((self.first_match > 0).sum())
 
     def rank_k(self, k: int) -> float:
         """Return the fraction of queries with a match among the first ``k`` under every attack."""
         k = checked(int, "k", k, low=1, high=MAX_RANK)
         answered = self.first_match > 0
-        return float((answered & (self.first_match <= k)).sum() / answered.sum())
+        return int((answered & (self.first_match <= k)).sum()) / int(answered.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class AutoAttackResult(Result):
     def warnings(self) -> tuple[str, ...]:
         """Names of all warnings, the audit's first."""
         audited = () if self.audit is None else tuple(self.audit["warnings"])
-        return (*audited, *(finding.name for finding in self.findings))
+        return tuple(dict.fromkeys((*audited, *(finding.name for finding in self.findings))))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; fractions and L∞ lie in [0, 1], ``linf_255`` is 255 · L∞.

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from reidguard.attacks import Attack, InstanceAttack
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation.features import CountCallback, FeatureStore
@@ -37,6 +38,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 @documented(EvaluateOptions)
+@fixed_context()
 def evaluate(
     model: ReIDModel,
     dataset: ReIDDataset,

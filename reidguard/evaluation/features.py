@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import Attack, InstanceAttack
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.data.dataset import CountCallback
 from reidguard.errors import CheckpointError, InputError
@@ -77,6 +78,7 @@ def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return pixels.to(wide, memory_format=layout).div_(255).to(dtype)
 
 
+@fixed_context()
 def extract_features(
     model: ReIDModel,
     samples: Sequence[ReIDSample],

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from reidguard.attacks import Attack, InstanceAttack, LearnedAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation.evaluate import evaluate
@@ -71,6 +72,7 @@ class Provenance:
 
 
 @documented(MeasureOptions)
+@fixed_context()
 def evaluate_grid(
     attacks: Mapping[str, Attack],
     models: Mapping[str, ReIDModel | Mapping[str, ReIDModel]],
@@ -178,8 +180,7 @@ def evaluate_grid(
                 if cells is not None:
                     key = {"attack": fingerprints[name], **_key(retrieval, query_every)}
                     file = cells / f"{fingerprint(key)[:32]}.json"
-                with count_gradients():  # the warning of all cells follows
-                    evaluation = _evaluation(attack, retrieval, query_every, file, key)
+                evaluation = _evaluation(attack, retrieval, query_every, file, key)
                 results[name, network, place] = evaluation
                 if progress is not None:
                     progress(len(results), len(order))
@@ -196,10 +197,14 @@ def evaluate_grid(
             for attack, network, place in order
         )
     )
-    for cell in result.cells:
-        warn_of_zero_gradients(f"{cell.attack} on {cell.model}", cell.zero_gradients)
     if folder is not None:
         result.save(folder / "grid.json")
+    return _with_warnings(result)
+
+
+def _with_warnings(result: GridResult) -> GridResult:
+    for cell in result.cells:
+        warn_of_zero_gradients(f"{cell.attack} on {cell.model}", cell.zero_gradients)
     return result
 
 
@@ -299,6 +304,7 @@ def _key(retrieval: Retrieval, query_every: int) -> dict[str, Any]:
     }
 
 
+@count_gradients()  # the grid warns of all its cells
 def _evaluation(
     attack: Attack, retrieval: Retrieval, query_every: int, file: Path | None, key: dict[str, Any]
 ) -> dict[str, Any]:

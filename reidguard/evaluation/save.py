@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import (
@@ -32,6 +33,7 @@ __all__ = ["save_adversarial"]
 CARD = "adversarial.json"
 
 
+@fixed_context()
 def save_adversarial(
     attack: Attack,
     dataset: ReIDDataset,

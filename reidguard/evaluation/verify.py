@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import Attack
+from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.errors import InputError
 from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
@@ -58,6 +59,7 @@ class VerifyReport:
         )
 
 
+@fixed_context()
 def verify(
     attack: Attack,
     images: Tensor | ReIDDataset,

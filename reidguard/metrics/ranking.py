@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reidguard.contexts import fixed_context
 from reidguard.errors import InputError
 from reidguard.metrics.counting import CHUNK, Labels, Matches, NonMatchCounter
 from reidguard.metrics.distances import (
@@ -60,6 +61,7 @@ class RankingResult:
         return float(self.cmc[k - 1])
 
 
+@fixed_context()
 def rank(
     query: Tensor,
     gallery: Tensor,
@@ -167,6 +169,7 @@ def inverse_negative_penalty(ranks: Tensor, counts: Tensor) -> Tensor:
     return counts / last.double()
 
 
+@fixed_context()
 def top_k(
     query: Tensor,
     gallery: Tensor,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from reidguard.contexts import wrap_methods
 from reidguard.errors import InputError, did_you_mean
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import library_versions, save_tensors
@@ -80,6 +81,10 @@ class ReIDModel(ABC, nn.Module):
         self.build_spec: tuple[str, dict[str, Any]] | None = None
         #: How the weights were learnt, if by this library; `save` writes it into the card.
         self.provenance: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        wrap_methods(cls, "__init__")
 
     def build_classifiers(self, width: int, *, bias: bool = True) -> None:
         """Add ``self.classifier``: one linear layer per domain on vectors of ``width``."""

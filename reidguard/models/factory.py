@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reidguard.contexts import fixed_context
 from reidguard.errors import CheckpointError
 from reidguard.models.base import Metric, ReIDModel
 from reidguard.models.weights import check_finite, load_weights
@@ -49,6 +50,7 @@ def register_model(name: str) -> Callable[[F], F]:
     return MODELS.register(name)
 
 
+@fixed_context()
 def create_model(
     name: str,
     *,
@@ -90,6 +92,7 @@ def create_model(
     return model
 
 
+@fixed_context()
 def load_model(path: Path | str) -> ReIDModel:
     """Rebuild the model that :meth:`ReIDModel.save` wrote, bit by bit, in eval mode.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reidguard.contexts import fixed_context
 from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import ReIDModel
 from reidguard.models.checkpoint_formats import WRAPPERS, known_layout, without_wrappers
@@ -62,6 +63,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
+@fixed_context()
 def load_weights(model: ReIDModel, path: Path | str) -> LoadReport:
     """Copy the weights of a file into a model, in place.
 

@@ -48,7 +48,7 @@ class GradientCount:
     pending: list[Tensor] = field(default_factory=list)
 
     def add(self, needed: Tensor, usable: Tensor) -> None:
-        """Count two masks, (N,) bool."""
+        """Count two masks of bools."""
         pair = torch.stack([needed.sum(), usable.sum()])
         if self.pending and self.pending[-1].device == pair.device:
             self.pending[-1] = self.pending[-1] + pair

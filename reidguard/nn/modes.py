@@ -145,14 +145,19 @@ def _copy_tree(module: nn.Module, twins: dict[int, Any]) -> nn.Module:
     for name, parameter in module._parameters.items():
         if parameter is not None:
             if id(parameter) not in twins:  # tied weights are tied in the copy
-                twins[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+                twins[id(parameter)] = nn.Parameter(_shared(parameter), requires_grad=False)
             twin._parameters[name] = twins[id(parameter)]
     for name, buffer in module._buffers.items():
         if buffer is not None:
-            twin._buffers[name] = twins.setdefault(id(buffer), buffer.detach())
+            twin._buffers[name] = twins.setdefault(id(buffer), _shared(buffer))
     for name, child in module._modules.items():
         twin._modules[name] = None if child is None else _copy_tree(child, twins)
     return twin
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """Return the tensor without its graph; a copy of one of inference mode, which can have none."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 _REGISTERS = {name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from reidguard.contexts import fixed_context
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
@@ -106,6 +107,7 @@ def batch_loaders(
 
 
 @documented(LoopOptions)
+@fixed_context()
 def learn(
     module: nn.Module,
     *,
@@ -183,9 +185,7 @@ def learn(
         while step < steps:
             if step % epoch_length == 0:
                 hooks.before_epoch()
-            factor = hooks.schedule(step // epoch_length)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            _set_rates(optimizer, rates, hooks.schedule(step // epoch_length))
             batch = next(train_stream).to(device)
             other = next(test_stream).to(device) if test_stream is not None else None
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -203,6 +203,11 @@ def learn(
                 saved.gradients = count.read()
                 saved.save(step)
     return count.zero_fraction
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float], factor: float) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
 
 
 def _stream(batches: Batches, step: int) -> Iterator[ReIDBatch]:

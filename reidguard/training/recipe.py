@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from reidguard.contexts import fixed_context
 from reidguard.data import Augment, ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import Objective, PlainLearner
@@ -87,6 +88,7 @@ RECIPES = {
 
 
 @documented(TrainOptions, **TRAIN_DEFAULTS)
+@fixed_context()
 def train_model(
     model: ReIDModel, dataset: ReIDDataset, **options: Unpack[TrainOptions]
 ) -> ReIDModel:

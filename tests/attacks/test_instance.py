@@ -252,7 +252,7 @@ class ScriptedAttack(GradientAttack):
         step = iter(range(len(self.values)))
 
         def value(features):
-            k = next(step)
+            k = next(step, -1)  # further calls are not steps
             slope = self.signs[k] * (features - features.detach()).sum(1)
             return self.values[k] + slope
 

@@ -44,6 +44,7 @@ def learn(monkeypatch):
 
     def record(module, **arguments):
         calls.append(SimpleNamespace(module=module, **arguments))
+        return 0.0  # no unusable gradients
 
     monkeypatch.setattr(universal_module, "learn", record)
     monkeypatch.setattr(misrank_module, "learn", record)

@@ -39,6 +39,7 @@ def learn(monkeypatch):
     def record(trained, **arguments):
         modes = [m.training for m in trained.modules() if not isinstance(m, DeltaAttack)]
         calls.append(SimpleNamespace(module=trained, training=all(modes[1:]), **arguments))
+        return 0.0  # no unusable gradients
 
     monkeypatch.setattr(module, "learn", record)
     return calls

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from reidguard.attacks.base import Attack
+from reidguard.contexts import fixed_context
 from reidguard.errors import InputError
 from reidguard.nn import inference_view
 from reidguard.objectives import normalized_features
@@ -48,6 +49,7 @@ class Guides:
     features: Tensor
     pids: Tensor | Sequence[int]
 
+    @fixed_context()
     def __post_init__(self) -> None:
         features, pids = self.features.detach(), torch.as_tensor(self.pids)
         if features.dim() != 2 or pids.shape != features.shape[:1] or pids.is_floating_point():
@@ -187,6 +189,7 @@ class InstanceAttack(Attack):
 
     _target: Target | None = None
 
+    @fixed_context()
     def bind(self, model: Embedder, guides: Guides | None = None) -> Self:
         """Return this attack bound to a target model.
 
@@ -230,6 +233,7 @@ class InstanceAttack(Attack):
         bound._target = Target(model, prototypes)
         return bound
 
+    @fixed_context()
     def with_labels(self, pids: Tensor | Sequence[int]) -> Self:
         """Return this bound attack with the ground-truth identities of the next call's images.
 

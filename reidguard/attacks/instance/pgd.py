@@ -154,6 +154,9 @@ class GradientAttack(InstanceAttack):
             by_step = self.uniform(x, f"diversity {restart}", (self.steps, 4)).transpose(0, 1)
             draws = [*by_step, None]  # the final image is evaluated unchanged
 
+        masks: list[Tensor] = []  # which gradients are usable, by step
+        start: list[Tensor] = []  # features and objectives of the first step
+
         def value_and_grad(image: Tensor, step: int) -> tuple[Tensor, Tensor]:
             """Return (N,) objectives and their gradient, which is zero after the last step."""
             draw, last = draws[step], step == self.steps
@@ -168,16 +171,27 @@ class GradientAttack(InstanceAttack):
             (gradient,) = torch.autograd.grad(value.sum(), image, allow_unused=True)
             if gradient is None:
                 check_graph(None, target.model)
-            if (count := active_count()) is not None:
-                is_usable = usable(gradient)
-                can_rise = _can_rise(objective, features.detach(), value.detach(), target)
-                count.add(can_rise | is_usable, is_usable)
+            masks.append(usable(gradient))
+            if len(masks) == 1:
+                start.extend((features.detach(), value.detach()))
             if self.translation:
                 gradient = _smoothed(gradient, self.translation)
             return value.detach(), gradient
 
         if self.step_size is None:
-            return self._apgd(x, low, high, value_and_grad)
+            x = self._apgd(x, low, high, value_and_grad)
+        else:
+            x = self._fixed_steps(x, low, high, value_and_grad)
+        if (count := active_count()) is not None:
+            steps = torch.stack(masks)
+            count.add(steps | _can_rise(objective, start[0], start[1], target), steps)
+        return x
+
+    def _fixed_steps(
+        self, x: Tensor, low: Tensor, high: Tensor, value_and_grad: _ValueAndGrad
+    ) -> Tensor:
+        """Steps of the gradient's sign, with momentum if there is any."""
+        assert self.step_size is not None
         velocity = torch.zeros_like(x) if self.momentum > 0 else None
         for step in range(self.steps):
             _, gradient = value_and_grad(x, step)

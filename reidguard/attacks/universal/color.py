@@ -159,7 +159,7 @@ class ColorAttack(UniversalAttack):
             return colours + interpolate_colors(self.offset.to(wide), colours)
 
     def _identity(self) -> Tensor:
-        axis = torch.linspace(0, 1, self.resolution, dtype=self.offset.dtype)
+        axis = torch.linspace(0, 1, self.resolution, dtype=self.offset.dtype, device="cpu")
         nodes = torch.meshgrid(axis, axis, axis, indexing="ij")
         return torch.stack(nodes).to(self.offset.device)
 

@@ -138,6 +138,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "verify", rg.verify, {"attack": delta, "images": data}
     saving = {"attack": delta, "dataset": data, "directory": folder / "saved"}
     yield "save_adversarial", rg.save_adversarial, saving
+    yield "ReIDDataset.with_query", data.with_query, {"folder": folder}
     yield "extract_features", extract_features, {"model": model, "samples": data.query}
     features = {"model": model, "dataset": data, "split": "query"}
     yield "FeatureStore.features", rg.FeatureStore().features, features

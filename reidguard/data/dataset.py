@@ -251,7 +251,7 @@ class ReIDDataset:
             DataError: If a name is missing, unknown, or there twice; the message names a few.
         """
         folder = to_path(folder)
-        query_every = checked(int, "query_every", query_every, low=1)
+        query_every = checked(int, "query_every", query_every, low=1, high=10**9)
         source = self if self.original is None else self.original
         every_name = source.query_names
         names = every_name[::query_every]

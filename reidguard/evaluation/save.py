@@ -78,7 +78,7 @@ def save_adversarial(
     image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     directory = to_path(directory)
-    query_every = checked(int, "query_every", query_every, low=1)
+    query_every = checked(int, "query_every", query_every, low=1, high=10**9)
     names = dataset.query_names[::query_every]
     queries = dataset.query[::query_every]
     settings = {

@@ -68,7 +68,15 @@ DATA = {
     ("Budget", "eps"),
 }
 # Methods whose numbers a caller of the library does not choose.
-INTERNAL = {"uniform", "parameter_groups", "resized", "with_labels", "build_classifiers", "key"}
+INTERNAL = {
+    "uniform",
+    "parameter_groups",
+    "resized",
+    "with_labels",
+    "build_classifiers",
+    "key",
+    "config",
+}
 
 ATTACKS: dict[str, dict[str, Any]] = {"misrank": {"size": (16, 16), "width": 2}}
 MODELS: dict[str, dict[str, Any]] = {

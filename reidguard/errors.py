@@ -85,8 +85,13 @@ class ZeroGradientWarning(UserWarning):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
-    """Return "did you mean 'x'? " with the nearest known names; nothing if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=most)
+    """Return "did you mean 'x'? " with the nearest known names; nothing if none is near.
+
+    Names that begin with the given one are nearer than any other.
+    """
+    listed = list(known)
+    near = [other for other in listed if name and other.startswith(name)][:most]
+    near = near or difflib.get_close_matches(name, listed, n=most)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 

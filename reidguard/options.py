@@ -38,7 +38,15 @@ __all__ = [
 class LoopOptions(TypedDict, total=False):
     """Options of :func:`learn <reidguard.training.learn>`, the loop of attacks and models."""
 
-    steps: Annotated[int | None, Option("steps in all, in place of epochs", low=1, high=10**9)]
+    steps: Annotated[
+        int | None,
+        Option(
+            "steps in all, in place of epochs",
+            low=1,
+            high=10**9,
+            aliases=("iterations", "num_steps", "max_steps", "max_iter"),
+        ),
+    ]
     seed: Annotated[
         int, Option("seed of batches, augmentation and random layers", 0, low=0, high=MAX_SEED)
     ]
@@ -65,6 +73,7 @@ class FitOptions(LoopOptions, total=False):
             low=1,
             high=10**6,
             excludes="steps",
+            aliases=("num_epochs", "max_epochs"),
         ),
     ]
     lr: Annotated[
@@ -73,10 +82,21 @@ class FitOptions(LoopOptions, total=False):
             "learning rate at the start; of attacks, the step in [0, 1] pixel units",
             above=0,
             high=1e6,
+            aliases=("learning_rate", "step_size", "alpha"),
         ),
     ]
-    identities: Annotated[int | None, Option("identities in a batch", low=1, high=10**4)]
-    images_per_identity: Annotated[int | None, Option("images of each identity", low=1, high=10**4)]
+    identities: Annotated[
+        int | None,
+        Option(
+            "identities in a batch", low=1, high=10**4, aliases=("batch_size", "num_identities")
+        ),
+    ]
+    images_per_identity: Annotated[
+        int | None,
+        Option(
+            "images of each identity", low=1, high=10**4, aliases=("batch_size", "num_instances")
+        ),
+    ]
     image_size: Annotated[
         tuple[int, int],
         Option("height and width that images are resized to", (256, 128), low=1, high=MAX_SIDE),

@@ -77,6 +77,7 @@ class Option:
         above: Lower bound, exclusive.
         excludes: Another option of the group that excludes this one.
         recorded: Whether the result depends on the option, so that :func:`settings` has it.
+        aliases: Names that other libraries have for it; an error for these suggests the option.
         type: Its type, which :func:`options_of` reads from the annotation.
     """
 
@@ -87,6 +88,7 @@ class Option:
     above: float | None = None
     excludes: str | None = None
     recorded: bool = True
+    aliases: tuple[str, ...] = ()
     type: Any = None
 
     @property
@@ -229,7 +231,9 @@ def resolve(group: Any, values: Mapping[str, Any], **defaults: Any) -> dict[str,
     """
     options = options_of(group)
     if unknown := [name for name in values if name not in options]:
-        hint = did_you_mean(unknown[0], options)
+        meant = [name for name, option in options.items() if unknown[0] in option.aliases]
+        hint = f"did you mean {' and '.join(map(repr, meant))}? " if meant else ""
+        hint = hint or did_you_mean(unknown[0], options)
         raise InputError(f"unknown option {unknown[0]!r}: {hint}known: {', '.join(options)}")
     resolved = {name: option.default for name, option in options.items()}
     for name, value in values.items():

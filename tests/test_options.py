@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,25 @@ def f(model: rg.ReIDModel, data: rg.ReIDDataset, attack: rg.DeltaAttack) -> None
     )
     errors = [line for line in shown.splitlines() if ": error:" in line]
     assert [line.partition("bad.py:")[2].split(":")[0] for line in errors] == ["4", "5", "6", "7"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("batch_size", "did you mean 'identities' and 'images_per_identity'?"),
+        ("learning_rate", "did you mean 'lr'?"),
+        ("num_epochs", "did you mean 'epochs'?"),
+        ("max_iter", "did you mean 'steps'?"),
+        ("image_sise", "did you mean 'image_size'?"),
+    ],
+)
+def test_an_unknown_option_suggests_the_one_that_is_meant(name, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        resolve(FitOptions, {name: 8})
+
+
+def test_aliases_are_no_options():
+    for group in GROUPS:
+        options = options_of(group)
+        aliases = {alias for option in options.values() for alias in option.aliases}
+        assert not aliases & options.keys(), group.__name__

@@ -359,7 +359,8 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
     Raises:
         RegistryError: If no dataset has that name.
         DataError: If the path is missing, or does not hold what the dataset needs.
-        InputError: If there are two paths, or the reader has no such option.
+        InputError: If there are two paths, a path without a name, or the reader has no such
+            option.
 
     Example:
         >>> load_dataset("market1501:/nowhere")  # doctest: +ELLIPSIS
@@ -376,6 +377,12 @@ def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> R
         raise InputError(f"the dataset has two paths, {path!r} and {str(root)!r}; give one")
     if root == "" or (colon and not path and root is None):
         raise InputError(f"the path of dataset {name!r} is empty; write {name}:/path/to/it")
+    if not colon and root is None and name not in DATASETS and os.path.exists(name):
+        cure = f"csv:{name}" if os.path.isfile(name) else f"market1501:{name} or folder:{name}"
+        raise InputError(
+            f"{name} is a path, and a dataset is named by its kind as well: write {cure} "
+            "(all kinds: reidguard list datasets)"
+        )
     reader = DATASETS.get(name)
     signature = inspect.signature(reader)
     first = next(iter(signature.parameters.values()))

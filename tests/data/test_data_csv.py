@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.data.readers.csv_file import parse_csv, read_csv
-from reidguard.errors import DataError
+from reidguard.errors import DataError, InputError
 
 HEAD = "path,pid,camid,split\n"
 
@@ -101,7 +101,7 @@ def test_absolute_paths_and_a_byte_order_mark(tmp_path):
     ("text", "message"),
     [
         ("", "people.csv is empty"),
-        ("path,pid,split\na.jpg,1,train\n", "lacks the column camid"),
+        ("path,pid,camera,split\na.jpg,1,1,train\n", r"lacks the column camid.*\?pid=person"),
         ("a.jpg,1,1,train\n", "lacks the column path"),
         (HEAD, "lists no image"),
         (HEAD + "a.jpg,1,1,test\n", "line 2: split is 'test'"),
@@ -281,3 +281,35 @@ def test_a_csv_that_is_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "x.csv")
     with pytest.raises(DataError, match="no CSV file"):
         load_dataset(f"csv:{tmp_path / 'x.csv'}")
+
+
+def test_columns_under_other_names(tmp_path):
+    text = "file,who,camera,split\na.jpg,anna,2,query\nb.jpg,anna,1,gallery\n"
+    path = write_csv(tmp_path, text, "a.jpg", "b.jpg")
+    columns = {"path": "file", "pid": "who", "camid": "camera"}
+    named = load_dataset("csv", path, columns=columns)
+    assert facts(named.query) == [("a.jpg", 1, 2)]
+    assert facts(named.gallery) == [("b.jpg", 1, 1)]
+    short = load_dataset(f"csv:{path}?path=file&pid=who&camid=camera")
+    assert short.query == named.query
+    assert load_dataset("csv", f"{path}?path=file&pid=x", columns=columns).query == named.query
+    for wrong in ("person=who", "pid", "pid="):
+        with pytest.raises(InputError, match=r"named as in people\.csv\?pid=person"):
+            load_dataset(f"csv:{path}?{wrong}")
+    with pytest.raises(DataError, match="lacks the column name"):
+        load_dataset(f"csv:{path}?path=name&pid=who&camid=camera")
+
+
+def test_a_question_mark_in_the_name_of_a_file(tmp_path):
+    path = write_csv(tmp_path, HEAD + "a.jpg,1,1,train\n", "a.jpg").rename(tmp_path / "a?pid=b")
+    assert len(load_dataset("csv", path).train) == 1
+
+
+def test_without_cameras_no_pair_is_left_out(tmp_path):
+    text = "path,pid,split\na.jpg,1,query\nb.jpg,1,gallery\nc.jpg,2,train\n"
+    path = write_csv(tmp_path, text, "a.jpg", "b.jpg", "c.jpg")
+    with pytest.warns(UserWarning, match="no column of cameras"):
+        dataset = load_dataset("csv", path)
+    cameras = [[s.camid for s in dataset.split(split)] for split in ("train", "query", "gallery")]
+    assert cameras == [[0], [0], [1]]
+    assert "no column of cameras" in dataset.notes[0]

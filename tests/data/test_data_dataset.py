@@ -354,3 +354,21 @@ def test_options_go_to_the_reader(tmp_path, monkeypatch):
     assert load_dataset(f"optional:{tmp_path}", seed=4).root == tmp_path
     with pytest.raises(InputError, match=r"'optional'.*'sed'"):
         load_dataset("optional", sed=3)
+
+
+def test_a_path_without_a_name_shows_how_to_write_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "people.csv").write_text("path,pid,camid,split\n")
+    (tmp_path / "people").mkdir()
+    with pytest.raises(InputError, match=r"write csv:people\.csv "):
+        load_dataset("people.csv")
+    with pytest.raises(InputError, match="write market1501:people or folder:people "):
+        load_dataset("people")
+
+
+def test_names_that_begin_alike_are_proposed():
+    with pytest.raises(RegistryError) as error:
+        load_dataset("cuhk03:/data")
+    proposed = str(error.value).partition("?")[0]
+    assert "did you mean 'cuhk03-np-" in proposed
+    assert "cuhk01" not in proposed

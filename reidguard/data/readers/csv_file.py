@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
@@ -21,7 +22,7 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @register_dataset("csv")
-def read_csv(path: Path | str) -> ReIDDataset:
+def read_csv(path: Path | str, *, columns: Mapping[str, str] | None = None) -> ReIDDataset:
     """List a dataset from a CSV file with a header and the columns path, pid, camid, split.
 
     ``path`` is relative to the CSV file's folder, or absolute; ``split`` is train, query or
@@ -34,13 +35,40 @@ def read_csv(path: Path | str) -> ReIDDataset:
     Numbers may be written as floats, as pandas does where a column has gaps: ``7.0`` is 7, and
     ``-1.0`` is junk. Other negative numbers, fractions and missing values are errors.
 
+    Without a column of cameras, queries and training images get camera 0 and the gallery camera 1,
+    so that images of one camera count as matches: a warning and a note say so.
+
+    Args:
+        path: The file. "people.csv?pid=person&camid=camera" also names its columns.
+        columns: The file's names of columns, by those above, where they differ:
+            ``{"pid": "person"}``.
+
     Raises:
         DataError: Naming the line, if a column, file or value is missing or wrong.
+        InputError: If ``columns`` names another column than those above.
     """
+    if not to_path(path).is_file():
+        path, _, named = str(path).partition("?")
+        pairs = (pair.partition("=")[::2] for pair in named.split("&") if pair)
+        columns = {**dict(pairs), **(columns or {})}
+    columns = {} if columns is None else columns
+    if wrong := [name for name, own in columns.items() if name not in COLUMNS or not own]:
+        raise InputError(
+            f"a column is named as in people.csv?pid=person, with one of {', '.join(COLUMNS)} on "
+            f"the left, not {wrong[0]!r}"
+        )
     path = to_path(path)
     if not path.is_file():
         raise DataError(f"there is no CSV file {path}; write csv:/path/to/file.csv")
-    rows = parse_csv(read_file(path, error=DataError), path)
+    rows = parse_csv(read_file(path, error=DataError), path, columns)
+    notes = []
+    if all(row.camid == "" for row in rows):
+        rows = [row._replace(camid=int(row.split == "gallery")) for row in rows]
+        notes.append(
+            "the file has no column of cameras, so images of the query's own camera count as "
+            "matches; add the column camid, or name it: csv:people.csv?camid=camera"
+        )
+        warnings.warn(f"{printable(str(path))}: {notes[0]}", stacklevel=2)
     places = Counter((os.path.normpath(row.path), row.split) for row in rows)
     if twice := [place for (place, _), times in places.items() if times > 1]:
         raise DataError(f"{path} lists images twice in one split: {a_few(twice)}; remove one line")
@@ -49,15 +77,19 @@ def read_csv(path: Path | str) -> ReIDDataset:
             f"{len(missing)} images that {path} lists do not exist: {a_few(missing)}; paths are "
             f"relative to {path.parent}"
         )
-    return build_custom(path.stem, rows, root=path.parent)
+    return build_custom(path.stem, rows, root=path.parent, notes=notes)
 
 
-def parse_csv(data: bytes, source: Path) -> list[Row]:
+def parse_csv(data: bytes, source: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
     """Return the rows of a CSV file; no image is looked for.
 
     Args:
         data: The file's bytes.
         source: The file, whose folder relative paths start from.
+        columns: The file's names of columns, as in :func:`read_csv`.
+
+    Returns:
+        A row for each line; with "" as the camera where the file has no column of cameras.
 
     Raises:
         DataError: Naming the file, the line and the column, if anything is missing or wrong.
@@ -75,13 +107,13 @@ def parse_csv(data: bytes, source: Path) -> list[Row]:
         ) from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
-    places: list[int] | None = None
+    places: dict[str, int] | None = None
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
             if places is None:
-                places, width = _columns(cells, source), len(cells)
+                places, width = _columns(cells, source, columns or {}), len(cells)
                 continue
             where = f"{source}, line {reader.line_num}"
             if len(cells) > width:
@@ -89,7 +121,10 @@ def parse_csv(data: bytes, source: Path) -> list[Row]:
                     f"{where} has {len(cells)} values, and the first line has {width}; write "
                     "values that contain a comma in double quotes"
                 )
-            values = [cells[place].strip() if place < len(cells) else "" for place in places]
+            values = {
+                column: cells[place].strip() if place < len(cells) else ""
+                for column, place in places.items()
+            }
             rows.append(_parse_row(values, source, where))
     except csv.Error as error:
         raise DataError(
@@ -103,33 +138,39 @@ def parse_csv(data: bytes, source: Path) -> list[Row]:
     return rows
 
 
-def _columns(cells: Sequence[str], source: Path) -> list[int]:
-    """Return the position of each of COLUMNS in the header."""
-    names = [cell.strip() for cell in cells]
-    if absent := [column for column in COLUMNS if column not in names]:
-        used = [word for mark, word in OTHER_DELIMITERS.items() if mark in names[0]]
-        hint = f"; separate its values by commas, not by {used[0]}" if used else ""
+def _columns(cells: Sequence[str], source: Path, columns: Mapping[str, str]) -> dict[str, int]:
+    """Return the position of each of COLUMNS in the header; of cameras, where there are any."""
+    header = [cell.strip() for cell in cells]
+    names = {column: columns.get(column, column) for column in COLUMNS}
+    absent = [name for name in names.values() if name not in header]
+    if absent == ["camid"] and not any(cell.lower().startswith("cam") for cell in header):
+        del names["camid"]
+    elif absent:
+        used = [word for mark, word in OTHER_DELIMITERS.items() if mark in header[0]]
+        hint = "; name others as in csv:people.csv?pid=person&camid=camera"
+        if used:
+            hint = f"; separate its values by commas, not by {used[0]}"
         raise DataError(
             f"{source} lacks the column {', '.join(absent)} in its first line; it must name "
-            f"{', '.join(COLUMNS)}{hint}"
+            f"{', '.join(names.values())}{hint}"
         )
-    if twice := [column for column in COLUMNS if names.count(column) > 1]:
+    if twice := [name for name in names.values() if header.count(name) > 1]:
         raise DataError(
             f"{source} names the column {', '.join(twice)} twice in its first line; remove one"
         )
-    return [names.index(column) for column in COLUMNS]
+    return {column: header.index(name) for column, name in names.items()}
 
 
-def _parse_row(values: Sequence[str], source: Path, where: str) -> Row:
-    if empty := [column for column, value in zip(COLUMNS, values, strict=True) if not value]:
+def _parse_row(values: Mapping[str, str], source: Path, where: str) -> Row:
+    if empty := [column for column, value in values.items() if not value]:
         raise DataError(f"{where}: {', '.join(empty)} is empty; fill it in")
-    for column, value in zip(COLUMNS, values, strict=True):
+    for column, value in values.items():
         if printable(value) != value:
             raise DataError(
                 f"{where}: {column} contains a control character, in {value[:80]!r}; remove it "
                 "(a line break may come from a double quote that is not closed)"
             )
-    name, pid, camid, split = values
+    name, split = values["path"], values["split"]
     if split not in SPLITS:
         raise DataError(f"{where}: split is {split!r}; use one of {', '.join(SPLITS)}")
     try:
@@ -138,4 +179,5 @@ def _parse_row(values: Sequence[str], source: Path, where: str) -> Row:
         raise DataError(
             f"{where}: path is {error}; write ./{name} for a file of that name"
         ) from None
-    return Row(path, parse_identity(pid, where), parse_camera(camid, where), split)
+    camera = parse_camera(values["camid"], where) if "camid" in values else ""
+    return Row(path, parse_identity(values["pid"], where), camera, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -92,8 +93,17 @@ class RunFolder:
 
         Returns:
             The model or attack, and the seconds of a step if any was taken now.
+
+        Raises:
+            CheckpointError: If the file is not the one that the run has learnt.
         """
-        if (self / name).exists():
+        recorded = self._digests.get(name)
+        if (self / name).exists() and (recorded is not None or self.finished):
+            if recorded not in (None, _digest(self / name)):
+                raise CheckpointError(
+                    f"{self / name} is not the file that this run has learnt: put that back, or "
+                    "delete this one, so that the run learns it again"
+                )
             return load(self / name), None
         with ExitStack() as stack:
             progress: ProgressCallback = self.display
@@ -104,7 +114,18 @@ class RunFolder:
             learnt = fit(checkpoint=checkpoint, progress=stack.enter_context(metrics))
         if self.writes:
             learnt.save(self / name)
+            self.manifest["files"] = {**self.manifest["files"], name: _digest(self / name)}
+            write_json(self / MANIFEST, self.manifest)
         return learnt, metrics.seconds_per_step
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        """Digests of what was learnt; all processes of a run read those of the first one's file."""
+        if self.writes:
+            return dict(self.manifest["files"])
+        if not (self / MANIFEST).exists():
+            return {}
+        return read_record(self / MANIFEST, Manifest).files
 
     def finish(self, content: Mapping[str, Any], text: str, name: str = "result") -> None:
         """Write the result as JSON and Markdown, and mark the run as finished."""
@@ -218,7 +239,12 @@ def _new_manifest(
         "versions": {**library_versions(), "python": platform.python_version()},
         "settings": dict(settings),
         "options": options.values(),
+        "files": {},
     }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(read_file(path)).hexdigest()
 
 
 def _now() -> str:

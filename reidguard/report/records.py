@@ -27,6 +27,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any]
     options: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+    """Digests of the model or attack that was learnt, by the name of its file."""
 
 
 @dataclass(frozen=True)

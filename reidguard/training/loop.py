@@ -44,13 +44,15 @@ __all__ = ["Batches", "LoopHooks", "batch_loaders", "derived_seed", "learn"]
 class TrainingCard:
     """The card of a checkpoint of a run.
 
-    ``optimizer`` has what is no tensor of its state, ``gradients`` how many gradients by images the
-    attack needed so far, and how many of them were usable.
+    ``optimizer`` has what is no tensor of its state, ``tensors`` the names of all tensors of the
+    file, ``gradients`` how many gradients by images the attack needed so far, and how many of them
+    were usable.
     """
 
     step: Count
     settings: dict[str, Any]
     optimizer: dict[str, int | float | bool | None]
+    tensors: list[str]
     gradients: tuple[Count, Count] = (0, 0)
 
 
@@ -296,7 +298,8 @@ class _Checkpoint:
                     scalars[name] = value
         if self.writes:
             card = {"kind": "training", "step": step, "settings": self.settings}
-            card |= {"optimizer": scalars, "gradients": list(self.gradients)}
+            card |= {"optimizer": scalars, "tensors": sorted(tensors)}
+            card |= {"gradients": list(self.gradients)}
             save_tensors(self.path, tensors, card)
         self._holds(step)
 
@@ -315,6 +318,7 @@ class _Checkpoint:
                 f"{self.path} belongs to a run with other settings ({changed}); "
                 "use the same settings to resume it, or another folder to start anew"
             )
+        self._check(tensors, card)
         try:
             for part, module in self.parts.items():
                 state = {k: v for k, v in tensors.items() if k.startswith(f"{part}.")}
@@ -326,10 +330,38 @@ class _Checkpoint:
             if match := re.fullmatch(r"optimizer\.([0-9]{1,9})\.(\w+)", name):
                 states.setdefault(int(match[1]), {})[match[2]] = value
         groups = self.optimizer.state_dict()["param_groups"]
+        shapes = [p.shape for group in self.optimizer.param_groups for p in group["params"]]
+        for index, state in states.items():
+            other = [v for v in state.values() if isinstance(v, Tensor) and v.dim()]
+            if index >= len(shapes) or any(v.shape != shapes[index] for v in other):
+                raise CheckpointError(
+                    f"{self.path} does not fit the optimiser: its state {index} is of other "
+                    "parameters; delete the file to start anew"
+                )
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.gradients = card.gradients
         self._holds(card.step)
         return card.step
+
+    def _check(self, tensors: Mapping[str, Tensor], card: TrainingCard) -> None:
+        """Refuse a file that lacks tensors, of the optimiser for instance, or holds other values.
+
+        Raises:
+            CheckpointError: Naming the tensors.
+        """
+        cure = "delete it to start anew, or put a whole copy in its place"
+        if lacking := set(card.tensors) ^ tensors.keys():
+            raise CheckpointError(
+                f"{self.path} lacks tensors, or has others than were written: "
+                f"{a_few(sorted(lacking), 3)}; {cure}"
+            )
+        for name, value in tensors.items():
+            # In float32, as which a number of float64 may be infinite.
+            narrow = value.float() if value.dtype == torch.float64 else value
+            if not bool(torch.isfinite(narrow).all()):
+                raise CheckpointError(
+                    f"{self.path} holds values that are not finite in {name}; {cure}"
+                )
 
     def _holds(self, step: int) -> None:
         self.hint = f"; {self.path} holds the last good state, that of step {step}"

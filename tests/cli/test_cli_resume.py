@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from helpers import leave_temporary
+from reidguard.attacks import ColorAttack, DeltaAttack
 from reidguard.cli import main
 from reidguard.storage import load_tensors
 from reidguard.training import MISGD
+from reidguard.types import Budget
 
 STEPS = 16
 
@@ -199,3 +202,29 @@ def test_many_kills(call, uninterrupted, tmp_path, seed):
     assert steps_of(out) == list(range(1, STEPS + 1))
     assert_same_run(out, uninterrupted)
     assert load_tensors(out / "attack.safetensors")[1]["training"]["steps"] == STEPS
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_file_in_place_of_the_learnt_one_is_refused(
+    call, uninterrupted, tmp_path, capsys, finished
+):
+    """Of another budget, of another class, or the same tensors under another card."""
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    if not finished:
+        (out / "result.json").unlink()
+    own = (out / "attack.safetensors").read_bytes()
+    for attack in (DeltaAttack(Budget(16 / 255), size=(64, 32)), ColorAttack(resolution=3)):
+        attack.save(out / "attack.safetensors")
+        capsys.readouterr()
+        assert main([*call, "--out", str(out)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"{out / 'attack.safetensors'} is not the file that this run has learnt" in line
+        assert "put that back, or delete this one" in line
+    (out / "attack.safetensors").write_bytes(own)
+    assert main([*call, "--out", str(out)]) == 0
+    (out / "attack.safetensors").unlink()
+    assert main([*call, "--out", str(out)]) == 0
+    assert (out / "attack.safetensors").read_bytes() == own
+    assert json.loads((out / "manifest.json").read_text())["files"] == manifest["files"]

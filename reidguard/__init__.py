@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         MetricIFGSM,
         MetricMIFGSM,
         MisRank,
+        PatternAttack,
         SquareAttack,
         UAPRetrieval,
         UniversalAttack,
         create_attack,
+        fixed_patterns,
         load_attack,
         register_attack,
     )
@@ -140,6 +142,7 @@ __all__ = [
     "MetricMIFGSM",
     "MisRank",
     "MixedTraining",
+    "PatternAttack",
     "Progress",
     "Protocol",
     "RankingResult",
@@ -165,6 +168,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "evaluate_grid",
+    "fixed_patterns",
     "from_pretrained",
     "join_datasets",
     "load_attack",
@@ -187,7 +191,8 @@ __all__ = [
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
     "InstanceAttack LearnedAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank "
-    "SquareAttack UAPRetrieval UniversalAttack create_attack load_attack register_attack",
+    "PatternAttack SquareAttack UAPRetrieval UniversalAttack create_attack fixed_patterns "
+    "load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "

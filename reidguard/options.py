@@ -26,6 +26,7 @@ __all__ = [
     "DefenseOptions",
     "EvaluateOptions",
     "FitOptions",
+    "GridOptions",
     "LearnedAttackOptions",
     "LoopOptions",
     "MeasureOptions",
@@ -206,10 +207,18 @@ class BatchOptions(TypedDict, total=False):
 
 
 class MeasureOptions(BatchOptions, total=False):
-    """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`."""
+    """Options of everything that evaluates queries."""
 
     query_every: Annotated[
         int, Option("use every n-th query, for a quick look", 1, low=1, high=10**9)
+    ]
+
+
+class GridOptions(MeasureOptions, total=False):
+    """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`."""
+
+    patterns: Annotated[
+        bool, Option("measure fixed patterns, too, where a learnt attack is transferred", True)
     ]
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from reidguard.errors import InputError
 from reidguard.records import convert
@@ -199,3 +201,68 @@ def test_input_spec_resizes_every_float_type(dtype):
     resized = InputSpec(size=(4, 3)).apply(x.to(dtype))
     assert resized.dtype == dtype
     torch.testing.assert_close(resized.float(), InputSpec(size=(4, 3)).apply(x), atol=0.05, rtol=0)
+
+
+# --- preprocessing of networks in production ---
+
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def test_channels_and_range_are_those_of_the_network():
+    x = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    caffe = InputSpec(
+        size=None, mean=(104, 117, 123), std=(2, 3, 4), channels="bgr", value_range=255
+    )
+    inputs = caffe.apply(x)
+    for n in range(2):
+        for place, (channel, mean, std) in enumerate([(2, 104, 2), (1, 117, 3), (0, 123, 4)]):
+            expected = (255 * x[n, channel] - mean) / std
+            torch.testing.assert_close(inputs[n, place], expected, atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "filtering"),
+    [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)],
+)
+def test_interpolation_is_pillow_s(mode, filtering):
+    x = torch.rand(1, 3, 20, 12, generator=torch.Generator().manual_seed(1))
+    inputs = InputSpec(size=(8, 6), interpolation=mode, **RAW).apply(x)
+    for channel in range(3):
+        resized = Image.fromarray(x[0, channel].numpy(), mode="F").resize((6, 8), filtering)
+        torch.testing.assert_close(
+            inputs[0, channel], torch.from_numpy(np.array(resized)), atol=1e-5, rtol=0
+        )
+
+
+def test_nearest_takes_the_pixel_at_the_centre():
+    x = torch.arange(24.0).view(1, 1, 6, 4).expand(1, 3, 6, 4)
+    inputs = InputSpec(size=(2, 2), interpolation="nearest", **RAW).apply(x)
+    assert inputs[0, 0].tolist() == [[5.0, 7.0], [17.0, 19.0]]
+
+
+def test_gradients_pass_through_any_preprocessing():
+    spec = InputSpec(size=(5, 3), channels="bgr", value_range=255, interpolation="bicubic", **RAW)
+    x = torch.rand(1, 3, 8, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(spec.apply, (x,), atol=1e-4)
+
+
+def test_a_card_keeps_what_is_unusual_and_reads_what_is_left_out():
+    assert set(InputSpec().to_dict()) == {"size", "mean", "std"}  # as in files of any age
+    spec = InputSpec(channels="bgr", value_range=255, interpolation="nearest", **RAW)
+    assert json.loads(json.dumps(spec.to_dict()))["value_range"] == 255
+    assert convert(spec.to_dict(), InputSpec, "here") == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": "gbr"}, "channels must be 'rgb' or 'bgr'"),
+        ({"value_range": 256}, "value_range must be 1 or 255"),
+        ({"value_range": True}, "value_range must be 1 or 255"),
+        ({"interpolation": "cubic"}, "interpolation must be 'bilinear'"),
+        ({"value_range": 255}, "give mean and std in units of 255"),
+    ],
+)
+def test_wrong_preprocessing_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        InputSpec(**options)

@@ -230,6 +230,7 @@ class Runner:
             folder=self.folder,
             store=self.store,
             query_every=query_every,
+            patterns=False,
             progress=self._phase(f"{name} on {network}, {c['data']}"),
         ).cells
         return cell.evaluation, cell

@@ -12,6 +12,7 @@ from reidguard.attacks.instance.self_metric import ODFA, SMA
 from reidguard.attacks.instance.square import SquareAttack
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.attacks.misrank.attack import MisRank
+from reidguard.attacks.pattern import PatternAttack, fixed_patterns
 from reidguard.attacks.universal.base import UniversalAttack
 from reidguard.attacks.universal.color import ColorAttack
 from reidguard.attacks.universal.combinatorial import CombinatorialAttack
@@ -38,11 +39,13 @@ __all__ = [
     "MetricIFGSM",
     "MetricMIFGSM",
     "MisRank",
+    "PatternAttack",
     "SquareAttack",
     "Target",
     "UAPRetrieval",
     "UniversalAttack",
     "create_attack",
+    "fixed_patterns",
     "load_attack",
     "register_attack",
 ]

@@ -49,6 +49,8 @@ class RetrievalAutoAttack:
         :class:`~reidguard.SMA` with adaptive steps (Auto-PGD).
     ``furthest-negative``
         :class:`~reidguard.FNA` with the same steps; its guides are the clean gallery.
+    ``pattern``
+        Each of :func:`~reidguard.fixed_patterns`, which use neither model nor data.
     ``universal``
         The learnt attack ``universal``, if there is one.
     ``transfer``
@@ -93,7 +95,7 @@ class RetrievalAutoAttack:
         >>> result.worst.mAP <= result.clean.mAP
         True
         >>> [member.name for member in result.members]
-        ['clean', 'self-metric', 'furthest-negative', 'square']
+        ['clean', 'self-metric', 'furthest-negative', 'pattern', 'square']
     """
 
     def __init__(

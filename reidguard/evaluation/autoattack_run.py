@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reidguard.attacks import FNA, SMA, Attack, SquareAttack
+from reidguard.attacks import FNA, SMA, Attack, SquareAttack, fixed_patterns
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import POINTS
 from reidguard.evaluation.audit_report import Finding, make_finding
@@ -42,7 +42,7 @@ class Member:
 
     Args:
         name: As in the result.
-        attacks: One for each restart; None is the unchanged image.
+        attacks: One for each restart or pattern; None is the unchanged image.
         forward: Forward passes per query, measuring included.
         backward: Backward passes per query.
         note: Why it has no attacks.
@@ -78,6 +78,8 @@ def build_members(suite: RetrievalAutoAttack, retrieval: Retrieval) -> tuple[Mem
         gradient_member("self-metric", model, SMA),
         gradient_member("furthest-negative", model, FNA),
     ]
+    patterns = tuple(fixed_patterns(suite.budget).values())
+    members.append(Member("pattern", patterns, MEASURE * len(patterns)))
     if suite.universal is not None:
         members.append(Member("universal", (suite.universal,), MEASURE))
     if suite.surrogate is not None:

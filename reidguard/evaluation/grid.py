@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from reidguard.attacks import Attack, InstanceAttack, LearnedAttack
+from reidguard.attacks import Attack, InstanceAttack, LearnedAttack, fixed_patterns
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
@@ -26,7 +26,7 @@ from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.gradients import count_gradients, warn_of_zero_gradients
-from reidguard.options import MeasureOptions
+from reidguard.options import GridOptions
 from reidguard.records import convert, find_record, to_path
 from reidguard.schema import check_instance, documented, resolve
 from reidguard.storage import fingerprint, write_json
@@ -71,7 +71,7 @@ class Provenance:
         return convert(learnt.provenance or {}, cls, f"the provenance of {name}", error=InputError)
 
 
-@documented(MeasureOptions)
+@documented(GridOptions)
 @fixed_context()
 def evaluate_grid(
     attacks: Mapping[str, Attack],
@@ -83,7 +83,7 @@ def evaluate_grid(
     folder: Path | str | None = None,
     store: FeatureStore | None = None,
     progress: CountCallback | None = None,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[GridOptions],
 ) -> GridResult:
     """Measure each attack on each model and dataset, and name the setting of each cell.
 
@@ -100,10 +100,15 @@ def evaluate_grid(
     What an attack was learnt on is read from its ``provenance``: the network of the model with
     those weights and that InputSpec, the dataset with those training images. An instance attack's
     source is the model that it is bound to; one that is not bound is bound to the model of each
-    cell, with the gallery as guides where it needs them. All its cells are "source", and so are
-    those of an attack that neither learns nor uses a model. Otherwise pass ``sources``.
+    cell, with the gallery as guides where it needs them, and all its cells are "source". Those of
+    an attack that neither learns nor uses a model are "knows nothing". Otherwise pass ``sources``.
 
     Gallery and clean queries are extracted once for each model and dataset.
+
+    Where a learnt attack is measured beyond its source, each model and dataset also gets the cell
+    "fixed pattern" with the setting "knows nothing": of :func:`~reidguard.fixed_patterns`, the one
+    that leaves the lowest mAP on 8-bit images. It uses neither model nor data, so an attack that
+    transfers is one that does more.
 
     Args:
         attacks: By name, on the device of the models.
@@ -118,8 +123,8 @@ def evaluate_grid(
             gets ``grid.json``, which ``reidguard report`` reads.
         store: Caches clean features for further calls; None caches those of one model and dataset
             at a time.
-        progress: Called with (cells done, cells in all).
-        **options: Any of :class:`~reidguard.options.MeasureOptions`.
+        progress: Called with (evaluations done, evaluations in all).
+        **options: Any of :class:`~reidguard.options.GridOptions`.
 
     Raises:
         InputError: If a name is unknown, the source of an attack is unknown, or a model was trained
@@ -141,8 +146,7 @@ def evaluate_grid(
         >>> [(cell.attack, cell.model, cell.dataset, cell.setting) for cell in grid.cells]
         [('SMA', 'grey', 'plaza', 'source')]
     """
-    values = resolve(MeasureOptions, options)
-    batch_size, query_every = values["batch_size"], values["query_every"]
+    values = resolve(GridOptions, options)
     sources = {} if sources is None else dict(sources)
     for kind, named in ((Attack, attacks), (ReIDDataset, datasets)):
         for name, value in named.items():
@@ -165,38 +169,38 @@ def evaluate_grid(
         for name, attack in attacks.items()
     }
     order = [(a, m, d) for a in attacks for m in networks for d in datasets if d in networks[m]]
+    settings = {(a, m, d): _setting(attacks[a], origins[a], m, d) for a, m, d in order}
+    moved = dict.fromkeys(a for a, m, d in order if settings[a, m, d] in SETTINGS[1:-1])
+    learnt = [attacks[a] for a in moved if not isinstance(attacks[a], InstanceAttack)]
+    families = _pattern_families(learnt) if values["patterns"] else {}
+    measured = {**attacks, **{n: a for family in families.values() for n, a in family.items()}}
+    places = [(network, place) for network in networks for place in networks[network]]
     folder = None if folder is None else to_path(folder)
-    cells = None if folder is None else folder / "cells"
-    fingerprints = {}
-    if cells is not None:
-        remove_leftovers(cells)
-        fingerprints = {name: attack_fingerprint(a, size) for name, a in attacks.items()}
+    keys = {}
+    if folder is not None:
+        remove_leftovers(folder / "cells")
+        keys = {name: attack_fingerprint(a, size) for name, a in measured.items()}
     results: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for network, by_dataset in networks.items():
-        for place, model in by_dataset.items():
-            retrieval = Retrieval(model, datasets[place], protocol, store, batch_size)
-            for name, attack in attacks.items():
-                key, file = {}, None
-                if cells is not None:
-                    key = {"attack": fingerprints[name], **_key(retrieval, query_every)}
-                    file = cells / f"{fingerprint(key)[:32]}.json"
-                evaluation = _evaluation(attack, retrieval, query_every, file, key)
-                results[name, network, place] = evaluation
-                if progress is not None:
-                    progress(len(results), len(order))
-    result = GridResult(
-        tuple(
-            GridCell(
-                attack,
-                network,
-                place,
-                _setting(origins[attack], network, place),
-                _was_meta_test(attacks[attack], datasets[place]),
-                results[attack, network, place],
+    for network, place in places:
+        model, dataset = networks[network][place], datasets[place]
+        retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
+        for name, attack in measured.items():
+            results[name, network, place] = _evaluation(
+                attack, retrieval, values["query_every"], folder, keys.get(name)
             )
-            for attack, network, place in order
+            if progress is not None:
+                progress(len(results), len(measured) * len(places))
+    found = [
+        GridCell(
+            a, m, d, settings[a, m, d], _was_meta_test(attacks[a], datasets[d]), results[a, m, d]
         )
-    )
+        for a, m, d in order
+    ]
+    for label, family in families.items():
+        for m, d in places:
+            best = _strongest({name: results[name, m, d] for name in family})
+            found.append(GridCell(label, m, d, SETTINGS[-1], False, best))
+    result = GridResult(tuple(found))
     if folder is not None:
         result.save(folder / "grid.json")
     return _with_warnings(result)
@@ -206,6 +210,26 @@ def _with_warnings(result: GridResult) -> GridResult:
     for cell in result.cells:
         warn_of_zero_gradients(f"{cell.attack} on {cell.model}", cell.zero_gradients)
     return result
+
+
+def _pattern_families(attacks: Iterable[Attack]) -> dict[str, dict[str, Attack]]:
+    """Return the fixed patterns of each budget of the attacks, by the name of their cells."""
+    budgets = list(dict.fromkeys(attack.budget for attack in attacks))
+    families: dict[str, dict[str, Attack]] = {}
+    for budget in budgets:
+        label = "fixed pattern" if len(budgets) == 1 else f"fixed pattern, ε {budget}"
+        families[label] = {
+            f"{label}: {name}": pattern for name, pattern in fixed_patterns(budget).items()
+        }
+    return families
+
+
+def _strongest(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the evaluation with the lowest mAP on 8-bit images, with the pattern's name."""
+    name = min(evaluations, key=lambda n: evaluations[n]["attacked_8bit"]["mAP"])
+    evaluation = evaluations[name]
+    attack = {**evaluation["attack"], "pattern": name.partition(": ")[2]}
+    return {**evaluation, "attack": attack}
 
 
 def _by_dataset(
@@ -280,9 +304,11 @@ def _source(
     return sources[0], places[0]
 
 
-def _setting(source: tuple[str, str | None] | None, network: str, place: str) -> str:
+def _setting(
+    attack: Attack, source: tuple[str, str | None] | None, network: str, place: str
+) -> str:
     if source is None:
-        return SETTINGS[0]
+        return SETTINGS[0 if isinstance(attack, InstanceAttack) else -1]
     return SETTINGS[(source[0] != network) + 2 * (source[1] not in (None, place))]
 
 
@@ -306,9 +332,17 @@ def _key(retrieval: Retrieval, query_every: int) -> dict[str, Any]:
 
 @count_gradients()  # the grid warns of all its cells
 def _evaluation(
-    attack: Attack, retrieval: Retrieval, query_every: int, file: Path | None, key: dict[str, Any]
+    attack: Attack,
+    retrieval: Retrieval,
+    query_every: int,
+    folder: Path | None,
+    attack_key: str | None,
 ) -> dict[str, Any]:
-    """Return the evaluation in ``file`` if it has this key; else measure and write it."""
+    """Return the evaluation that the folder holds under this key; else measure and write it."""
+    key, file = {}, None
+    if folder is not None:
+        key = {"attack": attack_key, **_key(retrieval, query_every)}
+        file = folder / "cells" / f"{fingerprint(key)[:32]}.json"
     cell = None if file is None else find_record(file, CachedCell)
     if cell is not None and cell.key == key:
         return cell.evaluation

@@ -12,7 +12,7 @@ from reidguard.tables import Cell, Table, latex, percent
 
 __all__ = ["SETTINGS", "GridCell", "GridResult"]
 
-SETTINGS = ("source", "cross-model", "cross-dataset", "cross-model & dataset")
+SETTINGS = ("source", "cross-model", "cross-dataset", "cross-model & dataset", "knows nothing")
 KINDS = {"clean": "clean", "attacked": "attacked, float", "attacked_8bit": "attacked, 8-bit"}
 
 
@@ -24,10 +24,12 @@ class GridCell:
         attack: Name of the attack.
         model: Name of the network.
         dataset: Name of the dataset.
-        setting: One of :data:`SETTINGS`.
+        setting: One of :data:`SETTINGS`; "knows nothing" is the strongest of
+            :func:`~reidguard.fixed_patterns`, the baseline of the other settings.
         meta_test: Whether the attack's meta-test set was this dataset's training images. It is
             not unseen then, whatever the setting says.
-        evaluation: What :meth:`EvaluationResult.to_dict` returns.
+        evaluation: What :meth:`EvaluationResult.to_dict` returns; for a fixed pattern, its
+            ``attack`` also has the name of the ``pattern``.
     """
 
     attack: str
@@ -189,7 +191,9 @@ def _cell_rows(cell: GridCell) -> list[list[Cell]]:
             values = cell.evaluation[kind]
             drop = percent(cell.drop(kind))
             quality = [f"{values['linf_255']:.2f}", f"{values['ssim']:.3f}", drop]
+        pattern = cell.evaluation["attack"].get("pattern")
         setting = cell.setting + ("*" if cell.meta_test else "")
+        setting += f": {pattern}" if pattern else ""
         rows.append([setting, cell.model, cell.dataset, queries, *metrics, *quality])
     return rows
 

@@ -62,7 +62,7 @@ def perturbation(attack: Attack, width: int = 192) -> list[str]:
     for part in attack.modules():
         if isinstance(part, DeltaAttack):
             pattern = figure(
-                amplified(part.delta[0], GAIN),
+                amplified(_shown(part), GAIN),
                 f"additive pattern, amplified {GAIN} times, on grey",
                 f"δ ×{GAIN} on grey",
                 width=width,
@@ -93,7 +93,7 @@ def _color_change(lut: Tensor) -> str:
         f"red. Below: colours of clothes and skin before | after | with the change ×{GAIN}."
     )
     before = torch.tensor(list(CLOTHES.values())).float()[:, :, None, None] / 255
-    after = interpolate_colors(lut.detach().float().cpu(), before)
+    after = interpolate_colors(lut.detach().float().cpu(), before).clamp(0, 1)
     exaggerated = (before + GAIN * (after - before)).clamp(0, 1)
     patches = zip(CLOTHES, _css(before), _css(after), _css(exaggerated), strict=True)
     return subsection("The change of every colour", explanation, *views, swatches(list(patches)))
@@ -103,6 +103,12 @@ def _css(colors: Tensor) -> list[str]:
     """Return (N, 3, 1, 1) colours in [0, 1] as CSS has them."""
     levels = (255 * colors).round().int().flatten(1).tolist()
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in levels]
+
+
+def _shown(part: DeltaAttack) -> Tensor:
+    """Return δ as a picture of (3, H, W), within the budget."""
+    eps = part.budget.eps
+    return part.resized(*part.size)[0].detach().clamp(-eps, eps)
 
 
 def adversarial_examples(

@@ -154,7 +154,7 @@ def test_options_that_do_not_fit_are_refused(victim, surrogate, tmp_path, refuse
     )
 
 
-def test_an_attack_of_neither_kind_is_refused(victim, refused, monkeypatch):
+def test_an_attack_of_neither_kind_is_evaluated_as_it_is(victim, refused, monkeypatch, tmp_path):
     monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))
 
     @register_attack("identity")
@@ -162,4 +162,8 @@ def test_an_attack_of_neither_kind_is_refused(victim, refused, monkeypatch):
         def perturb(self, x):
             return x
 
-    assert "call it in Python" in refused("attack", *victim, "--attack", "identity")
+    call = ["attack", *victim, "--attack", "identity", "--out", str(tmp_path / "run")]
+    assert main([*call, "--query-every", "16"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["evaluation"]["attacked"]["linf_255"] == 0.0
+    assert "learns nothing: leave out --lr" in refused(*call, "--lr", "0.1")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision.models import alexnet
 
+from reidguard.attacks import load_attack
 from reidguard.cli import main
 from reidguard.storage import read_card
 
@@ -80,3 +81,18 @@ def test_lpips_with_files_of_the_user(
     assert "| LPIPS |" in (tmp_path / "run" / "result.md").read_text("utf-8")
     wrong = f"{tmp_path / 'lines.pth'}:{tmp_path / 'lines.pth'}"
     assert "neither AlexNet nor VGG-16" in refused(*call, "--lpips", wrong)
+
+
+def test_a_fixed_pattern_is_evaluated_without_learning(
+    victim: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    call = ["attack", *victim, "--attack", "pattern", "--set", "kind=stripes"]
+    assert main([*call, "--set", "period=8", "--out", str(tmp_path / "run")]) == 0
+    attack = load_attack(tmp_path / "run" / "attack.safetensors")
+    assert (attack.kind, attack.period, attack.size) == ("stripes", 8.0, (64, 32))
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["evaluation"]["attack"]["name"] == "PatternAttack"
+    assert result["evaluation"]["attacked"]["linf_255"] == pytest.approx(8, abs=1e-3)
+    assert "learns nothing: leave out --steps" in refused(*call, "--steps", "3")
+    assert "needs no --surrogate" in refused(*call, "--surrogate", "osnet_x0_25")
+    assert "did you mean 'stripes'" in refused(*call, "--set", "kind=stripe")

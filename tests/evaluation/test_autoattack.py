@@ -9,7 +9,15 @@ from PIL import Image
 from torch import nn
 
 from helpers import Killed, leave_temporary
-from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, SquareAttack
+from reidguard.attacks import (
+    FNA,
+    SMA,
+    DeltaAttack,
+    Guides,
+    PatternAttack,
+    SquareAttack,
+    fixed_patterns,
+)
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import (
@@ -80,6 +88,11 @@ CASES = {
         "features": lambda x: torch.cat([coordinate(x, ROWS), 100 * coordinate(x, CHECKS)], 1),
         "others": (6,),
     },
+    "pattern": {
+        "features": hidden,
+        "others": (20,),
+        "pattern": {"kind": "checkerboard", "period": 2, "size": (16, 12)},
+    },
     "universal": {"features": hidden, "others": (20,), "universal": 8 / 255 * CHECKS.sign()},
     "transfer": {
         "features": hidden,
@@ -104,7 +117,25 @@ def write(folder, name, level, mean):
     return folder / f"{name}.png"
 
 
-def case(name, tmp_path):
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """The suite, the model and the dataset of a case, with one fixed pattern.
+
+    Unless the case says otherwise, it changes only blue, which no model of the cases looks at.
+    """
+
+    def build(name):
+        pattern = CASES[name].get("pattern", {"kind": "tint", "color": (0, 0, 1)})
+        monkeypatch.setattr(
+            "reidguard.evaluation.autoattack_run.fixed_patterns",
+            lambda budget: {"the only one": PatternAttack(budget, **pattern)},
+        )
+        return planted_case(name, tmp_path)
+
+    return build
+
+
+def planted_case(name, tmp_path):
     """The suite, the model and the dataset: three queries of one person, who is seen again."""
     plan = CASES[name]
     folder = tmp_path / name
@@ -132,8 +163,8 @@ def case(name, tmp_path):
 
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_what_one_member_breaks_is_broken_in_the_suite(name, early_stop, tmp_path):
-    suite, model, data = case(name, tmp_path)
+def test_what_one_member_breaks_is_broken_in_the_suite(name, early_stop, case):
+    suite, model, data = case(name)
     result = suite.run(model, data, TINY, early_stop=early_stop, audit_queries=0)
     alone = {member.name: member.broken for member in result.members}
     first = {member.name: member.first for member in result.members}
@@ -146,14 +177,14 @@ def test_what_one_member_breaks_is_broken_in_the_suite(name, early_stop, tmp_pat
         assert worst.broken_fraction == 1.0
     if not early_stop:
         assert result.worst.mAP == min(m.mAP for m in result.members) < 1
-        assert [m.queries for m in result.members] == [3] * 6
-    blind = name in ("universal", "transfer", "square")
+        assert [m.queries for m in result.members] == [3] * 7
+    blind = name in ("pattern", "universal", "transfer", "square")
     assert [f.name for f in result.findings] == ["zero_gradients", "black_box"] * blind
     assert ("break" in result.to_markdown()) == blind
 
 
-def test_the_audit_s_warnings_are_carried(tmp_path):
-    suite, model, data = case("square", tmp_path)
+def test_the_audit_s_warnings_are_carried(case):
+    suite, model, data = case("square")
     result = suite.run(model, data, TINY, audit_queries=2)
     own = audit(
         model,
@@ -171,8 +202,8 @@ def test_the_audit_s_warnings_are_carried(tmp_path):
     assert result.to_dict()["warnings"] == list(result.warnings)
 
 
-def test_a_model_cut_off_from_the_image_is_attacked_without_gradients(tmp_path):
-    _, _, data = case("square", tmp_path)
+def test_a_model_cut_off_from_the_image_is_attacked_without_gradients(case):
+    _, _, data = case("square")
     model = planted(lambda x: mean_red(x).detach())
     suite = RetrievalAutoAttack(EIGHT, squares=400, broken_rank=1, broken_ap=1.0)
     result = suite.run(model, data, TINY, audit_queries=2)
@@ -184,8 +215,8 @@ def test_a_model_cut_off_from_the_image_is_attacked_without_gradients(tmp_path):
     assert result.warnings[0] == "zero_gradients"
 
 
-def test_a_short_cmc_shortens_the_table(tmp_path):
-    _, model, data = case("self-metric", tmp_path)
+def test_a_short_cmc_shortens_the_table(case):
+    _, model, data = case("self-metric")
     protocol = Protocol(image_size=(16, 12), dtype=torch.float64, max_rank=3)
     suite = RetrievalAutoAttack(EIGHT, restarts=1, steps=2, squares=2)
     result = suite.run(model, data, protocol, audit_queries=0)
@@ -229,6 +260,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
     single = {
         "self-metric": [SMA(EIGHT, seed=seed, **options).bind(wide) for seed in (0, 1)],
         "furthest-negative": [FNA(EIGHT, seed=s, **options).bind(wide, guides) for s in (0, 1)],
+        "pattern": list(fixed_patterns(EIGHT).values()),
         "universal": [universal],
         "square": [SquareAttack(EIGHT, steps=6).bind(wide, guides)],
     }
@@ -239,7 +271,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
             broken[name] = [False] * 7
             lowest = []
             for attack in attacks:
-                told = attack is not universal
+                told = not isinstance(attack, (DeltaAttack, PatternAttack))
                 figures = evaluate(wide, data, attack, SMALL, with_labels=told)
                 ranking = getattr(figures, kind).ranking
                 ap.append(ranking.ap)
@@ -260,7 +292,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
     assert result.worst.ap[6].isnan()
     assert result.worst.first_match[6] == 0
     assert result.broken_by[6] is None
-    assert [m.queries for m in result.members] == [6] * 5
+    assert [m.queries for m in result.members] == [6] * 6
     assert 0 < int(result.worst.broken.sum()) < 6  # so both happen
     assert sum(m.first for m in result.members) == int(result.worst.broken.sum())
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from reidguard.attacks import FNA, SMA, DeltaAttack, Guides
+from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, PatternAttack, fixed_patterns
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import (
     FeatureStore,
@@ -23,7 +23,8 @@ from reidguard.evaluation import (
     save_adversarial,
 )
 from reidguard.models import wrap_model
-from reidguard.types import InputSpec
+from reidguard.report import read_run, report_page
+from reidguard.types import Budget, InputSpec
 from reidguard.virtual import read_virtual
 
 SMALL = Protocol(image_size=(64, 32))
@@ -79,6 +80,7 @@ def test_cells_are_those_of_explicit_calls(attack, networks, crowds):
         crowds,
         SMALL,
         sources={"none": ("elsewhere", "here")},
+        patterns=False,
     )
     assert [(c.attack, c.model, c.dataset, c.setting) for c in grid.cells] == [
         ("delta", "A", "here", "source"),
@@ -100,7 +102,8 @@ def test_cells_are_those_of_explicit_calls(attack, networks, crowds):
 def test_a_network_without_a_model_for_a_dataset_leaves_that_cell_out(attack, networks, crowds):
     foreign = network(3)
     foreign.provenance = {"train": {"fingerprint": "of none of the datasets here"}}
-    grid = evaluate_grid({"delta": attack}, {**networks, "B": {"there": foreign}}, crowds, SMALL)
+    models = {**networks, "B": {"there": foreign}}
+    grid = evaluate_grid({"delta": attack}, models, crowds, SMALL, patterns=False)
     assert [(c.model, c.dataset) for c in grid.cells] == [
         ("A", "here"),
         ("A", "there"),
@@ -109,11 +112,58 @@ def test_a_network_without_a_model_for_a_dataset_leaves_that_cell_out(attack, ne
 
 
 def test_one_model_serves_all_datasets(attack, networks, crowds):
-    grid = evaluate_grid({"delta": attack}, {"A": networks["A"]["here"]}, crowds, SMALL)
+    models = {"A": networks["A"]["here"]}
+    grid = evaluate_grid({"delta": attack}, models, crowds, SMALL, patterns=False)
     assert [(c.dataset, c.setting) for c in grid.cells] == [
         ("here", "source"),
         ("there", "cross-dataset"),
     ]
+
+
+def test_the_strongest_fixed_pattern_is_the_baseline(attack, networks, crowds, tmp_path):
+    seen = []
+    options = {"folder": tmp_path, "progress": lambda *counts: seen.append(counts)}
+    given = {"delta": attack, "mine": PatternAttack(Budget(4 / 255), "tint")}
+    grid = evaluate_grid(given, {"A": networks["A"]}, crowds, SMALL, **options)
+    assert [(c.attack, c.dataset, c.setting) for c in grid.cells] == [
+        ("delta", "here", "source"),
+        ("delta", "there", "cross-dataset"),
+        ("mine", "here", "knows nothing"),
+        ("mine", "there", "knows nothing"),
+        ("fixed pattern", "here", "knows nothing"),
+        ("fixed pattern", "there", "knows nothing"),
+    ]
+    assert seen[-1] == (2 * (2 + 9), 2 * (2 + 9))
+    for cell in grid.cells[4:]:
+        model, people = networks["A"][cell.dataset], crowds[cell.dataset]
+        alone = {
+            name: evaluate(model, people, pattern, SMALL).to_dict()
+            for name, pattern in fixed_patterns(attack.budget).items()
+        }
+        best = min(alone, key=lambda name: alone[name]["attacked_8bit"]["mAP"])
+        alone[best]["attack"]["pattern"] = best
+        assert figures(cell.evaluation) == figures(alone[best])
+        assert f"| knows nothing: {best}" in grid.to_markdown()
+    assert [(m["attack"], m["cells"]) for m in grid.means() if m["setting"] == "knows nothing"] == [
+        ("mine", 2),
+        ("fixed pattern", 2),
+    ]
+    page = report_page([read_run(tmp_path)])
+    assert "fixed pattern" in page
+    assert "knows nothing" in page
+
+
+def test_each_budget_has_its_own_fixed_pattern(attack, networks, crowds):
+    small = DeltaAttack(Budget(2 / 255), size=(64, 32))
+    models, people = {"A": networks["A"]["here"]}, {"here": crowds["here"]}
+    sources = {"delta": ("B", "here"), "small": ("B", "here")}
+    given = {"delta": attack, "small": small}
+    grid = evaluate_grid(given, models, people, SMALL, sources=sources)
+    found = {c.attack: c.eps * 255 for c in grid.cells if c.setting == "knows nothing"}
+    assert found == pytest.approx({"fixed pattern, ε 8/255": 8, "fixed pattern, ε 2/255": 2})
+    # A baseline is for attacks that are measured beyond their source.
+    grid = evaluate_grid(given, models, people, SMALL, sources={"small": ("A", "here")})
+    assert [cell.setting for cell in grid.cells] == ["source", "source"]
 
 
 def test_gallery_and_clean_queries_are_extracted_once(networks, crowds):
@@ -162,14 +212,15 @@ def test_the_meta_test_set_is_not_unseen(attack, networks, crowds):
     facts["meta_test"] = {"name": "there", "train": crowds["there"].fingerprint("train")}
     told = DeltaAttack(size=(64, 32))
     told.provenance = facts
-    grid = evaluate_grid({"delta": told}, {"A": networks["A"]}, crowds, SMALL)
+    grid = evaluate_grid({"delta": told}, {"A": networks["A"]}, crowds, SMALL, patterns=False)
     assert [cell.meta_test for cell in grid.cells] == [False, True]
     assert "| cross-dataset* " in grid.to_markdown()
     assert "not unseen" in grid.to_markdown()
 
 
 def test_a_kill_between_cells_loses_nothing(attack, networks, crowds, tmp_path, monkeypatch):
-    whole = evaluate_grid({"delta": attack}, networks, crowds, SMALL)
+    whole = evaluate_grid({"delta": attack}, networks, crowds, SMALL, patterns=False)
+    options = {"patterns": False, "folder": tmp_path}
 
     def killed(done, total):
         assert total == 4
@@ -177,7 +228,7 @@ def test_a_kill_between_cells_loses_nothing(attack, networks, crowds, tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_grid({"delta": attack}, networks, crowds, SMALL, folder=tmp_path, progress=killed)
+        evaluate_grid({"delta": attack}, networks, crowds, SMALL, **options, progress=killed)
     assert not (tmp_path / "grid.json").exists()
     cells = sorted((tmp_path / "cells").iterdir())
     assert len(cells) == 3
@@ -189,7 +240,7 @@ def test_a_kill_between_cells_loses_nothing(attack, networks, crowds, tmp_path, 
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr("reidguard.evaluation.grid.evaluate", counted)
-    again = evaluate_grid({"delta": attack}, networks, crowds, SMALL, folder=tmp_path)
+    again = evaluate_grid({"delta": attack}, networks, crowds, SMALL, **options)
     assert len(calls) == 2  # the one that was missing and the one that was damaged
     assert [figures(c.evaluation) for c in again.cells] == [
         figures(c.evaluation) for c in whole.cells
@@ -198,7 +249,7 @@ def test_a_kill_between_cells_loses_nothing(attack, networks, crowds, tmp_path, 
 
     # Whatever changes the figures is measured again; what does not change them is not.
     calls.clear()
-    options = {"folder": tmp_path, "sources": {"renamed": ("A", "here")}}
+    options["sources"] = {"renamed": ("A", "here")}
     evaluate_grid({"renamed": attack}, {"C": networks["A"]}, crowds, SMALL, **options)
     assert calls == []
     other = DeltaAttack(size=(64, 32))
@@ -365,5 +416,6 @@ def test_equal_weights_behind_another_input_spec_are_no_source(networks, crowds)
     ):
         with pytest.raises(InputError, match=message):
             evaluate_grid({"x": attack}, {"A": model}, {"here": people}, SMALL)
-        grid = evaluate_grid({"x": attack}, {"A": model, "B": resized}, {"here": people}, SMALL)
+        models = {"A": model, "B": resized}
+        grid = evaluate_grid({"x": attack}, models, {"here": people}, SMALL, patterns=False)
         assert [cell.setting for cell in grid.cells] == ["cross-model", "source"]

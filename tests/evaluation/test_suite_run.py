@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, SquareAttack
+from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, SquareAttack, fixed_patterns
 from reidguard.evaluation import Protocol, RetrievalAutoAttack
 from reidguard.evaluation.autoattack_result import MemberResult
 from reidguard.evaluation.autoattack_run import (
@@ -58,6 +58,7 @@ def test_the_members_their_seeds_and_their_costs():
         "clean",
         "self-metric",
         "furthest-negative",
+        "pattern",
         "universal",
         "transfer",
         "square",
@@ -68,12 +69,15 @@ def test_the_members_their_seeds_and_their_costs():
         "clean": (0, 0),
         "self-metric": (3 * (7 + 2 + 2), 3 * 7),
         "furthest-negative": (3 * (7 + 2 + 2), 3 * 7),
+        "pattern": (9 * 2, 0),
         "universal": (2, 0),
         "transfer": (3 * (7 + 2 + 2), 3 * 7),
         "square": (11 + 2 + 2, 0),
     }
     assert members["clean"].attacks == (None,)
     assert members["universal"].attacks == (universal,)
+    patterns = [attack.config() for attack in members["pattern"].attacks]
+    assert patterns == [attack.config() for attack in fixed_patterns(EIGHT).values()]
     kinds = {"self-metric": SMA, "furthest-negative": FNA, "transfer": SMA, "square": SquareAttack}
     for name, kind in kinds.items():
         attacks = members[name].attacks
@@ -84,8 +88,14 @@ def test_the_members_their_seeds_and_their_costs():
         assert {a.target.model for a in attacks} == {surrogate if name == "transfer" else target}
     assert {a.step_size for a in members["self-metric"].attacks} == {None}
     few = build_members(RetrievalAutoAttack(EIGHT), retrieval())
-    assert [m.name for m in few] == ["clean", "self-metric", "furthest-negative", "square"]
-    assert [len(m.attacks) for m in few] == [1, 2, 2, 1]
+    assert [m.name for m in few] == [
+        "clean",
+        "self-metric",
+        "furthest-negative",
+        "pattern",
+        "square",
+    ]
+    assert [len(m.attacks) for m in few] == [1, 2, 2, 9, 1]
 
 
 def test_without_a_gradient_there_are_no_gradient_attacks():

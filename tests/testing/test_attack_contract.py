@@ -8,6 +8,14 @@ from reidguard.types import Budget
 
 # Small grids are as hostile as large ones, and much faster.
 SMALL = {"color": {"resolution": 3}, "delta": {"size": (9, 5)}}
+VARIANTS = {
+    "tint": ("color", {"resolution": 1}),
+    "blocks": ("delta", {"basis": "blocks", "grid": (4, 3)}),
+    "tint and dct": ("combinatorial", {"resolution": 1, "basis": "dct", "grid": (2, 2)}),
+    "meta, bilinear": ("meta", {"perturbation": "delta", "basis": "bilinear", "grid": (3, 2)}),
+    "gabor": ("pattern", {"kind": "gabor"}),
+    "perlin": ("pattern", {"kind": "perlin"}),
+}
 SMALL["misrank"] = {"size": (16, 16), "width": 1, "pixels": 9}
 SMALL["uap"] = SMALL["delta"]
 SMALL["combinatorial"] = SMALL["meta"] = {**SMALL["color"], **SMALL["delta"]}
@@ -23,6 +31,12 @@ def factory(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_registered_attack_keeps_the_contract(name, check):
     check(factory(name))
+
+
+@pytest.mark.parametrize("check", ATTACK_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("name", "options"), VARIANTS.values(), ids=VARIANTS)
+def test_every_basis_and_pattern_keeps_the_contract(name, options, check):
+    check(lambda budget: create_attack(name, budget=budget, **options))
 
 
 @pytest.mark.parametrize("name", ["color", "delta", "combinatorial", "meta", "uap"])

@@ -118,6 +118,8 @@ def interpolate_colors(table: Tensor, x: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W). Twice differentiable in ``table``; once in ``x``.
     """
+    if table.shape[-1] == 1:
+        return table.view(1, 3, 1, 1).expand_as(x)
     places, part = _locate(x, table.shape[-1])
     look_up = _sample if x.requires_grad else _interpolate
     return look_up(table, places, part)
@@ -134,7 +136,9 @@ class ColorAttack(UniversalAttack):
 
     Args:
         budget: The ball; 8/255 by default.
-        resolution: R, nodes along each axis, 2 to 256; the paper uses 25.
+        resolution: R, nodes along each axis, 1 to 256; the paper uses 25. A table of few nodes
+            changes similar colours alike; that of one node is a tint: it adds one colour to every
+            pixel.
 
     Example:
         >>> attack = ColorAttack(resolution=5)
@@ -148,7 +152,7 @@ class ColorAttack(UniversalAttack):
 
     def __init__(self, budget: Budget | None = None, resolution: int = 25) -> None:
         super().__init__(budget)
-        self.resolution = checked(int, "resolution", resolution, low=2, high=MAX_RESOLUTION)
+        self.resolution = checked(int, "resolution", resolution, low=1, high=MAX_RESOLUTION)
         self.offset = nn.Parameter(torch.zeros(3, *[self.resolution] * 3))
 
     def perturb(self, x: Tensor) -> Tensor:
@@ -158,23 +162,30 @@ class ColorAttack(UniversalAttack):
             colours = x.to(wide)
             return colours + interpolate_colors(self.offset.to(wide), colours)
 
-    def _identity(self) -> Tensor:
-        axis = torch.linspace(0, 1, self.resolution, dtype=self.offset.dtype, device="cpu")
-        nodes = torch.meshgrid(axis, axis, axis, indexing="ij")
-        return torch.stack(nodes).to(self.offset.device)
+    def _identity(self, nodes: int) -> Tensor:
+        axis = torch.linspace(0, 1, nodes, dtype=self.offset.dtype, device="cpu")
+        colors = torch.meshgrid(axis, axis, axis, indexing="ij")
+        return torch.stack(colors).to(self.offset.device)
 
     @torch.no_grad()
     def clip_parameters(self) -> None:
-        """Keep every node's colour in [0, 1] and within ε of its own."""
-        identity = self._identity()
-        self.offset.copy_((identity + self.offset).clamp(0, 1) - identity)
+        """Keep every node's colour within ε of its own and, of several nodes, in [0, 1]."""
+        if self.resolution > 1:
+            identity = self._identity(self.resolution)
+            self.offset.copy_((identity + self.offset).clamp(0, 1) - identity)
         self.offset.clamp_(-self.budget.eps, self.budget.eps)
 
     @property
     def lut(self) -> Tensor:
-        """(3, R, R, R) target colours in [0, 1], indexed [channel, red, green, blue]."""
-        identity = self._identity()
-        return (identity + self.offset.clamp(-self.budget.eps, self.budget.eps)).clamp(0, 1)
+        """(3, R, R, R) target colours in [0, 1], indexed [channel, red, green, blue].
+
+        A table of one node is that of two with the same change. Its colours may leave [0, 1] by ε,
+        which every reader of tables clips after interpolation, as the attack does.
+        """
+        offset = self.offset.clamp(-self.budget.eps, self.budget.eps)
+        if self.resolution == 1:
+            return self._identity(2) + offset
+        return (self._identity(self.resolution) + offset).clamp(0, 1)
 
     def _red_fastest(self) -> Tensor:
         # .cube files and Pillow list the nodes with red changing fastest.
@@ -182,7 +193,8 @@ class ColorAttack(UniversalAttack):
 
     def to_pillow(self) -> ImageFilter.Color3DLUT:
         """Return the table as a Pillow filter: ``image.filter(attack.to_pillow())``."""
-        return ImageFilter.Color3DLUT(self.resolution, self._red_fastest().flatten().tolist())
+        nodes = max(self.resolution, 2)
+        return ImageFilter.Color3DLUT(nodes, self._red_fastest().flatten().tolist())
 
     def save_cube(self, path: Path | str) -> None:
         """Write the table as a ``.cube`` file, which photo and video editors read."""
@@ -192,6 +204,6 @@ class ColorAttack(UniversalAttack):
         with atomic_write(path) as temporary:
             temporary.write_text(
                 f'TITLE "reidguard colour attack, eps {self.budget}"\n'
-                f"LUT_3D_SIZE {self.resolution}\n{rows}\n",
+                f"LUT_3D_SIZE {max(self.resolution, 2)}\n{rows}\n",
                 "utf-8",
             )

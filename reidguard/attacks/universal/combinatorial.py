@@ -32,9 +32,11 @@ class CombinatorialAttack(UniversalAttack):
 
     Args:
         budget: The ball: of the whole when joint, of each stage when stacked.
-        resolution: Nodes along each axis of the colour grid.
+        resolution: Nodes along each axis of the colour grid; 1 is a tint.
         size: Height and width of δ in pixels.
         stacked: Give each stage the whole of ``budget``.
+        basis: Of δ: "pixels", "blocks", "bilinear" or "dct", as for :class:`DeltaAttack`.
+        grid: Rows and columns of δ's coefficients, for the other bases.
 
     Example:
         >>> CombinatorialAttack(Budget(8 / 255)).budget.levels
@@ -49,13 +51,16 @@ class CombinatorialAttack(UniversalAttack):
         resolution: int = 25,
         size: tuple[int, int] = (256, 128),
         stacked: bool = False,
+        basis: str = "pixels",
+        grid: tuple[int, int] = (16, 8),
     ) -> None:
         stage = budget_or_default(budget)
         super().__init__(Budget(min(2 * stage.eps, 1.0)) if stacked else stage)
         self.stacked = checked(bool, "stacked", stacked)
         self.color = ColorAttack(stage, resolution)
-        self.delta = DeltaAttack(stage, size)
+        self.delta = DeltaAttack(stage, size, basis, grid)
         self.resolution, self.size = self.color.resolution, self.delta.size
+        self.basis, self.grid = self.delta.basis, self.delta.grid
 
     def perturb(self, x: Tensor) -> Tensor:
         """Return f(x) + δ; stacked, each stage is projected by itself."""

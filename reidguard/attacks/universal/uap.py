@@ -29,6 +29,8 @@ class UAPRetrieval(DeltaAttack):
     Args:
         budget: The ball; 8/255 by default.
         size: Height and width of δ in pixels.
+        basis: Of δ, as for :class:`DeltaAttack`.
+        grid: Rows and columns of coefficients, for the other bases.
 
     Example:
         >>> attack = UAPRetrieval(Budget(8 / 255), size=(4, 2))
@@ -47,15 +49,21 @@ class UAPRetrieval(DeltaAttack):
     saturation: Tensor
     """Fraction of δ that was at ±ε when the newest epoch began."""
 
-    def __init__(self, budget: Budget | None = None, size: tuple[int, int] = (256, 128)) -> None:
-        super().__init__(budget, size)
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        size: tuple[int, int] = (256, 128),
+        basis: str = "pixels",
+        grid: tuple[int, int] = (16, 8),
+    ) -> None:
+        super().__init__(budget, size, basis, grid)
         # A buffer, so that it is saved in checkpoints.
         self.register_buffer("saturation", torch.zeros(()))
 
     @torch.no_grad()
     def start_epoch(self) -> None:
         """Halve δ if it is saturated and stands still."""
-        fraction = (self.delta.abs() >= self.budget.eps).to(self.saturation.dtype).mean()
+        fraction = (self.delta.abs() >= self.bound).to(self.saturation.dtype).mean()
         still = (fraction - self.saturation).abs() < STILL
         self.delta.mul_(torch.where((fraction > SATURATED) & still, 0.5, 1.0))
         self.saturation.copy_(fraction)

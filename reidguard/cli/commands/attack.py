@@ -49,6 +49,10 @@ EXAMPLES = """\
     reidguard attack --data market1501:/data/market1501 --model osnet_x1_0:other.pth \\
         --load runs/delta/attack.safetensors
 
+  a fixed pattern, which knows neither model nor data:
+    reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
+        --attack pattern --set kind=checkerboard --set period=32
+
   an instance attack, which optimises each query on the model and learns nothing:
     reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --attack sma --set steps=15 --set restarts=5 --query-every 8

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, cast
 
-import higher
 import torch
 from torch import Tensor, nn
+
+with warnings.catch_warnings():  # of its compilation, at the first import after installation
+    warnings.simplefilter("ignore", SyntaxWarning)
+    import higher
 
 __all__ = ["FunctionalModule", "Objective", "RNGState"]
 

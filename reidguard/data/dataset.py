@@ -327,7 +327,8 @@ def _damage(path: Path) -> str | None:
     try:
         open_rgb(path)
     except DataError as error:
-        return f"{path}: {error.__cause__ or error}"
+        reason = str(error.__cause__ or error)
+        return reason if str(path) in reason else f"{path}: {reason}"
     return None
 
 

@@ -115,8 +115,7 @@ def open_rgb(path: Path) -> Image.Image:
                 )
             if _is_deep(image, data):
                 raise DataError(
-                    f"the image {path} has more than 8 bits per channel (mode {image.mode}); "
-                    "convert it to 8-bit first"
+                    f"the image {path} has more than 8 bits per channel; convert it to 8-bit first"
                 )
             _load(image, data)
             return _upright(image)
@@ -198,6 +197,8 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # unreadable EXIF has no orientation, for viewers as well
         orientation = None
-    transpose = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    is_known = isinstance(orientation, int) and image.format != "TIFF"  # Pillow turns a TIFF
+    transpose = UPRIGHT.get(int(orientation or 0)) if is_known else None
+    image.info.pop("transparency", None)  # it is dropped; Pillow would warn of some kinds
     rgb = image.convert("RGB")
     return rgb if transpose is None else rgb.transpose(transpose)

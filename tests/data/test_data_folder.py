@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from reidguard.data import ReIDDataset, load_dataset
+from reidguard.data.decoding import IMAGE_SUFFIXES
 from reidguard.data.readers.folder import read_folder
 from reidguard.errors import DataError
 
@@ -75,8 +76,9 @@ FORMATS = ["avif", "BMP", "gif", "jfif", "JPEG", "jp2", "JPG", "pgm", "PPM", "TI
 
 
 def test_images_of_every_format_are_listed(tmp_path):
-    touch(tmp_path, *(f"query/1/{n}_c1.{suffix}" for n, suffix in enumerate(FORMATS)))
-    assert len(read_folder(tmp_path).query) == len(FORMATS)
+    suffixes = [suffix for suffix in FORMATS if f".{suffix.lower()}" in IMAGE_SUFFIXES]
+    touch(tmp_path, *(f"query/1/{n}_c1.{suffix}" for n, suffix in enumerate(suffixes)))
+    assert len(read_folder(tmp_path).query) == len(suffixes) >= 9  # as Pillow was built
 
 
 def test_images_that_are_not_read_are_an_error_in_every_reader(tmp_path):

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+import reidguard
 from reidguard.data import (
     ImageCache,
     ReIDDataset,
@@ -264,17 +265,19 @@ def test_images_of_at_most_8_bits_per_channel_pass_the_same_checks(tmp_path):
     assert decode_image(tmp_path / "white.ppm").eq(255).all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_colours_of_each_mode_follow_their_formula(tmp_path):
     rng = np.random.default_rng(0)
     inks = rng.integers(0, 256, (5, 4, 4), dtype=np.uint8)
-    Image.fromarray(inks, "CMYK").save(tmp_path / "cmyk.tif")
+    Image.frombytes("CMYK", (4, 5), inks.tobytes()).save(tmp_path / "cmyk.tif")
     rgb = np.rint((255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255)
     assert np.abs(np.asarray(open_rgb(tmp_path / "cmyk.tif")) - rgb).max() <= 1
     palette, index = rng.integers(0, 256, (256, 3)), rng.integers(0, 256, (5, 4), dtype=np.uint8)
     indexed = Image.fromarray(index)
     indexed.putpalette(palette.astype(np.uint8).tobytes())
-    indexed.save(tmp_path / "palette.png", transparency=3)
-    assert np.array_equal(np.asarray(open_rgb(tmp_path / "palette.png")), palette[index])
+    for transparency in (3, bytes(range(256))):
+        indexed.save(tmp_path / "palette.png", transparency=transparency)
+        assert np.array_equal(np.asarray(open_rgb(tmp_path / "palette.png")), palette[index])
     rgba = rng.integers(0, 256, (5, 4, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "alpha.png")
     assert np.array_equal(np.asarray(open_rgb(tmp_path / "alpha.png")), rgba[..., :3])
@@ -370,6 +373,16 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path, kind):
     for read in (lambda: decode_image(path), dataset.check, lambda: dataset.fingerprint("train")):
         with pytest.raises(DataError, match=r"x\.png is a pipe or a device"):
             read()
+
+
+def test_no_other_module_decodes_image_files():
+    root = Path(reidguard.__file__).parent
+    opening = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if opens(p.read_text())}
+    assert opening == {"data/decoding.py"}
+
+
+def opens(source: str) -> bool:
+    return "Image.open(" in source or "torchvision.io" in source
 
 
 def test_a_limit_of_pillow_is_one_clear_error(tmp_path, monkeypatch):

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         if not expected and "--debug" not in arguments:
             message += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
-        print(f"reidguard: error: {printable(message, keep=chr(10))}", file=sys.stderr)
+        print("reidguard: error:", printable(message, keep="\n"), file=sys.stderr)
         return 2 if expected and not isinstance(error, TrainingError) else 1
 
 
@@ -201,7 +201,7 @@ def _short_warnings() -> Iterator[None]:
     """Print warnings without the line of code that raised them."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"reidguard: warning: {message}", file=sys.stderr)
+        print("reidguard: warning:", printable(str(message), keep="\n"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -10,6 +10,7 @@ from typing import TextIO
 from rich import progress as bars
 from rich.console import Console
 
+from reidguard.errors import printable
 from reidguard.records import environment_number
 from reidguard.training import Progress
 
@@ -21,7 +22,7 @@ EVERY = 10.0  # seconds between two lines where standard error is no terminal
 def note(text: str) -> None:
     """Print a remark on standard error; of several processes, only the first prints it."""
     if environment_number("RANK", 0) == 0:
-        print(f"reidguard: {text}", file=sys.stderr)
+        print("reidguard:", printable(text, keep="\n"), file=sys.stderr)
 
 
 class Display:

@@ -286,6 +286,23 @@ def test_colours_of_each_mode_follow_their_formula(tmp_path):
     assert np.array_equal(np.asarray(open_rgb(tmp_path / "bits.png"))[..., 0], 255 * bits)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.gif", {}),
+        ("a.jpg", {"format": "MPO", "quality": 100, "subsampling": 0}),
+        ("a.png", {}),
+        ("a.tif", {}),
+        ("a.webp", {"lossless": True}),
+    ],
+)
+@pytest.mark.usefixtures("truncated_allowed")
+def test_of_several_frames_the_first_is_read(tmp_path, name, options):
+    other = Image.new("RGB", (16, 24), (255, 0, 0))
+    path = written(tmp_path / name, blocks(), save_all=True, append_images=[other], **options)
+    assert np.abs(np.asarray(open_rgb(path)).astype(int) - np.asarray(blocks())).max() <= 8
+
+
 @pytest.fixture(params=[False, True], ids=["", "LOAD_TRUNCATED_IMAGES"])
 def truncated_allowed(request, monkeypatch):
     """The global by which a program lets Pillow fill damaged images with black."""

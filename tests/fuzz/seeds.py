@@ -15,6 +15,7 @@ from helpers.batches import rng
 from helpers.models import tiny_model
 from reidguard.attacks import create_attack
 from reidguard.data import ReIDDataset, load_dataset
+from reidguard.data.decoding import IMAGE_SUFFIXES
 from reidguard.evaluation import Protocol, RetrievalAutoAttack, audit, evaluate, evaluate_grid
 from reidguard.evaluation.features import FeatureStore
 from reidguard.models import wrap_model
@@ -85,9 +86,13 @@ def write_data(root: Path) -> None:
     image = Image.fromarray(pixels)
     folder = root / "images"
     folder.mkdir(parents=True)
-    for suffix in ("bmp", "gif", "jpg", "png", "ppm", "tif", "webp"):
-        image.save(folder / f"image.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for suffix in ("avif", "bmp", "gif", "jp2", "jpg", "png", "ppm", "tif", "webp"):
+        if f".{suffix}" in IMAGE_SUFFIXES:  # as Pillow was built
+            image.save(folder / f"image.{suffix}", exif=exif)
     image.convert("P").save(folder / "palette.png")
+    image.convert("CMYK").save(folder / "inks.tiff", compression="tiff_lzw")
     image.convert("RGBA").save(folder / "alpha.png")
     people = root / "people"
     people.mkdir()

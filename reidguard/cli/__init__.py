@@ -1,5 +1,22 @@
 """The command ``reidguard``: parse, call the library, print."""
 
-from reidguard.cli.app import main
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code, as :func:`reidguard.cli.app.main` does.
+
+    Imports come only now, so that Ctrl-C ends them, too, in one line.
+    """
+    try:
+        from reidguard.cli import app
+
+        return app.main(argv)
+    except KeyboardInterrupt:
+        print("\nreidguard: interrupted", file=sys.stderr)
+        return 130

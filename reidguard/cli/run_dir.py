@@ -116,6 +116,7 @@ class RunFolder:
             learnt.save(self / name)
             self.manifest["files"] = {**self.manifest["files"], name: _digest(self / name)}
             write_json(self / MANIFEST, self.manifest)
+            learnt = load(self / name)  # as a resumed run does: its result has the same bytes
         return learnt, metrics.seconds_per_step
 
     @property

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +13,6 @@ import pytest
 from helpers import leave_temporary
 from reidguard.attacks import ColorAttack, DeltaAttack
 from reidguard.cli import main
-from reidguard.storage import load_tensors
 from reidguard.training import MISGD
 from reidguard.types import Budget
 
@@ -128,80 +123,6 @@ def test_two_processes_in_one_folder(call, uninterrupted, refused):
     with (uninterrupted / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         assert "another process is working" in refused(*call, "--out", uninterrupted)
-
-
-# A shell starts background jobs, such as this test perhaps, with Ctrl-C ignored.
-PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from reidguard.cli import main
-sys.exit(main())
-"""
-
-
-def start(argv: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    """Return once metrics.jsonl has so many lines, or the process has ended."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if len((out / "metrics.jsonl").read_bytes().splitlines()) >= count:
-                return
-        except FileNotFoundError:
-            pass
-        time.sleep(0.005)
-
-
-def kill_and_finish(call: list[str], out: Path, kills: int, seed: int) -> int:
-    """Kill the command some times, each a bit further on, then let it end; count the kills."""
-    draw = random.Random(seed)
-    done = 0
-    for number in range(kills):
-        with start([*call, "--out", str(out)]) as process:
-            if draw.random() < 0.3:  # anywhere, imports and clean features included
-                time.sleep(draw.uniform(0, 8))
-            else:
-                wait_for_steps(process, out, 1 + number * (STEPS - 1) // kills)
-                time.sleep(draw.uniform(0, 0.15))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        done += process.returncode == -signal.SIGKILL
-    assert main([*call, "--out", str(out)]) == 0
-    return done
-
-
-def test_kill_9_and_a_real_ctrl_c(call, uninterrupted, tmp_path):
-    out = tmp_path / "run"
-    with start([*call, "--out", str(out)]) as process:
-        wait_for_steps(process, out, 4)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert "to resume: reidguard attack" in errors.splitlines()[-1]
-    assert kill_and_finish(call, out, kills=2, seed=int.from_bytes(os.urandom(4), "big")) > 0
-    assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, uninterrupted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_many_kills(call, uninterrupted, tmp_path, seed):
-    out = tmp_path / "run"
-    assert kill_and_finish(call, out, kills=20, seed=seed) >= 15
-    assert steps_of(out) == list(range(1, STEPS + 1))
-    assert_same_run(out, uninterrupted)
-    assert load_tensors(out / "attack.safetensors")[1]["training"]["steps"] == STEPS
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["fixed_context", "fixed_defaults", "wrap_methods"]
+__all__ = ["fixed_context", "fixed_defaults", "seeded", "wrap_methods"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,6 +43,7 @@ class _DefaultDtype:
 
 
 _FLOAT32 = _DefaultDtype()
+_GENERATORS = threading.RLock()  # torch's global ones, which all threads share
 
 
 @contextmanager
@@ -71,6 +72,27 @@ def fixed_context() -> Iterator[None]:
     Also a decorator of functions.
     """
     with fixed_defaults(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators inside, and restore them afterwards; one thread at a time.
+
+    Args:
+        seed: Of the draws inside.
+        device: A GPU whose generator counts besides the CPU's.
+
+    Example:
+        >>> with seeded(0):
+        ...     first = torch.rand(1)
+        >>> with seeded(0):
+        ...     torch.equal(torch.rand(1), first)
+        True
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _GENERATORS, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
         yield
 
 

@@ -18,6 +18,7 @@ from reidguard.cli.gate import judge
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
+from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
@@ -87,8 +88,7 @@ def model_from(
         return load_model(spec)
     if colon and not weights:
         raise InputError(f"the path after {name!r}: is empty; write {name}:/path/to/weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         path = to_path(weights) if weights else None
         with errors_name("--model-set"):
             model = create_model(name, num_classes=num_classes, weights=path, **arguments)

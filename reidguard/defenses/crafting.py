@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, LearnedAttack
 from reidguard.attacks.learned import check_same_device
+from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset
 from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError, RegistryError
@@ -119,9 +120,5 @@ def registered_name(registry: Registry[Any], cls: type) -> str:
 def _without_trace(model: nn.Module) -> Iterator[None]:
     """Keep passes inside from moving running statistics and random generators."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with (
-        without_memory(model),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(0)
+    with without_memory(model), seeded(0, device):
         yield

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-import torch
-
+from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models import ReIDModel, create_model
@@ -60,8 +59,7 @@ def with_classifiers(
             f"num_classes={sizes}, or take losses=('triplet',), which needs none"
         )
     name, kwargs = model.build_spec
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         built = create_model(name, num_classes=sizes, **kwargs)
     new, old = built.state_dict(), model.state_dict()
     dropped = (set(sizes) | set(model.num_classes)) - reused

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from reidguard.contexts import seeded
 from reidguard.errors import CheckpointError, InputError
 from reidguard.metrics.quality import pair_of
 from reidguard.tensor_files import read_tensors
@@ -52,7 +53,7 @@ class LPIPS(nn.Module):
             )
         self.network = "alex" if first.shape[2] == 11 else "vgg"
         made = models.alexnet if self.network == "alex" else models.vgg16
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             self.features = made(weights=None).features
         self.taps, channels = TAPS[self.network]
         body = {

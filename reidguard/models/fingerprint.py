@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reidguard.contexts import seeded
 from reidguard.models.base import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.storage import fingerprint, weights_fingerprint
@@ -25,9 +25,6 @@ M = TypeVar("M", bound=nn.Module)
 # rounding tells equal outputs apart is about 16 times the disagreement over the resolution.
 FINE, COARSE = 2.0**-16, 2.0**-7
 PROJECTIONS = 16
-
-# The global generator is seeded and restored by one thread at a time.
-_RANDOM = threading.Lock()
 
 
 def model_key(model: nn.Module, image_size: tuple[int, int] = (256, 128)) -> dict[str, Any]:
@@ -82,11 +79,9 @@ def output_digest(module: M, run: Callable[[M, Tensor], Tensor], size: tuple[int
     """
     place = next((t.device for g in (module.parameters(), module.buffers()) for t in g), None)
     images = probe_images(size).to(place or "cpu")
-    devices = [place] if place is not None and place.type == "cuda" else []
 
     def output(view: M, x: Tensor) -> Tensor:
-        with _RANDOM, torch.random.fork_rng(devices):
-            torch.manual_seed(0)
+        with seeded(0, place):
             return run(view, x)
 
     with torch.inference_mode(False), torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from reidguard.contexts import fixed_context
+from reidguard.contexts import fixed_context, seeded
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
 from reidguard.errors import CheckpointError, InputError, TrainingError, a_few
@@ -190,8 +190,7 @@ def learn(
             _set_rates(optimizer, rates, hooks.schedule(step // epoch_length))
             batch = next(train_stream).to(device)
             other = next(test_stream).to(device) if test_stream is not None else None
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(derived_seed(values["seed"], step))
+            with seeded(derived_seed(values["seed"], step), device):
                 result = learner.step(module, objective, batch, other, optimizer=optimizer)
             # The loss of the step before is read only now, so that a GPU never waits for the host.
             _report(pending, steps, progress, saved.hint)

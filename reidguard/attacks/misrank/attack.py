@@ -13,6 +13,7 @@ from typing_extensions import Self, Unpack
 from reidguard.attacks.base import register_attack
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.attacks.misrank.networks import Discriminator, Generator, MaskHead, top_k_mask
+from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError
@@ -85,8 +86,7 @@ class MisRank(LearnedAttack):
             raise InputError(f"pixels must be -1 for all, or lie in 1..{most}, not 0")
         self.width = checked(int, "width", width, low=1, high=MAX_WIDTH)
         self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(self.seed):
             self.generator = Generator(width)
             self.discriminator = Discriminator(2 * width)
             self.mask_head = None if pixels == -1 else MaskHead(2 * width)

@@ -172,9 +172,8 @@ def run(options: Options) -> None:
 
 def _create(options: Options) -> "rg.Attack":
     """Build the attack of ``--attack``, ``--set`` and ``--eps``."""
-    import torch
-
     from reidguard.cli.session import errors_name
+    from reidguard.contexts import seeded
 
     if taken := {"budget", "eps"} & options.set.keys():
         raise InputError(f"{taken.pop()} is no --set option: write --eps 8/255")
@@ -182,8 +181,7 @@ def _create(options: Options) -> "rg.Attack":
     # What is added pixel by pixel has the images' size, unless the user says otherwise.
     if "size" in inspect.signature(rg.ATTACKS.get(options.attack)).parameters:
         arguments.setdefault("size", options.image_size)
-    with torch.random.fork_rng(devices=[]), errors_name("--set"):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed), errors_name("--set"):
         return rg.create_attack(options.attack, budget=rg.Budget(options.eps), **arguments)
 
 

@@ -198,14 +198,12 @@ class Demo:
 
     def model(self, people: "rg.ReIDDataset", domain: str, network: Network) -> "rg.ReIDModel":
         """Train a network on a domain."""
-        import torch
-
+        from reidguard.contexts import seeded
         from reidguard.data import Augment
 
         path = f"models/{domain}-{network.label.lower()}"
         classes, size = people.num_train_pids, self.plan.size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             model = rg.create_model(network.name, num_classes=classes, size=size, **network.options)
         trained: rg.ReIDModel = self.learn(
             f"training {network.label} on {domain}",

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
-from reidguard.errors import InputError
+from reidguard.errors import InputError, printable
 from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import AttackedResult, EvaluationResult
@@ -194,7 +194,7 @@ def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "query_every": query_every * dataset.query_every,
-        **({} if folder is None else {"query_folder": str(folder)}),
+        **({} if folder is None else {"query_folder": printable(str(folder))}),
         "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from reidguard.errors import InputError
+from reidguard.errors import InputError, printable
 from reidguard.files import atomic_write
 from reidguard.tables import Cell, Table, percent
 
@@ -207,10 +207,10 @@ def page(title: str, *parts: str) -> str:
 
 
 def save_page(path: Path | str, text: str) -> None:
-    """Write a page atomically.
+    """Write a page atomically; control characters and other bytes than UTF-8 are escaped.
 
     Raises:
         CheckpointError: If it cannot be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(printable(text, keep="\n\t"), "utf-8")

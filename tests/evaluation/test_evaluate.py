@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from helpers import leave_temporary
 from reidguard.attacks import SMA, Attack, DeltaAttack, create_attack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.data import images as data_images
+from reidguard.data.readers.folder import read_folder
 from reidguard.errors import CheckpointError, DataError, InputError
 from reidguard.evaluation import (
     FeatureStore,
@@ -30,8 +32,8 @@ from reidguard.evaluation import (
 )
 from reidguard.evaluation.features import module_device, to_float
 from reidguard.metrics import rank
-from reidguard.models import create_model
-from reidguard.types import Budget, ReIDSample
+from reidguard.models import create_model, wrap_model
+from reidguard.types import Budget, InputSpec, ReIDSample
 
 SIZE = (64, 32)
 PROTOCOL = Protocol(image_size=SIZE)
@@ -746,6 +748,23 @@ def test_names_with_dots_are_saved_inside_the_folder(people, tmp_path):
     }
     assert written == {"out/x/1.png", "out/y/1.png"}
     assert len(dataset.with_query(folder).query) == 2
+
+
+def test_a_folder_that_is_no_utf8_reaches_the_result_as_text(people, tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/set-\xff\x1b[31m"))
+    for split in ("query", "gallery"):
+        for sample in [s for s in people.split(split) if s.pid == people.query[0].pid]:
+            (root / split / str(sample.pid)).mkdir(parents=True, exist_ok=True)
+            name = f"\udcfe_c{sample.camid}_{sample.path.name}"
+            shutil.copy(sample.path, root / split / str(sample.pid) / name)
+    dataset = read_folder(root)
+    folder = save_adversarial(noise_attack(), dataset, root / "saved", image_size=SIZE)
+    model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+    result = evaluate(model, dataset.with_query(folder), protocol=Protocol(image_size=SIZE))
+    text = result.to_json() + result.to_markdown()
+    assert r"set-\udcff\x1b[31m" in result.to_markdown()
+    assert all(c.isprintable() or c == "\n" for c in text)
+    result.save(tmp_path / "result.json")
 
 
 def test_folders_of_others_are_refused_and_left_alone(people, tmp_path):

@@ -174,6 +174,14 @@ def test_images_enlarge_without_a_script():
     assert ".zoom input:checked + img" in page("")
 
 
+def test_a_page_holds_nothing_that_cannot_be_printed(tmp_path):
+    save_page(tmp_path / "page.html", page("a\x00\udcff", paragraph("\x1b[31m\u202e")))
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert r"<p>\x1b[31m\u202e</p>" in text
+    assert r"a\x00\udcff" in text
+    assert all(c.isprintable() or c in "\n\t" for c in text)
+
+
 def test_a_page_asks_for_nothing(tmp_path):
     save_page(tmp_path / "page.html", page("Title ε", paragraph("text")))
     text = (tmp_path / "page.html").read_text("utf-8")

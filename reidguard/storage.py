@@ -92,8 +92,9 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], card: Mapping[
             with deferred_interrupts():
                 safetensors.torch.save_file(flat, temporary, metadata=header)
         except safetensors.SafetensorError as error:
+            reason = re.sub(r".*I/O error: | \(os error \d+\)", "", str(error))
             raise CheckpointError(
-                f"cannot write {path}: {error}; free some space or choose another folder"
+                f"cannot write {path}: {reason}; free some space or choose another folder"
             ) from error
 
 

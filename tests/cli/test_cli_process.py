@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from reidguard.attacks import ATTACKS
 from reidguard.cli import main
+from reidguard.files import is_temporary
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 
@@ -81,3 +83,30 @@ def test_closed_outputs(monkeypatch, capsys):
         assert main(["list", "nonsense"]) == 2
         sys.stderr.close()
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Limit the size of files that this process may write, as on a full disk."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [400, 20_000])
+def test_a_full_disk_is_one_line_and_the_run_is_resumed(
+    victim, tmp_path, capsys, largest_file, size
+):
+    """Full at the manifest, or at the cached features."""
+    out = tmp_path / "run"
+    call = ["attack", *victim, "--attack", "sma", "--set", "steps=1", "--query-every", "16"]
+    call += ["--cache", str(tmp_path / "features"), "--out", str(out)]
+    largest_file(size)
+    assert main(call) == 2
+    largest_file(-1)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("reidguard: error: cannot write ")
+    assert "File too large; free some space or choose another folder" in line
+    assert not [path for path in tmp_path.rglob("*") if is_temporary(path)]
+    assert main(call) == 0

@@ -54,6 +54,7 @@ class Call:
     data: str
     model: str
     model_set: dict[str, Any] = field(default_factory=dict)
+    input: str | None = None
     attack: str | None = None
     load: str | None = None
     surrogate: str | None = None
@@ -146,7 +147,7 @@ def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
             raise _OmittedError("the defense's attack is not in a file")
         attack = load_attack(call.attack)
     else:
-        model = model_from(call.model, call.model_set)
+        model = model_from(call.model, call.model_set, prepared=call.input)
         attack = load_attack(call.load or run.path / "attack.safetensors")
     retrieval = Retrieval(model.to(device), dataset, store, call.image_size)
     normal = None
@@ -155,7 +156,7 @@ def _subject(run: Run, device: torch.device, store: FeatureStore) -> Subject:
             raise _OmittedError("the attack cannot be repeated with the model alone")
         attack = attack.bind(model)
     elif is_defense:
-        hardened_from = model_from(call.model, call.model_set)
+        hardened_from = model_from(call.model, call.model_set, prepared=call.input)
         normal = replace(retrieval, model=hardened_from.to(device))
     return Subject(dataset.name, retrieval, attack.to(device), normal)
 

@@ -11,8 +11,12 @@ __all__ = ["Device", "Learning", "Machine", "Reading", "Surrogate", "Threads", "
 EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
 DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
 MODEL = (
-    "a file that reidguard saved, or NAME[:WEIGHTS] (reidguard list models); torchreid's .pth "
-    "files are weights, too"
+    "a file that reidguard saved, NAME[:WEIGHTS] (reidguard list models; torchreid's .pth files "
+    "are weights, too), or a network in ONNX (.onnx) or OpenVINO's IR (.xml)"
+)
+INPUT = (
+    "preprocessing, as in bgr,255,96x48: rgb or bgr, 1 or 255, HxW, bilinear, bicubic or nearest, "
+    "mean=R/G/B, std=R/G/B in units of the range; with 255 and neither, values are not normalised"
 )
 CACHE = Flag(
     "folder for clean features, which later calls reuse; it can be deleted at any time",
@@ -25,7 +29,11 @@ class Victim(TypedDict, total=False):
 
     data: Annotated[str, Flag(DATA, required=True)]
     model: Annotated[str, Flag(MODEL, required=True)]
-    model_set: Annotated[dict[str, Any], Flag("option of its constructor: backbone=resnet18")]
+    model_set: Annotated[
+        dict[str, Any],
+        Flag("option of its constructor: backbone=resnet18; of a file: differentiable=true"),
+    ]
+    input: Annotated[str, Flag(INPUT, shown="the model's own")]
 
 
 class Surrogate(Victim, total=False):
@@ -33,6 +41,7 @@ class Surrogate(Victim, total=False):
 
     surrogate: Annotated[str, Flag("a second model: attacks made on it transfer to --model")]
     surrogate_set: Annotated[dict[str, Any], Flag("option of its constructor")]
+    surrogate_input: Annotated[str, Flag("its preprocessing, as for --input")]
 
 
 class Learning(TypedDict, total=False):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.cli.gate import judge
-from reidguard.cli.options import Options
+from reidguard.cli.options import Options, fraction, image_size
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
 from reidguard.contexts import seeded
@@ -23,11 +24,19 @@ from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
 from reidguard.evaluation.retrieval import Retrieval
-from reidguard.models import MODELS, ReIDModel, create_model, load_model
+from reidguard.models import (
+    MODELS,
+    ReIDModel,
+    create_model,
+    load_model,
+    load_onnx,
+    load_openvino,
+)
 from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.records import cache_folder, environment_number, to_path
 from reidguard.schema import resolve, settings
+from reidguard.types import PREPROCESSING, InputSpec
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
 
@@ -67,17 +76,70 @@ def errors_name(flag: str) -> Iterator[None]:
         raise InputError(f"{flag}: {error}") from error
 
 
+FILES = {".onnx": load_onnx, ".xml": load_openvino}  # of networks that are not torch
+
+
+def preprocessing(text: str) -> dict[str, Any]:
+    """Read ``--input``, such as "bgr,255,96x48", as arguments of an InputSpec.
+
+    Raises:
+        InputError: If a part is none of those that there are.
+    """
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, numbers = part.partition("=")
+        if name in ("mean", "std") and equals:
+            values[name] = tuple(fraction(number) for number in numbers.split("/"))
+        elif part in ("1", "255"):
+            values["value_range"] = int(part)
+        elif part in PREPROCESSING["channels"]:
+            values["channels"] = part
+        elif part in PREPROCESSING["interpolation"]:
+            values["interpolation"] = part
+        elif re.fullmatch(r"\d+x\d+", part):
+            values["size"] = image_size(part)
+        else:
+            raise InputError(
+                f"--input has no part {part!r}: write rgb or bgr, 1 or 255, HEIGHTxWIDTH, "
+                "bilinear, bicubic or nearest, mean=R/G/B, std=R/G/B, with commas between them"
+            )
+    if values.get("value_range") == 255:
+        values = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **values}
+    return values
+
+
 def model_from(
-    spec: str, arguments: Mapping[str, Any], *, seed: int = 0, num_classes: int | None = None
+    spec: str,
+    arguments: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    num_classes: int | None = None,
+    prepared: str | None = None,
 ) -> ReIDModel:
     """Build the model that an option names.
 
     Args:
-        spec: A file that reidguard saved, or NAME[:WEIGHTS].
-        arguments: Of the model's constructor.
+        spec: A file that reidguard saved, NAME[:WEIGHTS], or a file in ONNX or OpenVINO's IR.
+        arguments: Of the model's constructor, or of the function that loads the file.
         seed: Fixes the initial weights.
         num_classes: Training identities, where a fresh model is to be trained.
+        prepared: Preprocessing as ``--input`` has it.
     """
+    given = {} if prepared is None else preprocessing(prepared)
+    load = FILES.get(PurePath(spec).suffix)
+    if load is not None:
+        input_spec = InputSpec(**{"size": None, **given}) if given else None
+        with errors_name("--model-set"):
+            return load(to_path(spec), input_spec=input_spec, **arguments)
+    model = _torch_model(spec, arguments, seed, num_classes)
+    if given:
+        model.input_spec = replace(model.input_spec, **given)
+    return model
+
+
+def _torch_model(
+    spec: str, arguments: Mapping[str, Any], seed: int, num_classes: int | None
+) -> ReIDModel:
     name, colon, weights = spec.partition(":")
     is_file = not colon and spec not in MODELS and to_path(spec).is_file()
     if is_file or (not colon and spec.endswith(".safetensors")):
@@ -148,12 +210,17 @@ class Session:
         meta_test = None if (spec := options.get("meta_data")) is None else load_dataset(spec)
         seed = options.get("seed", 0)
         classes = dataset.num_train_pids or None if classifier else None
-        model = model_from(options.model, options.model_set, seed=seed, num_classes=classes)
+        own: dict[str, Any] = {"num_classes": classes, "prepared": options.get("input")}
+        model = model_from(options.model, options.model_set, seed=seed, **own)
         surrogate = None
         if (spec := options.get("surrogate")) is not None:
-            surrogate = model_from(spec, options.surrogate_set, seed=seed).to(device)
+            prepared = options.get("surrogate_input")
+            surrogate = model_from(spec, options.surrogate_set, seed=seed, prepared=prepared)
+            surrogate = surrogate.to(device)
         elif options.get("surrogate_set"):
             raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
+        elif options.get("surrogate_input"):
+            raise InputError("--surrogate-input belongs to a second model: give --surrogate, too")
         store = feature_store(options.cache)
         return cls(options, device, dataset, model.to(device), store, surrogate, meta_test)
 

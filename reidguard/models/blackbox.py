@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reidguard.errors import CheckpointError, InputError
 from reidguard.models.base import Metric, ReIDModel
+from reidguard.models.fingerprint import probe_images
+from reidguard.models.graphs import GraphNetwork
+from reidguard.models.wrap import wrap_model
 from reidguard.records import to_path
 from reidguard.types import InputSpec
 
 __all__ = ["BlackBoxModel", "load_onnx", "load_openvino"]
+
+# Mean cosine of features of unlike images above which a network is taken to be blind. A network of
+# the Open Model Zoo reads 0.64 with the right preprocessing and 0.995 or more with the wrong range.
+ALIKE = 0.985
+TRANSLATION_ERROR = 1e-3  # relative; a right translation differs by 1e-5 at most
 
 Function = Callable[[npt.NDArray[np.float32]], Any]
 
@@ -66,7 +77,8 @@ class BlackBoxModel(ReIDModel):
         """Return what the function gives, as a tensor on the images' device."""
         if inputs.requires_grad and torch.is_grad_enabled():
             raise InputError(
-                "no gradient passes through a network that is not torch: attack it with 'square', "
+                "no gradient passes through a network that is not torch: load its file with "
+                "differentiable=True (--model-set differentiable=true), attack it with 'square', "
                 "which only queries features, or learn the attack on a torch model and evaluate it "
                 "here"
             )
@@ -92,18 +104,28 @@ def load_onnx(
     input_spec: InputSpec | None = None,
     metric: Metric = "cosine",
     threads: int | None = None,
-) -> BlackBoxModel:
-    """Read a network from an ONNX file, to run it on the CPU by onnxruntime.
+    differentiable: bool = False,
+) -> ReIDModel:
+    """Read a network from an ONNX file, to run it on the CPU by onnxruntime, or in torch.
+
+    A warning says if its features hardly differ between images, as with a wrong ``input_spec``.
 
     Args:
         path: The file. Its first input takes images, its first output are features or maps.
-        input_spec: Size and normalisation; by default the size that the file names, else 256×128,
-            and ImageNet's mean and standard deviation.
+        input_spec: Preprocessing; by default the size that the file names, else 256×128, and
+            ImageNet's mean and standard deviation. With size None it is the size of the file.
         metric: How its features are compared.
         threads: Of onnxruntime; by default as many as torch uses.
+        differentiable: Translate the operations to torch, so that gradients pass: attacks can be
+            learnt on the network and computed on it, on any device, in batches of any size. The
+            translation is compared with onnxruntime on two images. It also needs ``onnx``.
+
+    Returns:
+        A :class:`BlackBoxModel`, or the translated network as :func:`wrap_model` returns it.
 
     Raises:
-        InputError: If onnxruntime is missing, or the first input takes no RGB images.
+        InputError: If onnxruntime is missing, the first input takes no RGB images, or an operation
+            has no translation.
         CheckpointError: If the file is missing or no ONNX network.
     """
     try:
@@ -128,8 +150,21 @@ def load_onnx(
     def run(x: npt.NDArray[np.float32]) -> Any:
         return session.run([features.name], {images.name: x})[0]
 
+    def translate(batch: int | None) -> GraphNetwork:
+        try:
+            import onnx
+        except ImportError:
+            raise InputError(
+                'translating an ONNX file to torch needs onnx: pip install "reidguard[onnx]"'
+            ) from None
+        from reidguard.models.onnx_graph import translate_onnx
+
+        return translate_onnx(onnx.load(str(path)), batch)
+
     shape = [side if isinstance(side, int) else None for side in images.shape]
-    return _from_file(run, shape, (path,), input_spec, metric)
+    box = _black_box(run, shape, (path,), input_spec, metric)
+    model = _translated(box, translate(shape[0]), "onnxruntime") if differentiable else box
+    return _with_warning(model, path)
 
 
 def load_openvino(
@@ -138,19 +173,31 @@ def load_openvino(
     input_spec: InputSpec | None = None,
     metric: Metric = "cosine",
     threads: int | None = None,
-) -> BlackBoxModel:
-    """Read a network from OpenVINO's IR, to run it on the CPU in float32 by openvino.
+    differentiable: bool = False,
+) -> ReIDModel:
+    """Read a network from OpenVINO's IR, to run it on the CPU by openvino in float32, or in torch.
+
+    A warning says if its features hardly differ between images, as with a wrong ``input_spec``:
+    most networks of the Open Model Zoo take ``InputSpec(size=..., mean=(0, 0, 0), std=(1, 1, 1),
+    channels="bgr", value_range=255)``.
 
     Args:
         path: The ``.xml`` file, which has its ``.bin`` beside it. Its first input takes images, its
             first output are features or maps.
-        input_spec: Size and normalisation; by default the size that the file names, else 256×128,
-            and ImageNet's mean and standard deviation.
+        input_spec: Preprocessing; by default the size that the file names, else 256×128, and
+            ImageNet's mean and standard deviation. With size None it is the size of the file.
         metric: How its features are compared.
         threads: Of openvino; by default as many as torch uses.
+        differentiable: Translate the operations to torch, so that gradients pass: attacks can be
+            learnt on the network and computed on it, on any device, in batches of any size. The
+            translation is compared with openvino on two images.
+
+    Returns:
+        A :class:`BlackBoxModel`, or the translated network as :func:`wrap_model` returns it.
 
     Raises:
-        InputError: If openvino is missing, or the first input takes no RGB images.
+        InputError: If openvino is missing, the first input takes no RGB images, or an operation
+            has no translation.
         CheckpointError: If a file is missing, or they are no network in IR.
     """
     try:
@@ -178,7 +225,8 @@ def load_openvino(
     }
     try:
         core = openvino.Core()
-        network = core.compile_model(core.read_model(str(path), str(weights)), "CPU", options)
+        ir = core.read_model(str(path), str(weights))
+        network = core.compile_model(ir, "CPU", options)
     except RuntimeError as error:  # places in openvino's own code, then the reason
         reason = str(error).strip().split("\n")[-1]
         raise CheckpointError(
@@ -192,10 +240,15 @@ def load_openvino(
     shape = (
         [] if sides.rank.is_dynamic else [s.get_length() if s.is_static else None for s in sides]
     )
-    return _from_file(run, shape, (path, weights), input_spec, metric)
+    box = _black_box(run, shape, (path, weights), input_spec, metric)
+    if not differentiable:
+        return _with_warning(box, path)
+    from reidguard.models.openvino_graph import translate_openvino
+
+    return _with_warning(_translated(box, translate_openvino(ir, shape[0]), "openvino"), path)
 
 
-def _from_file(
+def _black_box(
     run: Function,
     shape: Sequence[int | None],
     files: Sequence[Path],
@@ -209,10 +262,11 @@ def _from_file(
             "export the network for RGB images, channels first"
         )
     batch, _, height, width = shape
+    own = None if height is None or width is None else (height, width)
     if input_spec is None:
-        input_spec = InputSpec()
-        if height is not None and width is not None:
-            input_spec = InputSpec(size=(height, width))
+        input_spec = InputSpec() if own is None else InputSpec(size=own)
+    elif input_spec.size is None:
+        input_spec = replace(input_spec, size=own)
 
     def function(x: npt.NDArray[np.float32]) -> Any:
         if batch is None:
@@ -231,3 +285,38 @@ def _from_file(
     return BlackBoxModel(
         function, identity=digest.hexdigest(), input_spec=input_spec, metric=metric
     )
+
+
+@torch.no_grad()
+def _translated(box: BlackBoxModel, network: GraphNetwork, runtime: str) -> ReIDModel:
+    """Return a translated network as a model, if its features are those of the black box."""
+    model = wrap_model(network, input_spec=box.input_spec, metric=box.metric).eval()
+    images = probe_images(box.input_spec.size or (256, 128))
+    expected = box.features(images)
+    error = float((model.features(images) - expected).abs().max())
+    if not error <= TRANSLATION_ERROR * float(expected.abs().max()):
+        raise InputError(
+            f"the network as translated to torch gives other features than {runtime} (by up to "
+            f"{error:.2g}): load it without differentiable=True, and attack it by queries"
+        )
+    return model
+
+
+@torch.no_grad()
+def _with_warning(model: ReIDModel, path: Path) -> ReIDModel:
+    """Return the model; warn if its features hardly differ between images of coarse noise."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    coarse = torch.rand(8, 3, 8, 4, generator=generator, device="cpu")
+    images = F.interpolate(coarse, model.input_spec.size or (256, 128), mode="bilinear")
+    features = F.normalize(model.features(images).float())
+    count = len(features)
+    similarity = float(((features @ features.T).sum() - count) / (count * (count - 1)))
+    if not similarity <= ALIKE:
+        warnings.warn(
+            f"the features of {path.name} hardly differ between images (mean cosine "
+            f"{similarity:.4f}), as with wrong preprocessing: give input_spec=InputSpec(...) the "
+            "network's channels ('rgb' or 'bgr'), value_range (1 or 255), mean and std (with "
+            "--input on the command line)",
+            stacklevel=3,
+        )
+    return model

@@ -1,0 +1,158 @@
+"""Do universal attacks reach other networks? Fixed patterns, bases of δ, surrogates.
+
+Run: python benchmarks/universality.py networks
+     python benchmarks/universality.py attacks [--steps 60] [--query-every 16] [--only blocks ...]
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS with omz/person-reidentification-retail-0031 and -0248
+(Open Model Zoo, Apache-2.0); REIDGUARD_CACHE names a folder for clean features.
+
+``networks`` measures both networks on the full Market-1501 protocol, beside what is published.
+``attacks`` measures the fixed patterns and attacks learnt on OSNet x0.25 (or other networks) by
+steps of 8 people × 4 images, ε = 8/255, on the 8-bit images of every n-th query, against the whole
+gallery. A network that is among a row's surrogates shows no transfer. Rows that
+results/universality.json has already are not measured again.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from common import RESULTS, commit, market, osnet, save
+
+from reidguard.attacks import (
+    Attack,
+    ColorAttack,
+    CombinatorialAttack,
+    DeltaAttack,
+    fixed_patterns,
+)
+from reidguard.evaluation import FeatureStore, evaluate
+from reidguard.models import ReIDModel, load_openvino
+from reidguard.types import Budget, InputSpec
+
+EIGHT = Budget(8 / 255)
+BATCH = {"identities": 8, "images_per_identity": 4}
+PUBLISHED = {"0031": (61.8, 77.9), "0248": (55.6, 84.3)}  # mAP, rank-1
+SIZES = {"0031": (96, 48), "0248": (256, 128)}
+
+# The attack, and the networks that it is learnt on.
+LEARNT = {
+    "pixels": (lambda: DeltaAttack(EIGHT), ("osnet",)),
+    "blocks": (lambda: DeltaAttack(EIGHT, basis="blocks"), ("osnet",)),
+    "bilinear": (lambda: DeltaAttack(EIGHT, basis="bilinear"), ("osnet",)),
+    "dct": (lambda: DeltaAttack(EIGHT, basis="dct"), ("osnet",)),
+    "colour, 25 nodes": (lambda: ColorAttack(EIGHT), ("osnet",)),
+    "colour, 1 node": (lambda: ColorAttack(EIGHT, 1), ("osnet",)),
+    "colour, 1 node + blocks": (lambda: CombinatorialAttack(EIGHT, 1, basis="blocks"), ("osnet",)),
+    "pixels, learnt on 0031": (lambda: DeltaAttack(EIGHT), ("0031",)),
+    "blocks, learnt on OSNet and 0031": (
+        lambda: DeltaAttack(EIGHT, basis="blocks"),
+        ("osnet", "0031"),
+    ),
+}
+
+
+def omz(name: str, **options) -> ReIDModel:
+    """An Open Model Zoo network, which takes BGR images of 0 to 255."""
+    raw = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    spec = InputSpec(size=SIZES[name], channels="bgr", value_range=255, **raw)
+    folder = Path(os.environ["REIDGUARD_WEIGHTS"]) / "omz"
+    file = folder / f"person-reidentification-retail-{name}.xml"
+    return load_openvino(file, input_spec=spec, **options)
+
+
+def percents(ranking) -> list[float]:
+    return [round(100 * ranking.mAP, 2), round(100 * ranking.rank_k(1), 2)]
+
+
+def results() -> dict:
+    path = RESULTS / "universality.json"
+    if path.exists():
+        return json.loads(path.read_text("utf-8"))
+    return {"networks": {}, "rows": []}
+
+
+def keep(found: dict, data) -> None:
+    names = ("networks", "clean", "setting", "rows")
+    save("universality", {name: found[name] for name in names if name in found}, data)
+
+
+def measure_networks(data, store: FeatureStore) -> None:
+    found = results()
+    for name, published in PUBLISHED.items():
+        began = time.process_time()
+        clean = evaluate(omz(name), data, store=store).clean
+        found["networks"][name] = {
+            "measured": percents(clean),
+            "published": list(published),
+            "processor_seconds": round(time.process_time() - began),
+        }
+        print(name, found["networks"][name], flush=True)
+        keep(found, data)
+
+
+def learn(name: str, steps: int, data) -> tuple[Attack, tuple[str, ...], float]:
+    if name in (patterns := fixed_patterns(EIGHT)):
+        return patterns[name], (), 0.0
+    make, surrogates = LEARNT[name]
+    networks = {
+        surrogate: osnet() if surrogate == "osnet" else omz(surrogate, differentiable=True)
+        for surrogate in surrogates
+    }
+    model = list(networks.values())
+    began = time.process_time()
+    attack = make().fit(model if len(model) > 1 else model[0], data, steps=steps, **BATCH)
+    return attack, surrogates, time.process_time() - began
+
+
+def measure_attacks(options, data, store: FeatureStore) -> None:
+    found = results()
+    targets = {"osnet": osnet(), **{name: omz(name) for name in PUBLISHED}}
+    every = options.query_every
+    found["clean"] = {
+        name: percents(evaluate(model, data, store=store, query_every=every).clean)
+        for name, model in targets.items()
+    }
+    found["setting"] = {"steps": options.steps, "query_every": every, "batch": BATCH, "eps": 8}
+    print("clean", found["clean"], flush=True)
+    done = {(row["attack"], row["steps"]) for row in found["rows"]}
+    for name in options.only or [*fixed_patterns(), *LEARNT]:
+        if (name, options.steps) in done:
+            continue
+        attack, surrogates, seconds = learn(name, options.steps, data)
+        if options.keep and surrogates:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            attack.save(options.keep / f"{name.replace(' ', '-')}.safetensors")
+        row = {"attack": name, "steps": options.steps, "surrogates": list(surrogates)}
+        for target, model in targets.items():
+            result = evaluate(model, data, attack, store=store, query_every=every)
+            row[target] = percents(result.attacked_8bit.ranking)
+        row |= {"commit": commit(), "processor_seconds_of_learning": round(seconds)}
+        found["rows"].append(row)
+        print(row, flush=True)
+        keep(found, data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["networks", "attacks"])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--query-every", type=int, default=16)
+    parser.add_argument("--only", nargs="+", choices=[*fixed_patterns(), *LEARNT])
+    parser.add_argument("--keep", type=Path, help="folder for learnt attacks")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data, store = market(), FeatureStore(os.environ.get("REIDGUARD_CACHE"))
+    if options.what == "networks":
+        measure_networks(data, store)
+    else:
+        measure_attacks(options, data, store)
+
+
+if __name__ == "__main__":
+    main()

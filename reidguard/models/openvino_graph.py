@@ -1,0 +1,220 @@
+"""Translation of OpenVINO's operations to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from reidguard.models import graphs
+from reidguard.models.graphs import GraphBuilder, GraphNetwork, no_translation
+
+__all__ = ["translate_openvino"]
+
+Attributes = dict[str, Any]
+Translate = Callable[[GraphBuilder, Attributes, list[str], list[str]], None]
+
+
+def translate_openvino(model: Any, batch: int | None) -> GraphNetwork:
+    """Return an OpenVINO model as a torch network with the same weights, in float32.
+
+    Args:
+        model: What ``openvino.Core().read_model`` returns. Its first input takes images, its first
+            output is the result.
+        batch: Images that it takes at once; None for any number.
+
+    Raises:
+        InputError: If an operation has no translation.
+    """
+    builder = GraphBuilder(batch)
+    names: dict[Any, list[str]] = {}
+    for number, operation in enumerate(model.get_ordered_ops()):
+        kind = operation.get_type_name()
+        outputs = [f"{number}.{i}" for i in range(operation.get_output_size())]
+        names[operation.get_friendly_name()] = outputs
+        inputs = []
+        for entry in operation.inputs():
+            source = entry.get_source_output()
+            inputs.append(names[source.get_node().get_friendly_name()][source.get_index()])
+        if kind in ("Parameter", "Result"):
+            continue
+        if kind == "Constant":
+            builder.constant(outputs[0], operation.data)
+        elif kind == "Convert" and inputs[0] in builder.constants:
+            # Weights that are stored in half precision.
+            builder.constants[outputs[0]] = builder.constants[inputs[0]].float()
+        elif kind not in OPERATIONS:
+            raise no_translation(f"OpenVINO's operation {kind} ({operation.get_friendly_name()})")
+        else:
+            OPERATIONS[kind](builder, operation.get_attributes(), inputs, outputs)
+    image, result = model.input(0).get_node(), model.output(0).get_node()
+    source = result.input(0).get_source_output()
+    features = names[source.get_node().get_friendly_name()][source.get_index()]
+    return builder.network(names[image.get_friendly_name()][0], features)
+
+
+def _pads(a: Attributes) -> list[int]:
+    if a.get("auto_pad", "explicit") == "valid":
+        return [0, 0, 0, 0]
+    if a.get("auto_pad", "explicit") not in ("explicit", "notset"):
+        raise no_translation(f"padding {a['auto_pad']!r}")
+    return [*a["pads_begin"], *a["pads_end"]]
+
+
+def _convolution(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    options = {"stride": a["strides"], "pads": _pads(a), "dilation": a["dilations"]}
+    b.convolution(inputs, outputs[0], **options)
+
+
+def _group_convolution(
+    b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]
+) -> None:
+    weight = b.known(inputs[1], "a convolution's weight")  # (groups, out, in, height, width)
+    b.constants[f"{outputs[0]} weight"] = weight.flatten(0, 1)
+    options = {"stride": a["strides"], "pads": _pads(a), "dilation": a["dilations"]}
+    taken = [inputs[0], f"{outputs[0]} weight"]
+    b.convolution(taken, outputs[0], groups=len(weight), **options)
+
+
+def _pool(kind: str) -> Translate:
+    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+        if any(step != 1 for step in a.get("dilations", ())):
+            raise no_translation("a pooling with dilation")
+        run = partial(
+            graphs.pool,
+            kind=kind,
+            kernel=list(a["kernel"]),
+            stride=list(a["strides"]),
+            pads=_pads(a),
+            ceil=a.get("rounding_type", "floor") == "ceil",
+            count_pads=not a.get("exclude-pad", True),
+        )
+        b.step(run, inputs, outputs[0])
+
+    return translate
+
+
+def _reduce(kind: str) -> Translate:
+    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+        axes = b.numbers(inputs[1], "axes")
+        b.step(
+            partial(graphs.reduce, kind=kind, axes=axes, keep=bool(a.get("keep_dims", False))),
+            inputs[:1],
+            outputs[0],
+        )
+
+    return translate
+
+
+def _same(function: Callable[..., Any]) -> Translate:
+    """Return the translation of an operation that takes tensors and has no attributes."""
+
+    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+        b.step(function, inputs, outputs[0])
+
+    return translate
+
+
+def _elu(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    b.step(partial(F.elu, alpha=float(a["alpha"])), inputs, outputs[0])
+
+
+def _clamp(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    run = partial(graphs.clip, low=float(a["min"]), high=float(a["max"]))
+    b.step(run, inputs, outputs[0])
+
+
+def _reshape(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    b.reshape(inputs[0], inputs[1], outputs[0], zero_copies=bool(a.get("special_zero", False)))
+
+
+def _matmul(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    flags = [bool(a.get(name, False)) for name in ("transpose_a", "transpose_b")]
+    run = partial(graphs.matmul, transpose_a=flags[0], transpose_b=flags[1])
+    b.step(run, inputs, outputs[0])
+
+
+def _concat(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    b.step(partial(graphs.join, axis=int(a["axis"])), inputs, outputs[0])
+
+
+def _split(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    (axis,) = b.numbers(inputs[1], "an axis")
+    run = partial(graphs.halves, count=int(a["num_splits"]), axis=axis)
+    b.step(run, inputs[:1], *outputs)
+
+
+def _variadic_split(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    (axis,) = b.numbers(inputs[1], "an axis")
+    sizes = b.numbers(inputs[2], "lengths")
+    b.step(partial(graphs.parts, sizes=sizes, axis=axis), inputs[:1], *outputs)
+
+
+def _mvn(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    axes = b.numbers(inputs[1], "axes") if len(inputs) > 1 else list(a["reduction_axes"])
+    run = partial(
+        graphs.normalize,
+        axes=axes,
+        eps=float(a["eps"]),
+        inside=a.get("eps_mode", "inside_sqrt").lower() == "inside_sqrt",
+        scaled=bool(a["normalize_variance"]),
+    )
+    b.step(run, inputs[:1], outputs[0])
+
+
+def _axes(function: Callable[..., Any]) -> Translate:
+    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+        axes: Sequence[int] = b.numbers(inputs[1], "axes") if len(inputs) > 1 else []
+        b.step(partial(function, axes=axes), inputs[:1], outputs[0])
+
+    return translate
+
+
+def _transpose(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    b.step(partial(torch.permute, dims=b.numbers(inputs[1], "axes")), inputs[:1], outputs[0])
+
+
+def _softmax(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    b.step(partial(torch.softmax, dim=int(a["axis"])), inputs, outputs[0])
+
+
+OPERATIONS: dict[str, Translate] = {
+    "Add": _same(torch.add),
+    "AvgPool": _pool("mean"),
+    "Clamp": _clamp,
+    "Concat": _concat,
+    "Convert": _same(graphs.unchanged),  # all is computed in the network's own precision
+    "Convolution": _convolution,
+    "Divide": _same(torch.div),
+    "Elu": _elu,
+    "Exp": _same(torch.exp),
+    "GroupConvolution": _group_convolution,
+    "HSwish": _same(F.hardswish),
+    "MVN": _mvn,
+    "MatMul": _matmul,
+    "MaxPool": _pool("max"),
+    "Multiply": _same(torch.mul),
+    "PRelu": _same(graphs.prelu),
+    "Power": _same(torch.pow),
+    "ReduceMax": _reduce("max"),
+    "ReduceMean": _reduce("mean"),
+    "ReduceMin": _reduce("min"),
+    "ReduceSum": _reduce("sum"),
+    "Relu": _same(torch.relu),
+    "Reshape": _reshape,
+    "Sigmoid": _same(torch.sigmoid),
+    "SoftMax": _softmax,
+    "Softmax": _softmax,
+    "Split": _split,
+    "Sqrt": _same(torch.sqrt),
+    "Squeeze": _axes(graphs.squeeze),
+    "Subtract": _same(torch.sub),
+    "Swish": _same(graphs.swish),
+    "Tanh": _same(torch.tanh),
+    "Transpose": _transpose,
+    "Unsqueeze": _axes(graphs.unsqueeze),
+    "VariadicSplit": _variadic_split,
+}

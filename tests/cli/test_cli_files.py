@@ -1,0 +1,109 @@
+"""Networks in ONNX as targets and surrogates on the command line, and their preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reidguard.cli import main
+from reidguard.cli.session import model_from, preprocessing
+from reidguard.errors import InputError
+
+SHORT = ["--steps", "1", "--query-every", "16", "--identities", "2", "--images-per-identity", "2"]
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    """Mean colours of rows and columns of 64×32 images, less a grey level."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Sub", ["x", "grey"], ["centred"]),
+            helper.make_node("ReduceMean", ["centred", "axes"], ["rows"], keepdims=0),
+            helper.make_node("Flatten", ["rows"], ["y"]),
+        ],
+        "rows",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 64, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 192])],
+        [
+            numpy_helper.from_array(np.array(100.0, np.float32), "grey"),
+            numpy_helper.from_array(np.array([3]), "axes"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    return str(tmp_path / "net.onnx")
+
+
+def test_parts_of_the_preprocessing() -> None:
+    assert preprocessing("bgr,255,96x48") == {
+        "channels": "bgr",
+        "value_range": 255,
+        "size": (96, 48),
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+    }
+    assert preprocessing("255,bicubic,mean=104/117/123") == {
+        "value_range": 255,
+        "interpolation": "bicubic",
+        "mean": (104.0, 117.0, 123.0),
+        "std": (1.0, 1.0, 1.0),
+    }
+    assert preprocessing("1,rgb,std=0.5/0.5/0.5") == {
+        "value_range": 1,
+        "channels": "rgb",
+        "std": (0.5, 0.5, 0.5),
+    }
+    for wrong in ("grb", "256", "", "mean", "96"):
+        with pytest.raises(InputError, match=r"--input has no part"):
+            preprocessing(wrong)
+    with pytest.raises(InputError, match="three numbers"):
+        model_from("osnet_x0_25", {}, num_classes=2, prepared="mean=1/2")
+
+
+def test_the_preprocessing_of_a_file_and_of_a_model(net: str) -> None:
+    spec = model_from(net, {}, prepared="bgr,255").input_spec
+    assert (spec.size, spec.channels, spec.value_range) == ((64, 32), "bgr", 255)
+    spec = model_from("osnet_x0_25", {}, num_classes=2, prepared="bgr,128x64").input_spec
+    assert (spec.size, spec.channels, spec.value_range) == ((128, 64), "bgr", 1)
+    assert spec.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_a_file_is_attacked_by_queries_and_by_gradients(
+    net: str, data: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    call = ["attack", *data, "--model", net, "--input", "255", "--image-size", "64x32"]
+    square = ["--attack", "square", "--set", "steps=20", "--query-every", "16"]
+    assert main([*call, *square, "--out", str(tmp_path / "square")]) == 0
+    assert "differentiable=true" in refused(*call, "--attack", "delta", *SHORT)
+    through = [*call, "--model-set", "differentiable=true"]
+    for attack, options in (("sma", ["--query-every", "16"]), ("delta", SHORT)):
+        out = tmp_path / attack
+        assert main([*through, "--attack", attack, *options, "--out", str(out)]) == 0
+        result = json.loads((out / "result.json").read_text("utf-8"))["evaluation"]
+        assert 7.9 < result["attacked"]["linf_255"] < 8.1 or attack == "delta"
+
+
+def test_a_file_is_a_surrogate(
+    net: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    surrogate = ["--surrogate", net, "--surrogate-set", "differentiable=true"]
+    surrogate += ["--surrogate-input", "255"]
+    out = tmp_path / "run"
+    call = ["attack", *victim, "--attack", "delta", *SHORT]
+    assert main([*call, *surrogate, "--out", str(out)]) == 0
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    spec = manifest["settings"]["surrogate"]["models"][0]["input_spec"]
+    assert (spec["value_range"], spec["size"]) == (255, [64, 32])
+    assert "give --surrogate, too" in refused(*call, "--surrogate-input", "255")
+    assert "--model-set" in refused(
+        *call[:1], *call[1:], "--surrogate", net, "--surrogate-set", "x=1"
+    )

@@ -122,7 +122,7 @@ class Budget:
 
     @property
     def levels(self) -> int:
-        """Whole grey levels inside the budget: ⌊255·ε + 1e-6⌋."""
+        """Whole grey levels inside the budget, ⌊255·ε + 1e-6⌋."""
         return math.floor(255 * self.eps + TOLERANCE)
 
     def __str__(self) -> str:

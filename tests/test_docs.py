@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import doctest
+import importlib
+import importlib.util
+import inspect
+import json
 import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from reidguard.attacks import ATTACKS
+import reidguard
+from reidguard.attacks import ATTACKS, MetaAttack, UniversalAttack
 from reidguard.cli.app import COMMANDS
 from reidguard.data.dataset import DATASETS
+from reidguard.defenses import DEFENSES
 from reidguard.learners import LEARNERS
 from reidguard.models import MODELS
 
@@ -81,11 +88,87 @@ def test_cli_page_lists_the_commands() -> None:
     assert re.findall(r"^``(\w+)``  ", page, re.M) == list(COMMANDS)
 
 
-def test_api_page_lists_every_public_package() -> None:
-    shown = set(re.findall(r"automodule:: reidguard\.(\w+)", (DOCS / "api.rst").read_text("utf-8")))
-    there = {p.stem for p in (ROOT / "reidguard").iterdir() if (p / "__init__.py").exists()}
-    assert shown >= there - {"cli"}
-    assert shown >= {"errors", "registry", "types"}
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The module that writes the API reference."""
+    return extension("reference")
+
+
+def extension(name: str) -> ModuleType:
+    """A Sphinx extension of the documentation."""
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_page(
+    reference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = {p.stem for p in (ROOT / "reidguard").iterdir() if (p / "__init__.py").exists()}
+    assert {f"reidguard.{p}" for p in packages - {"cli"}} <= set(reference.PACKAGES)
+    names = [name for names in reference.public_names().values() for name in names]
+    assert set(reidguard.__all__) - {"__version__"} <= set(names)
+    monkeypatch.setattr(reference, "PAGES", tmp_path)
+    reference.write_pages()
+    pages = [path.stem for path in tmp_path.glob("*.rst")]
+    assert len({page.lower() for page in pages}) == len(pages)  # also on disks that ignore case
+    listed = [
+        entry
+        for path in tmp_path.glob("*.rst")
+        for entry in re.findall(
+            r"^   ((?:reidguard|benchmarks)\.\S+)$", path.read_text("utf-8"), re.M
+        )
+    ]
+    assert sorted([*listed, "index"]) == sorted(pages)  # each is in the contents, once
+
+
+def test_every_class_and_function_says_what_it_is(reference: ModuleType) -> None:
+    for package, names in reference.public_names().items():
+        for name in names:
+            value = getattr(importlib.import_module(package), name)
+            if inspect.isclass(value) or inspect.isroutine(value):
+                assert reference.summary(value)[-1] in ".:", f"{package}.{name}"
+
+
+def test_the_comparison_counts_right() -> None:
+    page = (DOCS / "comparison.rst").read_text("utf-8")
+    own = dict(re.findall(r"^   \* - (.+)\n     - (.+)$", page, re.M))
+    attacks = [ATTACKS.get(name) for name in ATTACKS.list()]
+    universal = [a for a in attacks if issubclass(a, (UniversalAttack, MetaAttack))]
+    datasets = set(DATASETS.list()) - {"csv", "folder", "virtual"}
+    assert own["attacks on embeddings"] == f"{len(attacks)} attacks"
+    assert own["universal attacks"] == f"{len(universal)} attacks"
+    assert own["adversarial training"] == f"{len(DEFENSES.list())} defenses"
+    assert own["re-ID datasets"] == f"{len(datasets)} readers"
+    models = {name.partition("_")[0] for name in MODELS.list()}
+    assert {name.lower() for name in own["re-ID models"].split(", ")} == models
+
+
+def test_the_notebook_is_the_script() -> None:
+    module = extension("notebook")
+    for name in module.NOTEBOOKS:
+        script = ROOT / "examples" / f"{name}.py"
+        expected = module.notebook(script.read_text("utf-8"))
+        stored = json.loads(script.with_suffix(".ipynb").read_text("utf-8"))
+        assert stored == expected, "the script has changed; run python docs/notebook.py"
+        code = "".join(
+            "".join(c["source"]) + "\n"
+            for c in stored["cells"]
+            if c["cell_type"] == "code" and not c["source"][0].startswith("%")
+        )
+        compile(code, name, "exec")
+
+
+def test_the_changelog_as_a_page() -> None:
+    text = extension("markdown").as_rst(
+        "# T\n\n## [1.0]\n\n### Added\n\n- `x\n  y`, [a](https://b).\n"
+    )
+    lines = ["[1.0]", "=====", "", "Added", "-----", "", "- ``x", "  y``, `a <https://b>`__."]
+    assert text.split("\n")[-8:] == lines
 
 
 @pytest.mark.slow
@@ -94,4 +177,7 @@ def test_builds_without_warnings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(DOCS), str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert "DeltaAttack" in (tmp_path / "api.html").read_text("utf-8")
+    assert "perturb" in (tmp_path / "api" / "reidguard.attacks.Attack.html").read_text("utf-8")
+    assert (
+        "prefers-color-scheme: dark" in (tmp_path / "_static" / "styles" / "furo.css").read_text()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from reidguard import load_attack
 from reidguard.cli.app import parse
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +32,29 @@ def test_python_example(
     exec(compile(code, "README.md", "exec"), names)
     result = names["result"]
     assert capsys.readouterr().out == result.to_markdown() + "\n"
-    assert result.attacked_8bit.ranking.mAP < 0.7 * result.clean.mAP
+    assert result.clean.mAP > 0.8  # the network retrieves people before the attack
+    assert result.attacked_8bit.ranking.mAP < 0.05
     assert round(255 * result.attacked_8bit.linf) == 8
     assert len(list((tmp_path / "adversarial").glob("*.png"))) == len(names["people"].query)
-    assert torch.equal(load_attack("delta.safetensors").delta, names["attack"].delta)
+
+
+def test_the_table_has_measured_values() -> None:
+    rows = re.findall(
+        r"^\| (?:`(\w+)`(, pair-wise)?|none) \| .*\| ([\d.]+) \| ([\d.]+) \|$", README, re.M
+    )
+    assert len(rows) == 8
+    results = ROOT / "benchmarks" / "results"
+    universal, instance = (
+        json.loads((results / f"{name}.json").read_text("utf-8"))
+        for name in ("universal", "instance")
+    )
+    measured = {row["attack"]: row for row in (*universal["rows"], *instance["rows"])}
+    for name, loss, *shown in rows:
+        entry = universal["clean"]
+        if name:
+            labels = (f"{name}{loss}", f"{name}, with labels")
+            entry = next(measured[label]["8bit"] for label in labels if label in measured)
+        assert shown == [f"{entry['mAP']:.1f}", f"{entry['rank1']:.1f}"], name
 
 
 def test_the_example_is_about_ten_lines() -> None:

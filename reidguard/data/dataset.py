@@ -125,7 +125,7 @@ class ReIDDataset:
 
     @property
     def num_train_pids(self) -> int:
-        """Number of training identities: the size of a classifier."""
+        """Number of training identities, the size of a classifier."""
         return len(self.train_labels)
 
     def summary(self) -> dict[str, Any]:

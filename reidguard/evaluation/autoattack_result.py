@@ -68,7 +68,7 @@ class WorstCase:
 
     @property
     def mAP(self) -> float:  # noqa: N802 (the field's name for it)
-        """Mean of :attr:`ap` over the queries that have a match."""
+        """Mean of ``ap`` over the queries that have a match."""
         return float(self.ap[self.first_match > 0].mean())
 
     @property

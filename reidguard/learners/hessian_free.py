@@ -31,7 +31,7 @@ class HessianFreeLearner(BilevelLearner):
     Args:
         difference: Length of h·r, in the larger of the norm of w and that of the inner step.
 
-    The other arguments are those of every :class:`BilevelLearner`.
+    The other arguments are those of every ``BilevelLearner``.
 
     Example:
         >>> module = torch.nn.Linear(1, 1, bias=False).double()

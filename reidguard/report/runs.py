@@ -49,7 +49,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Command that wrote the folder: "attack", "demo", …; "grid" for a grid's folder."""
+        """Command that wrote the folder, such as "attack"; "grid" for a grid's folder."""
         if not self.manifest:
             return "grid"
         return str(self.manifest["settings"].get("command", "run")).partition(" ")[0]

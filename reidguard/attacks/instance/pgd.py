@@ -54,7 +54,7 @@ class GradientAttack(InstanceAttack):
     With several restarts the result with the highest objective is returned, for each image by
     itself. The first restart is that of ``restarts=1``, so the objective is never lower than with
     one.
-    A subclass says in :attr:`random_start` whether that one starts at a random point of the ball
+    A subclass says in ``random_start`` whether that one starts at a random point of the ball
     or at the image; all further ones start at random.
 
     Cost in passes of the target model, per image: 1 forward for the clean features;

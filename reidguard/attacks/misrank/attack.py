@@ -115,7 +115,7 @@ class MisRank(LearnedAttack):
         """Return which pixels are attacked, (N, 1, H, W) of exactly 0 and 1.
 
         Args:
-            images: (N, 3, H, W) in [0, 1], of :attr:`size`.
+            images: (N, 3, H, W) in [0, 1], of ``size``.
             adversarial: The same with every pixel attacked.
         """
         if self.mask_head is None:

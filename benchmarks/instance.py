@@ -162,7 +162,7 @@ def main(options) -> None:
     passes = Passes(model)
     queries = clean.counts["query"]
     setting = {
-        "setting": "OSNet x0.25, Market-1501, ε = 8/255, victim = model",
+        "setting": "OSNet x0.25, Market-1501, ε = 8/255, the model is the target",
         # by which queries: every n-th
         "clean": known_clean
         | {

@@ -148,10 +148,10 @@ def main() -> None:
         found[case] = {**measure(case, options.repeats), "commit": commit()}
         for learner, row in found[case]["learners"].items():
             limit = LIMITS[learner][number] if learner in LIMITS else None
-            told = "" if limit is None else f" (at most {limit})"
+            suffix = "" if limit is None else f" (at most {limit})"
             print(
                 f"{case:22s} {learner:12s} {row['seconds']:.2f} s, {row['times_plain']:.2f} times "
-                f"plain{told}, {row['mib']} MiB",
+                f"plain{suffix}, {row['mib']} MiB",
                 flush=True,
             )
         save("learners", {"step": [found[case] for case in CASES if case in found]})

@@ -140,8 +140,10 @@ def compare_variants(name: str, options, model, source, learn) -> None:
                 "measured": {n: target.under(attack, store) for n, target in targets.items()},
             }
             rows.append(row)
-            told = {n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()}
-            print(variant, seed, told, flush=True)
+            scores = {
+                n: (m["float"]["mAP"], m["float"]["rank1"]) for n, m in row["measured"].items()
+            }
+            print(variant, seed, scores, flush=True)
             save(name, {"setting": setting, "clean": clean, "rows": rows}, source)
 
 

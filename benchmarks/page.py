@@ -732,15 +732,15 @@ def paper_picture(what: str, content: dict, real: bool) -> list[str]:
     if not real and (DOCS / "images" / f"paper-{what}.png").exists():
         parts.append(f".. image:: images/paper-{what}.png\n   :alt: {wanted.caption}\n")
         where = WHERE_DRAWN
-    told = []
+    counts = []
     for row in content["rows"]:
         c = row["conditions"]
         attack = "clean" if c["attack"] == "none" else f"{c['attack']} ε = {c['eps']}"
-        victim = "" if c["defense"] == "none" else f" on {c['defense']}"
-        told.append(f"{attack}{victim}: {row['right']}")
+        target = "" if c["defense"] == "none" else f" on {c['defense']}"
+        counts.append(f"{attack}{target}: {row['right']}")
     parts.append(
         prose(f"""Queries whose first image is right, of {content["examined"]} examined:
-{"; ".join(told)}. {where}""")
+{"; ".join(counts)}. {where}""")
     )
     return parts
 

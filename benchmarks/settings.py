@@ -77,9 +77,9 @@ def main() -> None:
             target = Target(load_model(file), dataset, every)
             targets[name, MARKET if dataset is source else CAMPUS] = target
     for (name, dataset), target in targets.items():
-        told = {"model": name, "dataset": dataset, **target.clean(store)}
-        clean[f"{name}, {dataset}"] = told
-        print("clean", told, flush=True)
+        measured = {"model": name, "dataset": dataset, **target.clean(store)}
+        clean[f"{name}, {dataset}"] = measured
+        print("clean", measured, flush=True)
 
     def write() -> None:
         text = f"Attacks learnt on Market-1501, meta-test {other.name}, {STEPS} steps of {BATCH}"

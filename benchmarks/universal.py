@@ -26,7 +26,7 @@ BATCH = {"identities": 8, "images_per_identity": 4}
 PLAZA = {"meta_test": "virtual:plaza"}
 NARROW = {"size": (128, 64), "width": 16}
 
-# What it is called here: the attack, its options, and what fit is told.
+# What it is called here: the attack, its options, and the arguments of fit.
 ATTACKS = {
     "delta": ("delta", {}, {}),
     "color": ("color", {}, {}),

@@ -49,11 +49,11 @@ def executed(script: Path, folder: Path) -> str:
             if not code:
                 continue
             page += [_block("python", code)]
-            told = io.StringIO()
-            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 exec(compile(code, str(script), "exec"), names)
-            if told.getvalue().strip():
-                page += ["It prints:", "", _block("none", told.getvalue().rstrip())]
+            if printed.getvalue().strip():
+                page += ["It prints:", "", _block("none", printed.getvalue().rstrip())]
     return "\n".join(page)
 
 

@@ -26,9 +26,7 @@ def as_rst(text: str) -> str:
         if line.startswith("# "):
             continue
         if heading := re.match(r"(##+) (.*)", line):
-            title = heading[2]
-            lines += [title, ("=-~"[len(heading[1]) - 2]) * len(title)]
-            continue
+            line = f".. rubric:: {heading[2]}\n   :heading-level: {len(heading[1])}"
         lines.append(line)
     return "\n".join(lines)
 

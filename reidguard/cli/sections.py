@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypedDict
 from reidguard.cli.options import Flag
 from reidguard.schema import Option
 
-__all__ = ["Device", "Learning", "Machine", "Reading", "Surrogate", "Threads", "Victim"]
+__all__ = ["Device", "Learning", "Machine", "Reading", "Surrogate", "Target", "Threads"]
 
 EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
 DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
@@ -24,7 +24,7 @@ CACHE = Flag(
 )
 
 
-class Victim(TypedDict, total=False):
+class Target(TypedDict, total=False):
     """The dataset and the model."""
 
     data: Annotated[str, Flag(DATA, required=True)]
@@ -36,7 +36,7 @@ class Victim(TypedDict, total=False):
     input: Annotated[str, Flag(INPUT, shown="the model's own")]
 
 
-class Surrogate(Victim, total=False):
+class Surrogate(Target, total=False):
     """The dataset, the model and a second model."""
 
     surrogate: Annotated[str, Flag("a second model: attacks made on it transfer to --model")]

@@ -436,9 +436,9 @@ def test_without_labels_the_nearest_guide_tells_the_identity():
     guides = guides_for(model)
     x = images(8, 5) + torch.randint(-2, 3, (8, *SHAPE), generator=generator(1)) / 255
     known = guides.pids != 0  # the distractor is nobody
-    told = MetricIFGSM(EPS).bind(model, guides).with_labels(guides.pids)(x)
+    labelled = MetricIFGSM(EPS).bind(model, guides).with_labels(guides.pids)(x)
     guessed = MetricIFGSM(EPS).bind(model, guides)(x)
-    assert torch.equal(told[known], guessed[known])
+    assert torch.equal(labelled[known], guessed[known])
     assert not torch.equal(
         guessed, MetricIFGSM(EPS).bind(model, guides).with_labels(guides.pids.flip(0))(x)
     )

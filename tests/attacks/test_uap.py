@@ -58,9 +58,9 @@ def test_any_universal_attack_takes_them(objective, model, studio):
 
 
 def test_what_it_does_unless_told_otherwise(model, studio):
-    told = {"objective": "pairwise", "momentum": 1.0}
+    options = {"objective": "pairwise", "momentum": 1.0}
     own = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL)
-    same = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL, **told)
+    same = UAPRetrieval(size=SIZE).fit(model, studio, steps=2, **SMALL, **options)
     assert own.provenance == same.provenance
     assert own.provenance["momentum"] == 1.0
     assert torch.equal(own.delta, same.delta)

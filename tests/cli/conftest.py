@@ -42,7 +42,7 @@ def trained(train_call: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def victim(data: list[str], trained: Path) -> list[str]:
+def target(data: list[str], trained: Path) -> list[str]:
     """Options that name the dataset and the trained model."""
     return [*data, "--model", str(trained / "model.safetensors"), *SMALL]
 

@@ -14,18 +14,18 @@ QUICK = ["--queries", "6", "--attack-steps", "2", "--learning-steps", "2", "--pr
 
 
 @pytest.fixture(scope="module")
-def audited(victim, trained, tmp_path_factory):
+def audited(target, trained, tmp_path_factory):
     """A run folder; the model is its own surrogate."""
     out = tmp_path_factory.mktemp("runs") / "audit"
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
-    assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(out)]) == 0
+    assert main(["audit", *target, *QUICK, *surrogate, "--out", str(out)]) == 0
     return out
 
 
-def test_a_gate_on_a_finished_audit(audited, victim, trained, tmp_path):
+def test_a_gate_on_a_finished_audit(audited, target, trained, tmp_path):
     copy = shutil.copytree(audited, tmp_path / "copy")
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
-    call = ["audit", *victim, *QUICK, *surrogate, "--out", str(copy)]
+    call = ["audit", *target, *QUICK, *surrogate, "--out", str(copy)]
     assert main([*call, "--fail-below", "mAP=100"]) == 3
     verdict = json.loads((copy / "verdict.json").read_text())
     report = json.loads((copy / "audit.json").read_text())
@@ -62,19 +62,19 @@ def test_a_trained_network_raises_no_warning(audited):
     assert all(row["white_box"] == row["surrogate"] for row in content["transfer"])
 
 
-def test_the_same_command_again_reuses(audited, victim, trained, capsys):
+def test_the_same_command_again_reuses(audited, target, trained, capsys):
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
     before = {p.name: p.read_bytes() for p in audited.iterdir()}
-    assert main(["audit", *victim, *QUICK, *surrogate, "--out", str(audited)]) == 0
+    assert main(["audit", *target, *QUICK, *surrogate, "--out", str(audited)]) == 0
     output = capsys.readouterr()
     assert "already finished" in output.err
     assert (audited / "audit.md").read_text().rpartition("`reidguard")[0] in output.out
     assert {p.name: p.read_bytes() for p in audited.iterdir()} == before
 
 
-def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
+def test_without_a_folder_it_only_prints(target, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["audit", *victim, *QUICK]) == 0
+    assert main(["audit", *target, *QUICK]) == 0
     output = capsys.readouterr()
     assert "Audit on virtual:studio (6 queries): " in output.out
     assert "no surrogate" in output.out
@@ -82,8 +82,8 @@ def test_without_a_folder_it_only_prints(victim, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_errors(victim, audited, refused):
-    assert "give --surrogate, too" in refused("audit", *victim, "--surrogate-set", "size=64x32")
-    assert "at least 1" in refused("audit", *victim, "--queries", "0")
-    assert "above 0" in refused("audit", *victim, *QUICK, "--eps", "0")
-    assert "holds a run with other settings" in refused("audit", *victim, "--out", audited)
+def test_errors(target, audited, refused):
+    assert "give --surrogate, too" in refused("audit", *target, "--surrogate-set", "size=64x32")
+    assert "at least 1" in refused("audit", *target, "--queries", "0")
+    assert "above 0" in refused("audit", *target, *QUICK, "--eps", "0")
+    assert "holds a run with other settings" in refused("audit", *target, "--out", audited)

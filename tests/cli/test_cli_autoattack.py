@@ -32,9 +32,9 @@ def universal(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call(victim, universal, trained):
+def call(target, universal, trained):
     surrogate = ["--surrogate", str(trained / "model.safetensors")]
-    return ["autoattack", *victim, *QUICK, "--universal", str(universal), *surrogate]
+    return ["autoattack", *target, *QUICK, "--universal", str(universal), *surrogate]
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +123,16 @@ def test_an_interrupted_run_is_resumed(finished, call, tmp_path, monkeypatch, ca
     assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()
 
 
-def test_early_stop_reports_what_is_not_measured(victim, tmp_path, capsys):
-    call = ["autoattack", *victim, *QUICK, "--early-stop"]
+def test_early_stop_reports_what_is_not_measured(target, tmp_path, capsys):
+    call = ["autoattack", *target, *QUICK, "--early-stop"]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     assert "robust mAP is not measured" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["robust"]["mAP"] is None
 
 
-def test_errors(call, victim, universal, finished, refused):
-    small = ["autoattack", *victim, "--universal", universal, "--eps", "2/255"]
+def test_errors(call, target, universal, finished, refused):
+    small = ["autoattack", *target, "--universal", universal, "--eps", "2/255"]
     assert "more than the suite's 2/255" in refused(*small)
-    assert "above 0" in refused("autoattack", *victim, "--eps", "0")
-    assert "no file" in refused("autoattack", *victim, "--universal", "missing.safetensors")
+    assert "above 0" in refused("autoattack", *target, "--eps", "0")
+    assert "no file" in refused("autoattack", *target, "--universal", "missing.safetensors")
     assert "other settings" in refused(*call, "--seed", "5", "--out", finished)

@@ -37,10 +37,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def attacked(victim, tmp_path_factory) -> Path:
+def attacked(target, tmp_path_factory) -> Path:
     """The run folder of a finished delta attack of 6 steps, with its images in images/."""
     out = tmp_path_factory.mktemp("runs") / "delta"
-    call = ["attack", *victim, "--steps", "6", "--query-every", "3", "--out", str(out)]
+    call = ["attack", *target, "--steps", "6", "--query-every", "3", "--out", str(out)]
     assert main([*call, "--save-images", str(out / "images")]) == 0
     return out
 
@@ -99,11 +99,11 @@ def test_attack_gives_the_results_of_the_library(attacked, trained, studio, caps
     assert steps_of(attacked) == [1, 2, 3, 4, 5, 6]
 
 
-def test_saved_images_give_exactly_the_8bit_metrics(attacked, victim, tmp_path, refused, capsys):
+def test_saved_images_give_exactly_the_8bit_metrics(attacked, target, tmp_path, refused, capsys):
     """The saved images are those of the queries that were evaluated."""
     images = attacked / "images"
     assert len(list(images.glob("*.png"))) == 16
-    call = ["evaluate", *victim, "--query", str(images)]
+    call = ["evaluate", *target, "--query", str(images)]
     assert "32 of 48 are missing" in refused(*call)
     call += ["--query-every", "3"]
     capsys.readouterr()
@@ -119,33 +119,33 @@ def test_saved_images_give_exactly_the_8bit_metrics(attacked, victim, tmp_path, 
     assert again["dataset"]["query_folder"] == str(images)
 
 
-def test_evaluate_without_a_folder_only_prints(victim, tmp_path, monkeypatch, capsys):
+def test_evaluate_without_a_folder_only_prints(target, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", *victim]) == 0
+    assert main(["evaluate", *target]) == 0
     assert re.search(r"\| clean +\|", capsys.readouterr().out)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_features_are_cached_in_the_folder_of_the_option(victim, private_cache, tmp_path, capsys):
-    assert main(["evaluate", *victim]) == 0
+def test_features_are_cached_in_the_folder_of_the_option(target, private_cache, tmp_path, capsys):
+    assert main(["evaluate", *target]) == 0
     assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query
     assert "evaluating 176/176" in capsys.readouterr().err
-    assert main(["evaluate", *victim]) == 0
+    assert main(["evaluate", *target]) == 0
     assert "evaluating 48/48" in capsys.readouterr().err  # the gallery was cached
-    assert main(["evaluate", *victim, "--cache", str(tmp_path / "mine")]) == 0
+    assert main(["evaluate", *target, "--cache", str(tmp_path / "mine")]) == 0
     assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(victim, tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_is_a_warning(target, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert main(["evaluate", *victim]) == 0
+    assert main(["evaluate", *target]) == 0
     assert "reidguard: warning: cannot make the feature folder" in capsys.readouterr().err
 
 
-def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, capsys):
+def test_a_folder_is_named_after_the_settings(target, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    call = ["attack", *victim, "--steps", "1", "--attack", "color", "--set", "resolution=3"]
+    call = ["attack", *target, "--steps", "1", "--attack", "color", "--set", "resolution=3"]
     for _ in range(2):
         assert main([*call, "--cube", "a.cube"]) == 0
     assert "already finished" in capsys.readouterr().err
@@ -158,8 +158,8 @@ def test_a_folder_is_named_after_the_settings(victim, tmp_path, monkeypatch, cap
     assert budgets == {4, 8}
 
 
-def test_a_stacked_attack_reports_twice_the_budget(victim, studio, tmp_path, capsys):
-    call = ["attack", *victim, "--steps", "1", "--attack", "combinatorial"]
+def test_a_stacked_attack_reports_twice_the_budget(target, studio, tmp_path, capsys):
+    call = ["attack", *target, "--steps", "1", "--attack", "combinatorial"]
     call += ["--set", "stacked=true", "--set", "resolution=3", "--eps", "4/255"]
     assert main([*call, "--out", str(tmp_path / "r")]) == 0
     assert "ε = 8/255" in capsys.readouterr().out
@@ -168,28 +168,28 @@ def test_a_stacked_attack_reports_twice_the_budget(victim, studio, tmp_path, cap
     assert math.isclose(255 * attack.budget.eps, 8)
 
 
-def test_options_that_do_not_fit(attacked, victim, refused, tmp_path):
+def test_options_that_do_not_fit(attacked, target, refused, tmp_path):
     load = ["--load", attacked / "attack.safetensors"]
     assert "leave out --eps, --steps" in refused(
-        "attack", *victim, *load, "--steps", 3, "--eps", "1/255"
+        "attack", *target, *load, "--steps", 3, "--eps", "1/255"
     )
-    assert "no colour table" in refused("attack", *victim, *load, "--cube", tmp_path / "x")
-    assert "no colour table" in refused("attack", *victim, "--cube", tmp_path / "x")
+    assert "no colour table" in refused("attack", *target, *load, "--cube", tmp_path / "x")
+    assert "no colour table" in refused("attack", *target, "--cube", tmp_path / "x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     assert "holds other files, such as letter.txt" in refused(
-        "attack", *victim, "--out", tmp_path / "other"
+        "attack", *target, "--out", tmp_path / "other"
     )
     assert "choose a new or empty folder" in refused(
-        "evaluate", *victim, "--out", tmp_path / "other"
+        "evaluate", *target, "--out", tmp_path / "other"
     )
-    assert "match the queries" in refused("evaluate", *victim, "--query", tmp_path)
+    assert "match the queries" in refused("evaluate", *target, "--query", tmp_path)
 
 
-def test_a_config_file_gives_options(victim, tmp_path, refused, capsys):
+def test_a_config_file_gives_options(target, tmp_path, refused, capsys):
     file = tmp_path / "attack.toml"
     file.write_text('attack = "color"\neps = "2/255"\nsteps = 1\n[set]\nresolution = 4\n')
-    call = ["attack", *victim, "--config", str(file), "--eps", "3/255"]
+    call = ["attack", *target, "--config", str(file), "--eps", "3/255"]
     assert main([*call, "--out", str(tmp_path / "r")]) == 0
     attack = load_attack(tmp_path / "r" / "attack.safetensors")
     assert attack.config() == {"eps": 3 / 255, "resolution": 4}
@@ -273,17 +273,17 @@ def test_data(studio_root, tmp_path, capsys):
         images_per_camera=2,
         height=64,
     )
-    victim = sorted((broken / "query").iterdir())[0]
-    victim.write_bytes(victim.read_bytes()[:100])
+    damaged = sorted((broken / "query").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
     assert main(["data", f"virtual:{broken}", "--check"]) == 2
     error = capsys.readouterr().err
     assert "1 of 20 images of virtual:studio are damaged" in error
-    assert str(victim) in error
+    assert str(damaged) in error
 
 
-def test_failures_of_a_run_have_exit_code_1(victim, tmp_path, monkeypatch, capsys):
+def test_failures_of_a_run_have_exit_code_1(target, tmp_path, monkeypatch, capsys):
     """A loss that explodes, and a defect in the code: one line each."""
-    call = ["attack", *victim, "--steps", "2", "--attack", "color"]
+    call = ["attack", *target, "--steps", "2", "--attack", "color"]
 
     def explode(self):
         self.param_groups[0]["params"][0].data.fill_(float("nan"))
@@ -349,8 +349,8 @@ def test_the_library_prints_nothing(trained, studio_root, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_meta_attack_learns_from_two_datasets(victim, studio_root, tmp_path, capsys):
-    call = ["attack", *victim, "--attack", "meta", "--set", "perturbation=delta", "--steps", "3"]
+def test_the_meta_attack_learns_from_two_datasets(target, studio_root, tmp_path, capsys):
+    call = ["attack", *target, "--attack", "meta", "--set", "perturbation=delta", "--steps", "3"]
     call += ["--meta-data", f"virtual:{studio_root}", "--query-every", "8"]
     assert main([*call, "--learner-set", "inner_steps=2", "--out", str(tmp_path / "run")]) == 0
     facts = load_attack(tmp_path / "run" / "attack.safetensors").provenance

@@ -16,16 +16,16 @@ SHORT = ["--images-per-identity", "4", "--query-every", "4", "--threads", "1"]
 
 
 @pytest.fixture(scope="session")
-def attack_file(victim, tmp_path_factory) -> Path:
+def attack_file(target, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("attacks") / "delta"
     cache = ["--cache", str(tmp_path_factory.mktemp("cache"))]
-    assert main(["attack", *victim, *SHORT, *cache, "--steps", "6", "--out", str(out)]) == 0
+    assert main(["attack", *target, *SHORT, *cache, "--steps", "6", "--out", str(out)]) == 0
     return out / "attack.safetensors"
 
 
 @pytest.fixture(scope="session")
-def call(victim, attack_file) -> list[str]:
-    return ["defend", *victim, *SHORT, "--attack", str(attack_file)]
+def call(target, attack_file) -> list[str]:
+    return ["defend", *target, *SHORT, "--attack", str(attack_file)]
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -84,7 +84,7 @@ def test_an_interrupted_run_is_resumed_by_the_same_command(call, tmp_path, monke
 
 
 def test_an_instance_attack_is_measured_on_the_hardened_model(
-    victim, tmp_path, monkeypatch, capsys
+    target, tmp_path, monkeypatch, capsys
 ):
     bound = []
     original = SMA.bind
@@ -95,7 +95,7 @@ def test_an_instance_attack_is_measured_on_the_hardened_model(
 
     monkeypatch.setattr(SMA, "bind", spy)
     out = tmp_path / "run"
-    call = ["defend", *victim, *SHORT, "--defense", "adversarial", "--attack", "sma"]
+    call = ["defend", *target, *SHORT, "--defense", "adversarial", "--attack", "sma"]
     options = ["--attack-set", "steps=2", "--eps", "4/255", "--steps", "2"]
     assert main([*call, *options, "--out", str(out)]) == 0
     assert not bound[-1].training
@@ -105,9 +105,9 @@ def test_an_instance_attack_is_measured_on_the_hardened_model(
     assert result["evaluation"]["attacked"]["linf_255"] <= 4.001
 
 
-def test_goat_has_its_own_attack(victim, tmp_path, capsys):
+def test_goat_has_its_own_attack(target, tmp_path, capsys):
     out = tmp_path / "run"
-    call = ["defend", *victim, *SHORT, "--defense", "goat", "--eps", "2/255", "--steps", "1"]
+    call = ["defend", *target, *SHORT, "--defense", "goat", "--eps", "2/255", "--steps", "1"]
     assert main([*call, "--out", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     attack = result["training"]["defense"]["attack"]
@@ -115,8 +115,8 @@ def test_goat_has_its_own_attack(victim, tmp_path, capsys):
     assert 0 < result["evaluation"]["attacked"]["linf_255"] <= 2.001  # its guides are the gallery
 
 
-def test_errors_say_how_to_correct_the_call(call, victim, data, attack_file, refused, tmp_path):
-    bare = ["defend", *victim]
+def test_errors_say_how_to_correct_the_call(call, target, data, attack_file, refused, tmp_path):
+    bare = ["defend", *target]
     plain = ["--defense", "adversarial"]
     assert "--meta-data" in refused(*call)
     assert "leave --meta-data out" in refused(*call, *plain, "--meta-data", data[1])

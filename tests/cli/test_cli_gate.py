@@ -132,9 +132,9 @@ def test_robust_map_is_not_measured_with_early_stop(refused):
     assert thresholds(early) == {"rank1": 20.0}
 
 
-def test_a_gate_on_the_command_line(victim, tmp_path, capsys):
+def test_a_gate_on_the_command_line(target, tmp_path, capsys):
     out = tmp_path / "gate"
-    call = ["evaluate", *victim, "--query-every", "8", "--out", str(out)]
+    call = ["evaluate", *target, "--query-every", "8", "--out", str(out)]
     assert main([*call, "--fail-below", "mAP=1", "--fail-below", "rank50=1"]) == 0
     assert json.loads((out / "verdict.json").read_text())["passed"]
     assert main([*call, "--fail-below", "rank1=100", "--fail-below", "mINP=100"]) == BELOW

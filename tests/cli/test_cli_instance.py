@@ -55,8 +55,8 @@ def guides(model, dataset):
     return Guides(features, [s.pid for s in dataset.gallery])
 
 
-def test_sma_is_bound_evaluated_and_saved(victim, model, studio, tmp_path, capsys):
-    call = ["attack", *victim, "--attack", "sma", *SHORT, "--set", "restarts=2"]
+def test_sma_is_bound_evaluated_and_saved(target, model, studio, tmp_path, capsys):
+    call = ["attack", *target, "--attack", "sma", *SHORT, "--set", "restarts=2"]
     call += ["--eps", "4/255", "--out", str(tmp_path / "run")]
     assert main(call) == 0
     assert "under SMA, ε = 4/255" in capsys.readouterr().out
@@ -75,17 +75,17 @@ def test_sma_is_bound_evaluated_and_saved(victim, model, studio, tmp_path, capsy
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_loaded_attack_gives_the_same_results(victim, tmp_path):
-    call = ["attack", *victim, "--attack", "metric_fgsm", "--query-every", "8"]
+def test_a_loaded_attack_gives_the_same_results(target, tmp_path):
+    call = ["attack", *target, "--attack", "metric_fgsm", "--query-every", "8"]
     assert main([*call, "--out", str(tmp_path / "created")]) == 0
     load = ["--load", str(tmp_path / "created" / "attack.safetensors"), "--query-every", "8"]
-    assert main(["attack", *victim, *load, "--out", str(tmp_path / "loaded")]) == 0
+    assert main(["attack", *target, *load, "--out", str(tmp_path / "loaded")]) == 0
     assert same(result_of(tmp_path / "loaded"), result_of(tmp_path / "created"))
     assert not (tmp_path / "loaded" / "attack.safetensors").exists()
 
 
-def test_guides_are_the_gallery_and_labels_can_be_used(victim, model, studio, tmp_path):
-    call = ["attack", *victim, "--attack", "fna", *SHORT]
+def test_guides_are_the_gallery_and_labels_can_be_used(target, model, studio, tmp_path):
+    call = ["attack", *target, "--attack", "fna", *SHORT]
     assert main([*call, "--out", str(tmp_path / "guessed")]) == 0
     images = tmp_path / "images"
     labels = ["--with-labels", "--out", str(tmp_path / "labelled"), "--save-images", str(images)]
@@ -103,8 +103,8 @@ def test_guides_are_the_gallery_and_labels_can_be_used(victim, model, studio, tm
 
 
 @pytest.mark.parametrize("name", ["sma", "fna"])
-def test_transfer_from_a_surrogate(victim, model, surrogate, studio, tmp_path, name):
-    call = ["attack", *victim, "--attack", name, *SHORT, "--surrogate", str(surrogate)]
+def test_transfer_from_a_surrogate(target, model, surrogate, studio, tmp_path, name):
+    call = ["attack", *target, "--attack", name, *SHORT, "--surrogate", str(surrogate)]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     source = load_model(surrogate)
     gallery = guides(source, studio)
@@ -115,8 +115,8 @@ def test_transfer_from_a_surrogate(victim, model, surrogate, studio, tmp_path, n
     assert settings["surrogate"]["weights"] != settings["model"]["weights"]
 
 
-def test_a_universal_attack_learns_on_the_surrogate(victim, model, surrogate, studio, tmp_path):
-    call = ["attack", *victim, "--steps", "2", "--surrogate", str(surrogate)]
+def test_a_universal_attack_learns_on_the_surrogate(target, model, surrogate, studio, tmp_path):
+    call = ["attack", *target, "--steps", "2", "--surrogate", str(surrogate)]
     assert main([*call, "--query-every", "8", "--out", str(tmp_path / "run")]) == 0
     own = DeltaAttack(size=SIZE).fit(load_model(surrogate), studio, steps=2, image_size=SIZE)
     attack = load_attack(tmp_path / "run" / "attack.safetensors")
@@ -125,15 +125,15 @@ def test_a_universal_attack_learns_on_the_surrogate(victim, model, surrogate, st
     assert same(result_of(tmp_path / "run"), expected)
 
 
-def test_a_surrogate_by_name_and_options(victim, tmp_path, capsys):
-    call = ["attack", *victim, "--attack", "sma", *SHORT, "--surrogate", "ide"]
+def test_a_surrogate_by_name_and_options(target, tmp_path, capsys):
+    call = ["attack", *target, "--attack", "sma", *SHORT, "--surrogate", "ide"]
     call += ["--surrogate-set", "backbone=test_resnet", "--surrogate-set", "size=64x32"]
     assert main([*call, "--out", str(tmp_path / "run")]) == 0
     assert "no weights are given for ide" in capsys.readouterr().err
 
 
-def test_options_that_do_not_fit_are_refused(victim, surrogate, tmp_path, refused):
-    sma = ["attack", *victim, "--attack", "sma"]
+def test_options_that_do_not_fit_are_refused(target, surrogate, tmp_path, refused):
+    sma = ["attack", *target, "--attack", "sma"]
     line = refused(*sma, "--steps", 15, "--lr", "1e-3", "--seed", 1)
     assert "sma is an instance attack and learns nothing" in line
     assert all(option in line for option in ("leave out", "--steps", "--lr", "--seed"))
@@ -145,16 +145,16 @@ def test_options_that_do_not_fit_are_refused(victim, surrogate, tmp_path, refuse
     assert "steps must be a whole number, at least 1" in refused(*sma, "--set", "steps=0")
     assert "write --eps 8/255" in refused(*sma, "--set", "eps=8")
     assert "leave --with-labels out" in refused(*sma, "--with-labels")
-    assert "leave --with-labels out" in refused("attack", *victim, "--with-labels")
+    assert "leave --with-labels out" in refused("attack", *target, "--with-labels")
     assert "no colour table" in refused(*sma, "--cube", tmp_path / "x.cube")
     assert "give --surrogate, too" in refused(*sma, "--surrogate-set", "size=64x32")
     DeltaAttack(size=SIZE).save(tmp_path / "delta.safetensors")
     assert "leave it out" in refused(
-        "attack", *victim, "--load", tmp_path / "delta.safetensors", "--surrogate", surrogate
+        "attack", *target, "--load", tmp_path / "delta.safetensors", "--surrogate", surrogate
     )
 
 
-def test_an_attack_of_neither_kind_is_evaluated_as_it_is(victim, refused, monkeypatch, tmp_path):
+def test_an_attack_of_neither_kind_is_evaluated_as_it_is(target, refused, monkeypatch, tmp_path):
     monkeypatch.setattr(ATTACKS, "_factories", dict(ATTACKS._factories))
 
     @register_attack("identity")
@@ -162,7 +162,7 @@ def test_an_attack_of_neither_kind_is_evaluated_as_it_is(victim, refused, monkey
         def perturb(self, x):
             return x
 
-    call = ["attack", *victim, "--attack", "identity", "--out", str(tmp_path / "run")]
+    call = ["attack", *target, "--attack", "identity", "--out", str(tmp_path / "run")]
     assert main([*call, "--query-every", "16"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["evaluation"]["attacked"]["linf_255"] == 0.0

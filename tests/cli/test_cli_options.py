@@ -29,11 +29,11 @@ from reidguard.options import (
 from reidguard.schema import options_of
 from reidguard.training.recipe import RECIPES
 
-VICTIM = ["--data", "virtual:studio", "--model", "ide"]
+TARGET = ["--data", "virtual:studio", "--model", "ide"]
 
 
 def attack(*arguments):
-    return parse(["attack", *VICTIM, *arguments])
+    return parse(["attack", *TARGET, *arguments])
 
 
 @pytest.mark.parametrize("text", ["8/255", "0.03", "0", "1"])
@@ -168,7 +168,7 @@ def test_errors_in_the_file(tmp_path, content, message):
 
 def test_options_of_the_library_are_options_of_the_commands():
     """Each with its default; the command line fills in the checkpoint and the callbacks itself."""
-    train = parse(["train", *VICTIM])
+    train = parse(["train", *TARGET])
     for options, group in ((attack(), AttackOptions), (train, TrainOptions)):
         for name, option in options_of(group).items():
             if name not in ("checkpoint", "progress", "augment", "learner", "objective"):
@@ -243,8 +243,8 @@ def test_unknown_commands(refused, capsys):
     assert capsys.readouterr().out.startswith("reidguard ")
 
 
-def test_unknown_names_end_in_one_line(refused, data, victim, tmp_path):
-    assert "Did you mean --steps" in refused("attack", *victim, "--stpes", 3)
+def test_unknown_names_end_in_one_line(refused, data, target, tmp_path):
+    assert "Did you mean --steps" in refused("attack", *target, "--stpes", 3)
     assert "did you mean 'market1501'" in refused(
         "attack", "--data", "marke1501:/x", "--model", "ide"
     )
@@ -253,27 +253,27 @@ def test_unknown_names_end_in_one_line(refused, data, victim, tmp_path):
     assert "no file" in refused("evaluate", *data, "--model", tmp_path / "no.safetensors")
     assert "no file" in refused("evaluate", *data, "--model", "ide:/no.pth")
     assert "path after 'ide': is empty" in refused("evaluate", *data, "--model", "ide:")
-    assert "did you mean 'delta'" in refused("attack", *victim, "--attack", "dleta")
-    assert "unknown learner" in refused("attack", *victim, "--learner", "x")
-    assert "unknown objective" in refused("attack", *victim, "--objective", "x")
-    assert "it takes: budget, size" in refused("attack", *victim, "--set", "sizes=3")
+    assert "did you mean 'delta'" in refused("attack", *target, "--attack", "dleta")
+    assert "unknown learner" in refused("attack", *target, "--learner", "x")
+    assert "unknown objective" in refused("attack", *target, "--objective", "x")
+    assert "it takes: budget, size" in refused("attack", *target, "--set", "sizes=3")
     assert "resolution must be" in refused(
-        "attack", *victim, "--attack", "color", "--set", "resolution=abc"
+        "attack", *target, "--attack", "color", "--set", "resolution=abc"
     )
-    assert "write --eps 8/255" in refused("attack", *victim, "--set", "eps=0.1")
-    assert "leave --model-set out" in refused("evaluate", *victim, "--model-set", "size=64x32")
-    assert "try cpu" in refused("evaluate", *victim, "--device", "gpu")
+    assert "write --eps 8/255" in refused("attack", *target, "--set", "eps=0.1")
+    assert "leave --model-set out" in refused("evaluate", *target, "--model-set", "size=64x32")
+    assert "try cpu" in refused("evaluate", *target, "--device", "gpu")
     weights = tmp_path / "w.pth"
     weights.touch()
     assert f"--model NAME:{weights}" in refused("evaluate", *data, "--model", weights)
 
 
-def test_a_learner_of_two_domains_needs_the_second(victim, refused, monkeypatch):
+def test_a_learner_of_two_domains_needs_the_second(target, refused, monkeypatch):
     class Both(PlainLearner):
         needs_meta_test = True
 
     monkeypatch.setitem(LEARNERS._factories, "both", Both)
-    assert "--meta-data NAME:PATH" in refused("attack", *victim, "--learner", "both")
+    assert "--meta-data NAME:PATH" in refused("attack", *target, "--learner", "both")
 
 
 def test_as_a_module_without_a_terminal():

@@ -39,10 +39,10 @@ def assert_same_run(run: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def call(victim, tmp_path_factory) -> list[str]:
+def call(target, tmp_path_factory) -> list[str]:
     steps = ["--steps", str(STEPS), "--checkpoint-every", "3", "--query-every", "8"]
     cache = ["--cache", str(tmp_path_factory.mktemp("cache"))]
-    return ["attack", *victim, *steps, *cache, "--threads", "1"]
+    return ["attack", *target, *steps, *cache, "--threads", "1"]
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,9 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
-def test_an_attack(victim, data, tmp_path):
+def test_an_attack(target, data, tmp_path):
     """Two processes learn the same as one; the first writes, evaluates and prints."""
-    call = ["attack", *victim, "--images-per-identity", "4", "--steps", "3", "--query-every", "4"]
+    call = ["attack", *target, "--images-per-identity", "4", "--steps", "3", "--query-every", "4"]
     call += ["--meta-data", data[1], "--learner", "first_order", "--checkpoint-every", "2"]
     call += ["--cache", str(tmp_path / "cache")]
     ended = together(*call, "--out", str(tmp_path / "two"))
@@ -53,17 +53,17 @@ def test_an_attack(victim, data, tmp_path):
     assert manifest["status"] == "finished"
 
 
-def test_commands_for_one_process_are_refused(victim, refused, monkeypatch):
+def test_commands_for_one_process_are_refused(target, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "evaluate works in one process: call it without torchrun" in refused("evaluate", *victim)
+    assert "evaluate works in one process: call it without torchrun" in refused("evaluate", *target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "defend"])
-def test_a_model(command, train_call, victim, trained, tmp_path):
+def test_a_model(command, train_call, target, trained, tmp_path):
     call = [*train_call[: train_call.index("--steps")], "--lr", "1e-4"]
     if command == "defend":
-        call = ["defend", *victim, "--defense", "adversarial", "--attack", "sma"]
+        call = ["defend", *target, "--defense", "adversarial", "--attack", "sma"]
         call += ["--attack-set", "steps=2", "--lr", "1e-4"]
     call += ["--steps", "3", "--images-per-identity", "4", "--cache", str(tmp_path / "cache")]
     ended = together(*call, "--out", str(tmp_path / "two"))

@@ -18,33 +18,33 @@ from reidguard.storage import read_card
 SHORT = ["--steps", "1", "--query-every", "16"]
 
 
-def learn(victim: list[str], out: Path, *options: str) -> dict[str, Any]:
-    assert main(["attack", *victim, *SHORT, *options, "--out", str(out)]) == 0
+def learn(target: list[str], out: Path, *options: str) -> dict[str, Any]:
+    assert main(["attack", *target, *SHORT, *options, "--out", str(out)]) == 0
     facts: dict[str, Any] = read_card(out / "attack.safetensors")["training"]
     return facts
 
 
-def test_uap_takes_its_own_loss_or_that_of_the_option(victim: list[str], tmp_path: Path) -> None:
-    own = learn(victim, tmp_path / "own", "--attack", "uap")
+def test_uap_takes_its_own_loss_or_that_of_the_option(target: list[str], tmp_path: Path) -> None:
+    own = learn(target, tmp_path / "own", "--attack", "uap")
     assert (own["objective"], own["momentum"]) == ("pairwise", 1.0)
-    chosen = learn(victim, tmp_path / "sma", "--attack", "uap", "--objective", "self_metric")
+    chosen = learn(target, tmp_path / "sma", "--attack", "uap", "--objective", "self_metric")
     assert chosen["objective"] == "self_metric"
-    delta = learn(victim, tmp_path / "delta", "--attack", "delta")
+    delta = learn(target, tmp_path / "delta", "--attack", "delta")
     assert (delta["objective"], delta["momentum"]) == ("misranking", 0.5)
 
 
-def test_input_diversity_is_an_option_of_learning(victim: list[str], tmp_path: Path) -> None:
-    facts = learn(victim, tmp_path / "diverse", "--attack", "delta", "--diversity", "0.7")
+def test_input_diversity_is_an_option_of_learning(target: list[str], tmp_path: Path) -> None:
+    facts = learn(target, tmp_path / "diverse", "--attack", "delta", "--diversity", "0.7")
     assert facts["diversity"] == 0.7
     manifest = json.loads((tmp_path / "diverse" / "manifest.json").read_text("utf-8"))
     assert manifest["settings"]["recipe"]["diversity"] == 0.7
-    plain = learn(victim, tmp_path / "plain", "--attack", "delta")
+    plain = learn(target, tmp_path / "plain", "--attack", "delta")
     assert plain.get("diversity", 0.0) == 0.0
 
 
-def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None:
+def test_misrank_takes_its_own_recipe(target: list[str], tmp_path: Path) -> None:
     options = ["--attack", "misrank", "--set", "width=1", "--set", "pixels=100"]
-    facts = learn(victim, tmp_path / "misrank", *options)
+    facts = learn(target, tmp_path / "misrank", *options)
     assert (facts["objective"], facts["lr"], facts["images_per_identity"]) == ("misrank", 2e-4, 4)
     assert (facts["identities"], facts["learner"]) == (8, "plain")
 
@@ -58,15 +58,15 @@ def test_misrank_takes_its_own_recipe(victim: list[str], tmp_path: Path) -> None
     ],
 )
 def test_misrank_refuses_other_recipes(
-    options: list[str], message: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
+    options: list[str], message: str, target: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    other = ["--meta-data", victim[1]]
-    call = ["attack", *victim, *other, *SHORT, "--attack", "misrank", "--set", "width=1", *options]
+    other = ["--meta-data", target[1]]
+    call = ["attack", *target, *other, *SHORT, "--attack", "misrank", "--set", "width=1", *options]
     assert message in refused(*call, "--out", str(tmp_path / "run"))
 
 
 def test_lpips_with_files_of_the_user(
-    victim: list[str], refused: Callable[..., str], tmp_path: Path
+    target: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     weights = alexnet(weights=None).state_dict()
     torch.save({k: v for k, v in weights.items() if "features" in k}, tmp_path / "alexnet.pth")
@@ -74,7 +74,7 @@ def test_lpips_with_files_of_the_user(
     lines = {f"lin{i}.model.1.weight": torch.ones(1, n, 1, 1) for i, n in enumerate(counts)}
     torch.save(lines, tmp_path / "lines.pth")
     files = f"{tmp_path / 'alexnet.pth'}:{tmp_path / 'lines.pth'}"
-    call = ["attack", *victim[:-1], "64x64", *SHORT, "--set", "size=64x32"]  # of --image-size
+    call = ["attack", *target[:-1], "64x64", *SHORT, "--set", "size=64x32"]  # of --image-size
     assert main([*call, "--lpips", files, "--out", str(tmp_path / "run")]) == 0
     evaluation = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
     assert evaluation["attacked"]["lpips"] > 0
@@ -84,9 +84,9 @@ def test_lpips_with_files_of_the_user(
 
 
 def test_a_fixed_pattern_is_evaluated_without_learning(
-    victim: list[str], refused: Callable[..., str], tmp_path: Path
+    target: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    call = ["attack", *victim, "--attack", "pattern", "--set", "kind=stripes"]
+    call = ["attack", *target, "--attack", "pattern", "--set", "kind=stripes"]
     assert main([*call, "--set", "period=8", "--out", str(tmp_path / "run")]) == 0
     attack = load_attack(tmp_path / "run" / "attack.safetensors")
     assert (attack.kind, attack.period, attack.size) == ("stripes", 8.0, (64, 32))

@@ -104,12 +104,12 @@ def test_in_eval_mode_the_attack_sees_the_model_as_it_would_be_tested():
 
 
 def test_a_bound_attack_keeps_its_model():
-    model, victim, batch, attack = normed_net(), TinyNet(), drawn(), GuidedWatch()
-    guides = Guides(victim.features(batch.images), batch.pids + 5)
-    Crafter(attack.bind(victim, guides), model, "eval")(batch, CHOSEN)
+    model, bound_model, batch, attack = normed_net(), TinyNet(), drawn(), GuidedWatch()
+    guides = Guides(bound_model.features(batch.images), batch.pids + 5)
+    Crafter(attack.bind(bound_model, guides), model, "eval")(batch, CHOSEN)
     ((_, clean, target, _),) = attack.calls
     assert target.prototypes.known.tolist() == [5, 6, 7]
-    torch.testing.assert_close(clean, victim.features(batch.images[CHOSEN]).detach())
+    torch.testing.assert_close(clean, bound_model.features(batch.images[CHOSEN]).detach())
 
 
 def learnt():

@@ -226,7 +226,7 @@ def test_a_model_with_parts_adds_their_losses():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"losses": ()}, "'triplet', 'identity' or both"),
         ({"losses": ("center",)}, "'triplet', 'identity' or both"),
@@ -234,6 +234,6 @@ def test_a_model_with_parts_adds_their_losses():
         ({"batch_norm": "frozen"}, "'shared' or 'separate'"),
     ],
 )
-def test_wrong_options(options, told):
-    with pytest.raises(InputError, match=told):
+def test_wrong_options(options, message):
+    with pytest.raises(InputError, match=message):
         DefenseObjective(**options)

@@ -132,22 +132,22 @@ def test_all_passes_of_a_step_see_the_same_batch(normal, delta, studio, other_da
 
 
 def test_what_follows_the_model_and_what_does_not(normal, studio, tiny, monkeypatch):
-    """An unbound attack works on the model as it hardens; a bound one keeps its victim."""
-    victims = []
+    """An unbound attack works on the model as it hardens; a bound one keeps its target model."""
+    targets = []
     original = SMA.search
 
-    def spy(self, x, clean, victim):
-        victims.append(weights_fingerprint(victim.model))
-        assert not any(m.training for m in victim.model.modules())
-        return original(self, x, clean, victim)
+    def spy(self, x, clean, target):
+        targets.append(weights_fingerprint(target.model))
+        assert not any(m.training for m in target.model.modules())
+        return original(self, x, clean, target)
 
     monkeypatch.setattr(SMA, "search", spy)
     AdversarialTraining(SMA(steps=1)).fit(normal, studio, steps=3, **tiny)
-    assert len(set(victims)) == 3
-    assert weights_fingerprint(normal) not in victims[1:]
-    victims.clear()
+    assert len(set(targets)) == 3
+    assert weights_fingerprint(normal) not in targets[1:]
+    targets.clear()
     AdversarialTraining(SMA(steps=1).bind(normal)).fit(normal, studio, steps=2, **tiny)
-    assert victims == [weights_fingerprint(normal)] * 2
+    assert targets == [weights_fingerprint(normal)] * 2
 
 
 # --- what is left alone -----------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
         defense.fit(normal, studio, other, progress=kill_at(step), **run)
     steps = []
     resumed = defense.fit(
-        normal, studio, other, progress=lambda told: steps.append(told.done), **run
+        normal, studio, other, progress=lambda progress: steps.append(progress.done), **run
     )
     assert steps[0] == resumed_from
     assert_same(resumed, whole)
@@ -484,8 +484,8 @@ def test_the_learning_rate_is_flat_and_then_falls_tenfold(normal, delta, studio,
 
 
 def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
-    def refused(told, defense, *datasets, **options):
-        with pytest.raises(InputError, match=told):
+    def refused(message, defense, *datasets, **options):
+        with pytest.raises(InputError, match=message):
             defense.fit(normal, *datasets, **{**tiny, "steps": 1, **options})
 
     one, two = studio, other_dataset
@@ -498,7 +498,7 @@ def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"adversarial": 32}, r"fraction of a batch.*adversarial=0\.5"),
         ({"clean": False, "adversarial": 0.0}, "there must be adversarial"),
@@ -512,8 +512,8 @@ def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
         ({"learner": "mmal"}, "did you mean 'maml'"),
     ],
 )
-def test_wrong_options_name_the_cure(delta, options, told):
-    with pytest.raises(ReIDGuardError, match=told):
+def test_wrong_options_name_the_cure(delta, options, message):
+    with pytest.raises(ReIDGuardError, match=message):
         AdversarialTraining(**{"attack": delta, **options})
 
 
@@ -532,9 +532,9 @@ def test_presets():
     }
     assert made["meta"].config()["learner_options"]["inner"] == "sgd"
     for learner in ("first_order", "hessian_free", "maml"):
-        told = MetaDefense(sma, learner=learner, inner="adam", inner_lr=0.1).config()
-        assert told["learner_options"]["inner"] == "adam"
-        assert told["learner_options"]["inner_lr"] == 0.1
+        config = MetaDefense(sma, learner=learner, inner="adam", inner_lr=0.1).config()
+        assert config["learner_options"]["inner"] == "adam"
+        assert config["learner_options"]["inner_lr"] == 0.1
     assert made["meta_released"].losses == ("triplet",)
     assert (made["meta"].default_lr, made["meta_released"].default_lr) == (3e-4, 2e-4)
     goat = DEFENSES.create("goat").config()
@@ -549,7 +549,7 @@ def test_a_hardened_model_is_saved_with_its_facts(
     robust = MetaDefense(delta).fit(
         normal, studio, other_dataset, steps=2, progress=steps.append, **tiny
     )
-    assert [told.done for told in steps] == [0, 1, 2]
+    assert [progress.done for progress in steps] == [0, 1, 2]
     assert set(steps[-1].metrics) == {"loss", "test_loss"}
     robust.save(tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors")

@@ -272,7 +272,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
             lowest = []
             for attack in attacks:
                 told = not isinstance(attack, (DeltaAttack, PatternAttack))
-                figures = evaluate(wide, data, attack, SMALL, with_labels=told)
+                figures = evaluate(wide, data, attack, SMALL, with_labels=labelled)
                 ranking = getattr(figures, kind).ranking
                 ap.append(ranking.ap)
                 first.append(ranking.first_match)
@@ -375,9 +375,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         )
         return result, sum(passes)
 
-    def kill(told):
+    def kill(progress):
         nonlocal after
-        if told.phase == "attacking" or after == 0:
+        if progress.phase == "attacking" or after == 0:
             after -= 1
             if after <= 0:
                 raise Killed
@@ -451,7 +451,7 @@ def test_the_state_of_another_run_is_refused(wide, data, people, tmp_path):
         suite.run(wide, data, SMALL, audit_queries=0, state=foreign / "notes.txt")
 
 
-# --- what is told ------------------------------------------------------------------------------
+# --- what is reported --------------------------------------------------------------------------
 
 
 def test_the_result_as_json_and_tables(wide, data, tmp_path):

@@ -1,4 +1,4 @@
-"""Instance attacks in evaluate, verify and save_adversarial: bound, told, and on which device."""
+"""Instance attacks in evaluate, verify and save_adversarial: bound, with labels, on a device."""
 
 import pytest
 import torch
@@ -21,41 +21,41 @@ def guides(model, people):
 
 
 class Brightness(InstanceAttack):
-    """Brightens by as many grey levels as the identity it was told, 1 if it was told none."""
+    """Brightens by as many grey levels as the given identity, 1 without one."""
 
     def search(self, x, clean, target):
         levels = torch.ones(len(x)) if target.pids is None else target.pids % 7
         return x + levels[:, None, None, None] / 255
 
 
-def test_the_true_identities_are_told_on_demand(model, people):
+def test_the_true_identities_are_knownon_demand(model, people):
     """With batches that do not end where the identities do, and only every second query."""
     attack = Brightness().bind(model)
     guessed = evaluate(model, people, attack, PROTOCOL, query_every=2)
     assert guessed.attacked.linf == pytest.approx(1 / 255, abs=1e-6)
     assert guessed.attack == {"name": "Brightness", "eps": 8 / 255}
-    told = evaluate(model, people, attack, PROTOCOL, query_every=2, batch_size=5, with_labels=True)
+    known = evaluate(model, people, attack, PROTOCOL, query_every=2, batch_size=5, with_labels=True)
     by_hand = ReIDDataset("all", [], people.query[::2], people.gallery)
     pids = [s.pid for s in by_hand.query]
     whole = evaluate(model, by_hand, attack.with_labels(pids), PROTOCOL)  # one batch
-    assert told.attacked.ranking.ap.tolist() == pytest.approx(whole.attacked.ranking.ap.tolist())
-    assert told.attacked.linf == pytest.approx(max(p % 7 for p in pids) / 255, abs=1e-6)
-    assert told.attack == {"name": "Brightness", "eps": 8 / 255, "with_labels": True}
-    assert "given the true identities" in told.to_markdown()
+    assert known.attacked.ranking.ap.tolist() == pytest.approx(whole.attacked.ranking.ap.tolist())
+    assert known.attacked.linf == pytest.approx(max(p % 7 for p in pids) / 255, abs=1e-6)
+    assert known.attack == {"name": "Brightness", "eps": 8 / 255, "with_labels": True}
+    assert "given the true identities" in known.to_markdown()
     assert "given" not in guessed.to_markdown()
 
 
-def test_fna_told_the_truth_differs_where_fna_guesses_wrong(model, people):
+def test_fna_knownthe_truth_differs_where_fna_guesses_wrong(model, people):
     """It guesses whom the nearest guide shows, which is the truth where rank-1 is."""
     queries = [s for s in people.query if s.camid == 1]
     gallery = [s for s in people.gallery if s.camid != 1]
     data = ReIDDataset("two cameras", [], queries, gallery)
     attack = FNA(steps=5).bind(model, guides(model, data))
     guessed = evaluate(model, data, attack, PROTOCOL)
-    told = evaluate(model, data, attack, PROTOCOL, with_labels=True)
+    known = evaluate(model, data, attack, PROTOCOL, with_labels=True)
     right = guessed.clean.first_match == 1
     assert 0 < int(right.sum()) < len(queries)
-    before, now = guessed.attacked.ranking.ap, told.attacked.ranking.ap
+    before, now = guessed.attacked.ranking.ap, known.attacked.ranking.ap
     assert now[right].tolist() == pytest.approx(before[right].tolist(), abs=1e-3)
     assert not torch.allclose(now[~right], before[~right], atol=1e-3)
 

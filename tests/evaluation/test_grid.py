@@ -198,21 +198,21 @@ def test_instance_attacks(networks, crowds):
     assert cells["transfer", "B", "there"].setting == "cross-model"
     for model, place in (("A", "here"), ("B", "there")):
         assert cells["white box", model, place].setting == "source"
-        victim, people = networks[model][place], crowds[place]
-        alone = evaluate(victim, people, SMA(steps=2).bind(victim), SMALL).to_dict()
+        target, people = networks[model][place], crowds[place]
+        alone = evaluate(target, people, SMA(steps=2).bind(target), SMALL).to_dict()
         assert figures(cells["white box", model, place].evaluation) == figures(alone)
-        features = FeatureStore().features(victim, people, "gallery", image_size=(64, 32))
+        features = FeatureStore().features(target, people, "gallery", image_size=(64, 32))
         guides = Guides(features, [sample.pid for sample in people.gallery])
-        alone = evaluate(victim, people, FNA(steps=2).bind(victim, guides), SMALL).to_dict()
+        alone = evaluate(target, people, FNA(steps=2).bind(target, guides), SMALL).to_dict()
         assert figures(cells["guided", model, place].evaluation) == figures(alone)
 
 
 def test_the_meta_test_set_is_not_unseen(attack, networks, crowds):
     facts = dict(attack.provenance)
     facts["meta_test"] = {"name": "there", "train": crowds["there"].fingerprint("train")}
-    told = DeltaAttack(size=(64, 32))
-    told.provenance = facts
-    grid = evaluate_grid({"delta": told}, {"A": networks["A"]}, crowds, SMALL, patterns=False)
+    learnt = DeltaAttack(size=(64, 32))
+    learnt.provenance = facts
+    grid = evaluate_grid({"delta": learnt}, {"A": networks["A"]}, crowds, SMALL, patterns=False)
     assert [cell.meta_test for cell in grid.cells] == [False, True]
     assert "| cross-dataset* " in grid.to_markdown()
     assert "not unseen" in grid.to_markdown()

@@ -19,7 +19,7 @@ VARIANTS = {
 SMALL["misrank"] = {"size": (16, 16), "width": 1, "pixels": 9}
 SMALL["uap"] = SMALL["delta"]
 SMALL["combinatorial"] = SMALL["meta"] = {**SMALL["color"], **SMALL["delta"]}
-# Those that need a victim are checked with one in tests/attacks/test_instance.py.
+# Those that need a target model are checked with one in tests/attacks/test_instance.py.
 NAMES = [name for name in ATTACKS.list() if not issubclass(ATTACKS.get(name), InstanceAttack)]
 
 

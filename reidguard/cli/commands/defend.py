@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypedDict
 
 import reidguard as rg
 from reidguard.cli.options import MACHINE, Flag, Options, command
-from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Victim
+from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Target
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
 from reidguard.records import to_path
@@ -120,7 +120,7 @@ app = command(
     "defend",
     run,
     {
-        "data and model": (Victim,),
+        "data and model": (Target,),
         "defense": (Which,),
         "learning": (MetaTest, DefenseOptions),
         "evaluation": (Reading, MeasureOptions),

@@ -5,7 +5,7 @@ from typing import Annotated, TypedDict
 
 from reidguard.cli.gate import Gate, thresholds
 from reidguard.cli.options import MACHINE, Flag, Options, command
-from reidguard.cli.sections import Machine, Reading, Victim
+from reidguard.cli.sections import Machine, Reading, Target
 from reidguard.options import MeasureOptions
 
 EXAMPLES = """\
@@ -48,7 +48,7 @@ app = command(
     "evaluate",
     run,
     {
-        "data and model": (Victim,),
+        "data and model": (Target,),
         "evaluation": (Reading, MeasureOptions, Queries, Gate),
         MACHINE: (Machine,),
     },

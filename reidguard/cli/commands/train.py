@@ -4,7 +4,7 @@ from functools import partial
 
 import reidguard as rg
 from reidguard.cli.options import MACHINE, Options, command
-from reidguard.cli.sections import Learning, Machine, Reading, Victim
+from reidguard.cli.sections import Learning, Machine, Reading, Target
 from reidguard.options import TRAIN_DEFAULTS, MeasureOptions, TrainOptions
 
 EXAMPLES = """\
@@ -38,7 +38,7 @@ app = command(
     "train",
     run,
     {
-        "data and model": (Victim,),
+        "data and model": (Target,),
         "learning": (TrainOptions, Learning),
         "evaluation": (Reading, MeasureOptions),
         MACHINE: (Machine,),

@@ -271,7 +271,7 @@ def test_the_worst_case_is_that_of_evaluating_each_member(wide, data, universal,
             broken[name] = [False] * 7
             lowest = []
             for attack in attacks:
-                told = not isinstance(attack, (DeltaAttack, PatternAttack))
+                labelled = not isinstance(attack, (DeltaAttack, PatternAttack))
                 figures = evaluate(wide, data, attack, SMALL, with_labels=labelled)
                 ranking = getattr(figures, kind).ranking
                 ap.append(ranking.ap)

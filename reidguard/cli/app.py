@@ -18,14 +18,7 @@ from rich.box import Box
 from rich.console import Console
 
 from reidguard.cli.options import Options, read_config
-from reidguard.errors import (
-    InputError,
-    ReIDGuardError,
-    TrainingError,
-    ZeroGradientWarning,
-    did_you_mean,
-    printable,
-)
+from reidguard.errors import InputError, ReIDGuardError, TrainingError, did_you_mean, printable
 from reidguard.files import FULL
 from reidguard.records import environment_number
 
@@ -198,14 +191,17 @@ def _versions() -> str:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Print warnings without the line of code that raised them."""
+    """Print each warning once, without the line of code that raised it."""
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print("reidguard: warning:", printable(str(message), keep="\n"), file=sys.stderr)
+        text = printable(str(message), keep="\n")
+        if text not in shown:  # learning and evaluation may say the same
+            shown.add(text)
+            print("reidguard: warning:", text, file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("once", ZeroGradientWarning)  # learning and evaluation say the same
         warnings.showwarning = show
         yield

@@ -125,17 +125,18 @@ def usable(gradient: Tensor) -> Tensor:
     return (size > 0) & (size < torch.inf)
 
 
-def watch(images: Tensor, output: Tensor, *, flat: bool = False) -> None:
+def watch(images: Tensor, output: Tensor, loss: Tensor | None) -> None:
     """Count the gradients by images in the backward pass of a loss, if there is an active count.
 
     An image whose output has no gradient needs none: its loss is at the optimum, such as a triplet
-    that is satisfied.
+    that is satisfied. If no output has one, though the loss is not 0, all need one: features that
+    are all equal are no optimum.
 
     Args:
         images: (N, 3, H, W) adversarial images, of which only ``output`` is computed.
         output: (N, D) what the loss compares.
-        flat: Whether the loss has a gradient of zero elsewhere than at its optimum, too, so that
-            every image needs a gradient.
+        loss: A scalar; None for a loss whose gradient is zero elsewhere than at its optimum, too,
+            so that every image needs a gradient.
     """
     count = _ACTIVE.get()
     if count is None or not (images.requires_grad and output.requires_grad):
@@ -146,7 +147,8 @@ def watch(images: Tensor, output: Tensor, *, flat: bool = False) -> None:
         if not needed:
             mask = usable(gradient)
             finite = gradient.detach().flatten(1).isfinite().all(1)
-            needed.append(torch.ones_like(mask) if flat else mask | ~finite)
+            stuck = ~mask.any() & (loss.detach() != 0) if loss is not None else mask | True
+            needed.append(mask | ~finite | stuck)
             count.add(needed[0], torch.zeros_like(mask))
 
     def at_images(gradient: Tensor) -> None:

@@ -127,7 +127,8 @@ class FeatureObjective:
                 adversarial = self.loss.representation(self.model, inputs)
             if inputs.requires_grad:
                 check_graph(adversarial, self.model)
-                watch(inputs, adversarial, flat=self.loss.flat_at_clean)
-        return self.loss(
+        loss = self.loss(
             gather(adversarial, shard), gather(clean, shard), gather(batch.pids, shard)
         )
+        watch(inputs, adversarial, None if self.loss.flat_at_clean else loss)
+        return loss

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import reidguard as rg
-from helpers import Killed, TinyNet, kill_at, noise_datasets
+from helpers import Killed, TinyNet, kill_at, noise_datasets, random_batch
 from reidguard.attacks.fingerprint import attack_fingerprint
+from reidguard.nn import inference_view
 from reidguard.nn.gradients import count_gradients, usable
+from reidguard.objectives.base import FeatureObjective
 
 SIZE = (32, 16)
 FIT: dict[str, Any] = {"identities": 2, "images_per_identity": 2, "image_size": SIZE, "steps": 2}
@@ -160,6 +162,40 @@ def test_fit_is_silent_on_a_smooth_model(name: str, learner: str, data: rg.ReIDD
         attack.fit(seeded(TinyNet), data, other, **FIT, learner=learner)
     assert attack.provenance is not None
     assert "zero_gradients" not in attack.provenance
+
+
+class Constant(TinyNet):
+    """All images have the same features: every distance is zero, and so is its gradient."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return 0 * super().embed(inputs) + 1
+
+
+@pytest.mark.parametrize("name", ["delta", "uap"])
+def test_equal_features_are_no_optimum(name: str, data: rg.ReIDDataset) -> None:
+    attack = rg.create_attack(name, size=SIZE)
+    assert isinstance(attack, rg.LearnedAttack)
+    objective = {} if name == "delta" else {"objective": "self_metric"}
+    with pytest.warns(rg.ZeroGradientWarning, match="^100 %"):
+        attack.fit(seeded(Constant), data, **FIT, **objective)
+    with pytest.warns(rg.ZeroGradientWarning, match="^100 %"):
+        rg.SMA(steps=2).bind(seeded(Constant))(images())
+
+
+class Satisfied(rg.AttackLoss):
+    """A hinge that every image is beyond."""
+
+    def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
+        return (adversarial - 1e6).clamp(min=0).sum()
+
+
+def test_a_satisfied_hinge_is_an_optimum() -> None:
+    attack, model = rg.DeltaAttack(size=SIZE), seeded(TinyNet)
+    batch = random_batch(2, 2, SIZE)
+    for loss, needed in ((Satisfied(), 0), (rg.ATTACK_LOSSES.create("misranking"), 4)):
+        with count_gradients() as count:
+            FeatureObjective(inference_view(model), loss)(attack, batch).backward()
+        assert count.read() == (needed, needed)
 
 
 def test_a_resumed_run_keeps_the_count(data: rg.ReIDDataset, tmp_path: Path) -> None:

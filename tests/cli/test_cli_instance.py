@@ -17,7 +17,7 @@ from reidguard.attacks import (
 )
 from reidguard.cli import main
 from reidguard.evaluation import Protocol, evaluate, extract_features
-from reidguard.models import load_model
+from reidguard.models import create_model, load_model
 from reidguard.types import Budget
 
 SIZE = (64, 32)
@@ -167,3 +167,20 @@ def test_an_attack_of_neither_kind_is_evaluated_as_it_is(target, refused, monkey
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["evaluation"]["attacked"]["linf_255"] == 0.0
     assert "learns nothing: leave out --lr" in refused(*call, "--lr", "0.1")
+
+
+def test_a_model_without_gradients_is_one_warning(data, tmp_path, capsys):
+    """Said by learning and by evaluation, printed once, and kept in the result."""
+    model = create_model("ide", backbone="test_resnet", size=(64, 32))
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.dim() == 4).zero_()
+    model.save(tmp_path / "dead.safetensors")
+    call = ["attack", *data, "--model", tmp_path / "dead.safetensors", "--image-size", "64x32"]
+    call += ["--steps", "1", "--query-every", "8", "--out", tmp_path / "run"]
+    assert main([str(argument) for argument in call]) == 0
+    output = capsys.readouterr()
+    text = "100 % of the gradients of DeltaAttack are zero or not finite"
+    assert output.err.count(text) == output.out.count(text) == 1
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["evaluation"]["attack"]["zero_gradients"] == 1.0
+    assert result["training"]["zero_gradients"] == 1.0

@@ -227,7 +227,7 @@ class MisRankObjective:
             features, logits = class_scores(self.model, seen)
         if seen.requires_grad:
             check_graph(logits[0], self.model)
-            watch(seen, logits[0], flat=True)
+            watch(seen, logits[0], None)
         identity = [
             identity_loss(part, part.argmin(1), SMOOTHING).add(FLOOR).log() for part in logits
         ]

@@ -493,14 +493,14 @@ def test_errors_name_the_cure(normal, delta, studio, other_dataset, tiny):
     refused("leave meta_test out", AdversarialTraining(delta), one, two)
     blank = CombinatorialAttack(None, 5, SIZE)
     refused(r"learnt nothing yet.*attack\.fit", AdversarialTraining(blank), one)
-    refused(r"steps must be .* at least 1, not 0", AdversarialTraining(delta), one, steps=0)
-    refused(r"lr must be .* above 0, not 0", AdversarialTraining(delta), one, lr=0.0)
+    refused(r"steps must be .* at least 1 .*, not 0", AdversarialTraining(delta), one, steps=0)
+    refused(r"lr must be .* above 0 .*, not 0", AdversarialTraining(delta), one, lr=0.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adversarial": 32}, r"fraction of a batch.*adversarial=0\.5"),
+        ({"adversarial": 32}, r"adversarial must be .* at most 1, not 32"),
         ({"clean": False, "adversarial": 0.0}, "there must be adversarial"),
         ({"clean": False, "batch_norm": "separate"}, "batch_norm='shared'"),
         ({"attack_mode": "test"}, "'eval' or 'train'"),

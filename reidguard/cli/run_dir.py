@@ -199,10 +199,10 @@ def open_run(
             manifest = _new_manifest(path, options, settings, existing)
         finished = manifest["status"] == "finished" and all((path / p).exists() for p in products)
         run = RunFolder(path, manifest, display, finished=finished)
+        remove_leftovers(path, locked=True)
         if finished:
             note(f"{path} is already finished; skipping")
         else:
-            remove_leftovers(path, locked=True)
             if manifest["status"] != "new":
                 manifest["resumed"].append(_now())
                 note(f"resuming {path}")

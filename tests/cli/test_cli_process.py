@@ -96,11 +96,11 @@ def largest_file() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("size", [400, 20_000])
 def test_a_full_disk_is_one_line_and_the_run_is_resumed(
-    victim, tmp_path, capsys, largest_file, size
+    target, tmp_path, capsys, largest_file, size
 ):
     """Full at the manifest, or at the cached features."""
     out = tmp_path / "run"
-    call = ["attack", *victim, "--attack", "sma", "--set", "steps=1", "--query-every", "16"]
+    call = ["attack", *target, "--attack", "sma", "--set", "steps=1", "--query-every", "16"]
     call += ["--cache", str(tmp_path / "features"), "--out", str(out)]
     largest_file(size)
     assert main(call) == 2

@@ -96,6 +96,14 @@ def test_a_missing_file_of_a_finished_run_is_written_again(call, uninterrupted, 
     assert sorted(os.listdir(out)) == sorted(os.listdir(uninterrupted))
 
 
+def test_what_the_last_write_of_a_finished_run_left_is_removed(call, uninterrupted, tmp_path):
+    """A kill may come after the manifest says that the run is finished."""
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    leave_temporary(out)
+    assert main([*call, "--out", str(out)]) == 0
+    assert sorted(os.listdir(out)) == sorted(os.listdir(uninterrupted))
+
+
 def test_an_incomplete_line_is_written_again(call, uninterrupted, tmp_path):
     """A kill may cut the last line short; a later one may be of a step that is repeated."""
     out = tmp_path / "run"

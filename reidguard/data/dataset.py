@@ -295,10 +295,7 @@ class ReIDDataset:
 
 
 def _samples(split: str, samples: Sequence[ReIDSample]) -> tuple[ReIDSample, ...]:
-    try:
-        result = tuple(samples)
-    except TypeError:
-        result = (None,)  # type: ignore[assignment]
+    result = tuple(samples) if isinstance(samples, Iterable) else (samples,)
     if wrong := [sample for sample in result if not isinstance(sample, ReIDSample)]:
         raise InputError(f"{split} must be a list of ReIDSample objects, but holds {wrong[0]!r}")
     return result

@@ -300,6 +300,22 @@ def test_columns_under_other_names(tmp_path):
         load_dataset(f"csv:{path}?path=name&pid=who&camid=camera")
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"pid": "camera", "camid": "camera"}, "'camera' is named for two"),
+        ({"pid": "camid"}, "'camid' is named for two"),
+        ({"pid": 3}, "must be a dict"),
+        (["pid"], "must be a dict"),
+        ("pid=person", "must be a dict"),
+    ],
+)
+def test_a_column_has_one_meaning(tmp_path, columns, message):
+    text = "path,pid,camera,camid,split\na.jpg,1,2,3,query\n"
+    with pytest.raises(InputError, match=message):
+        load_dataset("csv", write_csv(tmp_path, text, "a.jpg"), columns=columns)
+
+
 def test_a_question_mark_in_the_name_of_a_file(tmp_path):
     path = write_csv(tmp_path, HEAD + "a.jpg,1,1,train\n", "a.jpg").rename(tmp_path / "a?pid=b")
     assert len(load_dataset("csv", path).train) == 1

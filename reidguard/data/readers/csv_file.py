@@ -51,12 +51,7 @@ def read_csv(path: Path | str, *, columns: Mapping[str, str] | None = None) -> R
         path, _, named = str(path).partition("?")
         pairs = (pair.partition("=")[::2] for pair in named.split("&") if pair)
         columns = {**dict(pairs), **(columns or {})}
-    columns = {} if columns is None else columns
-    if wrong := [name for name, own in columns.items() if name not in COLUMNS or not own]:
-        raise InputError(
-            f"a column is named as in people.csv?pid=person, with one of {', '.join(COLUMNS)} on "
-            f"the left, not {wrong[0]!r}"
-        )
+    _check_columns({} if columns is None else columns)
     path = to_path(path)
     if not path.is_file():
         raise DataError(f"there is no CSV file {path}; write csv:/path/to/file.csv")
@@ -78,6 +73,21 @@ def read_csv(path: Path | str, *, columns: Mapping[str, str] | None = None) -> R
             f"relative to {path.parent}"
         )
     return build_custom(path.stem, rows, root=path.parent, notes=notes)
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    if not isinstance(columns, Mapping) or not all(isinstance(c, str) for c in columns.values()):
+        raise InputError(f"columns must be a dict such as {{'pid': 'person'}}, not {columns!r}")
+    if wrong := [name for name, own in columns.items() if name not in COLUMNS or not own]:
+        raise InputError(
+            f"a column is named as in people.csv?pid=person, with one of {', '.join(COLUMNS)} on "
+            f"the left, not {wrong[0]!r}"
+        )
+    names = [columns.get(column, column) for column in COLUMNS]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"the column {twice[0]!r} is named for two of {', '.join(COLUMNS)}; name another one"
+        )
 
 
 def parse_csv(data: bytes, source: Path, columns: Mapping[str, str] | None = None) -> list[Row]:

@@ -162,9 +162,9 @@ class PatternAttack(Attack):
                 f"choose one of {', '.join(KINDS)}"
             )
         self.kind = kind
-        self.period = checked(float, "period", period, low=MIN_PERIOD)
-        self.phase = _numbers("phase", phase, 2)
-        self.angle = checked(float, "angle", angle)
+        self.period = checked(float, "period", period, low=MIN_PERIOD, high=1e6)
+        self.phase = _numbers("phase", phase, 2, low=-1e6, high=1e6)
+        self.angle = checked(float, "angle", angle, low=-1e6, high=1e6)
         self.color = _numbers("color", color, 3, low=-1, high=1)
         self.size = checked(tuple[int, int], "size", size, low=1, high=MAX_SIDE)
         self.seed = checked(int, "seed", seed, low=0, high=MAX_SEED)

@@ -20,7 +20,7 @@ def test_damaged_files_are_read_or_refused(total, tmp_path):
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "fuzz.worker", str(tmp_path), str(total)],
+        [sys.executable, "-m", "fuzz.worker", str(tmp_path), str(total), "0"],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         cwd=tests,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""One process that damages files and reads them: ``python -m fuzz.worker FOLDER COUNT [PARSER]``.
+"""Damage files and read them: ``python -m fuzz.worker FOLDER COUNT SEED [PARSER ...]``.
 
 Prints a JSON line for each parser: its inputs, how many were read, refused by one
 :class:`ReIDGuardError`, or failed in any other way, and the peak memory of the process in MiB.
@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def outcome(parser: Parser, file: Path) -> str:
     """Read a damaged file; return "read", "refused", or the traceback of anything else."""
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
@@ -59,6 +67,8 @@ def outcome(parser: Parser, file: Path) -> str:
         parser.read(file)
         return "read"
     except ReIDGuardError as error:
+        if any("alloc" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
+            return f"gigabytes were requested: {error!s:.200}"
         return "refused" if str(error).strip() else "an empty message"
     except (Exception, Hang) as error:
         frames = traceback.extract_tb(error.__traceback__)
@@ -69,7 +79,7 @@ def outcome(parser: Parser, file: Path) -> str:
         faulthandler.cancel_dump_traceback_later()
 
 
-def fuzz(parser: Parser, root: Path, count: int, seed: int = 0) -> dict[str, Any]:
+def fuzz(parser: Parser, root: Path, count: int, seed: int) -> dict[str, Any]:
     """Damage the seeds of a parser ``count`` times."""
     draw = random.Random(f"{parser.name}/{seed}")
     folder, pattern = parser.seeds
@@ -113,7 +123,7 @@ def fuzz(parser: Parser, root: Path, count: int, seed: int = 0) -> dict[str, Any
 
 def main() -> None:
     """Fuzz the parsers that the command line names, or all."""
-    root, total, names = Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3:]
+    root, (total, seed), names = Path(sys.argv[1]).resolve(), map(int, sys.argv[2:4]), sys.argv[4:]
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -126,7 +136,7 @@ def main() -> None:
     for parser in PARSERS:
         if not names or parser.name in names:
             count = round(total / weight / parser.cost) + 1
-            print(json.dumps(fuzz(parser, root, count)), flush=True)
+            print(json.dumps(fuzz(parser, root, count, seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reidguard.errors import CheckpointError, a_few
 from reidguard.files import deferred_interrupts
+from reidguard.records import to_path
 from reidguard.storage import read_card
 
 __all__ = ["read_tensors"]
@@ -24,12 +25,13 @@ __all__ = ["read_tensors"]
 NESTS = ("model", "net", "network", "model_state_dict", "state_dict", "model")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
     """Return the named tensors of a safetensors or torch file; nothing in it is executed.
 
     Raises:
         CheckpointError: If it is missing, damaged, or holds more than tensors.
     """
+    path = to_path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from reidguard.cli.session import use_device
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import DataError, InputError, ReIDGuardError, TrainingError
 from reidguard.files import atomic_write
+from reidguard.records import read_record, to_path
 from reidguard.report import save_page
 from reidguard.storage import write_json
 from reidguard.tables import Table
@@ -247,7 +247,7 @@ def run_item(
         print(f"run: {path}")
     else:
         print(f"page: {(path / 'figure.html').resolve()}")
-    return dict(json.loads((path / "result.json").read_text("utf-8")))
+    return read_record(path / "result.json", dict[str, Any])
 
 
 def measure(table: PaperTable, runner: Runner, folder: RunFolder) -> None:
@@ -325,7 +325,7 @@ def parse_models(specs: Sequence[str]) -> dict[str, Path]:
         data, _, network = name.partition("-")
         if data not in paper.DATASETS.values() or network not in paper.PAPER.networks or not file:
             raise InputError(f"--model {spec!r} is not of the form Market-IDE=FILE")
-        models[name] = Path(file).expanduser()
+        models[name] = to_path(file)
         if not models[name].is_file():
             raise InputError(f"--model {name}: there is no file {file}")
     return models
@@ -407,10 +407,17 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Collected:
+    """A file of results: the contents of tables and figures by their names."""
+
+    tables: dict[str, dict[str, Any]]
+
+
 def collected_results(name: str) -> dict[str, Any]:
     """Return the contents of tables and figures in a file of results, by their names."""
     path = RESULTS / f"{name}.json"
-    return dict(json.loads(path.read_text("utf-8"))["tables"]) if path.exists() else {}
+    return read_record(path, Collected).tables if path.exists() else {}
 
 
 def compact(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,27 @@ from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.gradients import count_gradients, warn_of_zero_gradients
 from reidguard.options import GridOptions
-from reidguard.records import convert, find_record, to_path
+from reidguard.records import Count, convert, find_record, to_path
 from reidguard.schema import check_instance, documented, resolve
 from reidguard.storage import fingerprint, write_json
 
 __all__ = ["evaluate_grid"]
 
 SCHEMA = 3  # of a cached cell's key
+
+
+@dataclass(frozen=True)
+class CountsRecord:
+    """The numbers of images of an evaluation."""
+
+    query: Count
+
+
+@dataclass(frozen=True)
+class CellRecord(EvaluationRecord):
+    """What is read again of the evaluation of a cell."""
+
+    counts: CountsRecord
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class CachedCell:
     evaluation: dict[str, Any]
 
     def __post_init__(self) -> None:
-        convert(self.evaluation, EvaluationRecord, "the evaluation")
+        convert(self.evaluation, CellRecord, "the evaluation")
 
 
 @dataclass(frozen=True)

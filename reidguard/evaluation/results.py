@@ -16,7 +16,7 @@ from reidguard.errors import InputError
 from reidguard.files import atomic_write
 from reidguard.metrics import RankingResult
 from reidguard.nn.gradients import zero_gradient_text
-from reidguard.records import Fraction
+from reidguard.records import Fraction, to_path
 from reidguard.storage import library_versions
 from reidguard.tables import Table
 
@@ -53,7 +53,7 @@ class Result(ABC):
             InputError: If there is no format of that extension.
             CheckpointError: If the file cannot be written.
         """
-        suffix = Path(path).suffix
+        suffix = to_path(path).suffix
         if suffix not in self.FORMATS:
             raise InputError(f"{path} must end in one of {', '.join(self.FORMATS)}")
         text: str = getattr(self, self.FORMATS[suffix])()
@@ -77,6 +77,7 @@ class AttackedRecord(RankingRecord):
     linf_255: float
     psnr: float | None
     ssim: float
+    ms_ssim: float
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, backbone: Path | str, linear: Path | str | None = None) -> None:
         super().__init__()
-        state = read_tensors(Path(backbone))
+        state = read_tensors(backbone)
         first = state.get("features.0.weight")
         if first is None or first.shape[2] not in (3, 11):
             raise CheckpointError(
@@ -65,7 +65,7 @@ class LPIPS(nn.Module):
             self.features.load_state_dict(body)
         except RuntimeError as error:
             raise CheckpointError(f"{backbone} does not fit: {error}") from error
-        linear = Path(linear) if linear is not None else _installed(self.network)
+        linear = _installed(self.network) if linear is None else linear
         read = read_tensors(linear)
         for number, count in enumerate(channels):
             weight = read.get(f"lin{number}.model.1.weight")

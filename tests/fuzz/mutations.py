@@ -124,7 +124,7 @@ def _change(container: Any, key: Any, draw: random.Random) -> None:
     elif kind == 4:
         container[key] = {"a": old}
     elif kind == 5 and isinstance(old, int | float) and not isinstance(old, bool):
-        container[key] = draw.choice([-old, old + 1, str(old), old * 10**6, old + 0.5])
+        container[key] = draw.choice([-old, old + 1, str(old), old * 10**6, [old, old]])
     elif kind == 6:
         for _ in range(draw.choice([40, 500])):
             old = [old]

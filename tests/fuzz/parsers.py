@@ -235,6 +235,7 @@ PARSERS = [
     Parser("grid folder", ("grid/cells", "*"), resume_grid, whole=True, cost=12),
     Parser("suite's audit", ("suite", "audit.json"), read_audit),
     Parser("report on attack", ("runs/attack", "*"), report, whole=True),
+    Parser("report on evaluate", ("runs/evaluate", "*"), report, whole=True),
     Parser("report on audit", ("runs/audit", "*"), report, whole=True),
     Parser("report on autoattack", ("runs/autoattack", "*"), report, whole=True),
     Parser("report on paper", ("runs/paper", "*"), report, whole=True, cost=2),

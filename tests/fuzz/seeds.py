@@ -16,7 +16,14 @@ from helpers.models import tiny_model
 from reidguard.attacks import create_attack
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.data.decoding import IMAGE_SUFFIXES
-from reidguard.evaluation import Protocol, RetrievalAutoAttack, audit, evaluate, evaluate_grid
+from reidguard.evaluation import (
+    Protocol,
+    RetrievalAutoAttack,
+    audit,
+    evaluate,
+    evaluate_grid,
+    save_adversarial,
+)
 from reidguard.evaluation.features import FeatureStore
 from reidguard.models import wrap_model
 from reidguard.report.records import Manifest
@@ -33,6 +40,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "sma": {"steps": 2},
     "fna": {"steps": 2},
     "square": {"steps": 2},
+    "pattern": {},
 }
 
 
@@ -176,6 +184,9 @@ def write_runs(root: Path) -> None:
     suite = RetrievalAutoAttack(Budget(2 / 255), restarts=1, steps=2, squares=2)
     result = suite.run(model, dataset, small, audit_queries=2, state=root / "suite")
     write_run(root, "autoattack", result.to_dict(), dataset)
+    folder = save_adversarial(attack, dataset, root / "adversarial", image_size=SIZE)
+    changed = evaluate(model, dataset.with_query(folder), None, small)
+    write_run(root, "evaluate", {"evaluation": changed.to_dict()}, dataset)
     table = {"caption": "A", "header": ["a", "b"], "text_columns": 1, "rows": [["x", 1.5]]}
     write_run(root, "paper", {"table": 3, "tables": [table]}, dataset)
     models, sets = {"A": model}, {"plaza": dataset}

@@ -24,7 +24,7 @@ def metrics(mean_ap: float, **more: float) -> dict[str, Any]:
 
 
 def evaluation(eps: int | None, clean: float = 0.8, attacked: float = 0.2) -> dict[str, Any]:
-    more = {"linf_255": eps or 0, "psnr": 30.0, "ssim": 0.9}
+    more = {"linf_255": eps or 0, "psnr": 30.0, "ssim": 0.9, "ms_ssim": 0.9}
     return {
         "clean": metrics(clean),
         "attacked": None if eps is None else metrics(attacked, **more),

@@ -15,6 +15,7 @@ from reidguard.data.readers.layout import (
 )
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError
+from reidguard.records import to_path
 from reidguard.types import ReIDSample
 
 __all__ = ["read_cuhk01", "read_cuhk03_np_detected", "read_cuhk03_np_labeled"]
@@ -48,13 +49,13 @@ def read_cuhk03_np_labeled(root: Path | str) -> ReIDDataset:
         DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    return _read_np(Path(root), LABELED, "labeled", "detected")
+    return _read_np(to_path(root), LABELED, "labeled", "detected")
 
 
 @register_dataset("cuhk03-np-detected")
 def read_cuhk03_np_detected(root: Path | str) -> ReIDDataset:
     """List CUHK03-NP with the boxes of a detector; as :func:`read_cuhk03_np_labeled`."""
-    return _read_np(Path(root), DETECTED, "detected", "labeled")
+    return _read_np(to_path(root), DETECTED, "detected", "labeled")
 
 
 def _read_np(root: Path, published: Published, boxes: str, other: str) -> ReIDDataset:
@@ -80,7 +81,7 @@ def read_cuhk01(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     Raises:
         DataError: If the folder is missing or empty, or a name does not follow the pattern.
     """
-    folder = Path(root)
+    folder = to_path(root)
     if folder.name.lower() != "campus":
         folder = find_root(folder, ["cuhk01"], ["campus"]) / "campus"
     samples = [

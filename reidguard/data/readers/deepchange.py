@@ -68,7 +68,7 @@ def read_deepchange(
         "gallery": f"{subset}-set-gallery",
     }
     lists = [f"{folder}-bbox.txt" for folder in folders.values()]
-    root = find_root(Path(root), ["deepchangedataset", "deepchange"], [*lists, *folders.values()])
+    root = find_root(root, ["deepchangedataset", "deepchange"], [*lists, *folders.values()])
     splits = {}
     for split, name in folders.items():
         expected = published.of(split)

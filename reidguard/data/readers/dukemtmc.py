@@ -41,6 +41,6 @@ def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
         DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    root = find_root(Path(root), ["dukemtmc-reid"], MARKET_FOLDERS.values())
+    root = find_root(root, ["dukemtmc-reid"], MARKET_FOLDERS.values())
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED)
     return build_dataset(PUBLISHED, splits, root=root, notes=[WITHDRAWN])

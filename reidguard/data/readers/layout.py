@@ -13,7 +13,7 @@ from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.decoding import list_images
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, a_few, printable
-from reidguard.records import read_file
+from reidguard.records import read_file, to_path
 from reidguard.types import ReIDSample
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
-def find_root(root: Path, below: Iterable[str], holds: Collection[str]) -> Path:
+def find_root(root: Path | str, below: Iterable[str], holds: Collection[str]) -> Path:
     """Return ``root``, or the one folder in it, that holds the dataset.
 
     Args:
@@ -41,6 +41,7 @@ def find_root(root: Path, below: Iterable[str], holds: Collection[str]) -> Path:
         DataError: If there is no such folder, or more than one.
     """
     expected = f"expected there: {', '.join(holds)}"
+    root = to_path(root)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; {expected}")
     names = set(below)

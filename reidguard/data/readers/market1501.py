@@ -40,6 +40,6 @@ def read_market1501(root: Path | str) -> ReIDDataset:
             number of images than published is no error, but noted.
     """
     below = ["market1501", "market-1501-v15.09.15"]
-    root = find_root(Path(root), below, MARKET_FOLDERS.values())
+    root = find_root(root, below, MARKET_FOLDERS.values())
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED, distractors=True)
     return build_dataset(PUBLISHED, splits, root=root)

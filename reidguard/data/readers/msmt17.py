@@ -56,7 +56,7 @@ def read_msmt17(root: Path | str, *, with_validation: bool = True) -> ReIDDatase
             versions.
     """
     marks = [folder for folders in VERSIONS.values() for folder in folders]
-    root = find_root(Path(root), ["msmt17_v1", "msmt17_v2", "msmt17"], [*LISTS, *marks])
+    root = find_root(root, ["msmt17_v1", "msmt17_v2", "msmt17"], [*LISTS, *marks])
     versions = [v for v, folders in VERSIONS.items() if (root / folders[0]).is_dir()]
     if len(versions) != 1:
         raise DataError(

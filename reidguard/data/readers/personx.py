@@ -49,7 +49,7 @@ def read_personx(root: Path | str, *, backgrounds: Sequence[int] = BACKGROUNDS) 
     if not selected or not set(selected) <= set(BACKGROUNDS):
         raise InputError(f"backgrounds must be some of {BACKGROUNDS}, not {tuple(backgrounds)}")
     holds = [*map(str, BACKGROUNDS), *MARKET_FOLDERS.values()]
-    root = find_root(Path(root), ["personx_v1", "personx"], holds)
+    root = find_root(root, ["personx_v1", "personx"], holds)
     if not any((root / folder).is_dir() for folder in MARKET_FOLDERS.values()):
         return _read_backgrounds(root, selected)
     if selected != list(BACKGROUNDS):

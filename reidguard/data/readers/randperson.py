@@ -9,6 +9,7 @@ from reidguard.data.dataset import ReIDDataset, register_dataset
 from reidguard.data.decoding import list_images
 from reidguard.data.readers.layout import parse_folder
 from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.records import to_path
 from reidguard.types import ReIDSample
 
 __all__ = ["read_randperson"]
@@ -39,7 +40,7 @@ def read_randperson(root: Path | str) -> ReIDDataset:
         DataError: If the folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    folder = Path(root)
+    folder = to_path(root)
     while (folder / SUBSET).is_dir() and not list_images(folder):
         folder /= SUBSET
     images = parse_folder(folder, NAME, example=EXAMPLE, expected=PUBLISHED.train.images)

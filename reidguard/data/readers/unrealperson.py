@@ -39,7 +39,7 @@ def read_unrealperson(root: Path | str) -> ReIDDataset:
     Raises:
         DataError: If none is there, one lacks its images, or a name does not follow the pattern.
     """
-    root = find_root(Path(root), ["unrealperson"], FOLDERS)
+    root = find_root(root, ["unrealperson"], FOLDERS)
     train = []
     absent = []
     for name, (scene, kind) in FOLDERS.items():

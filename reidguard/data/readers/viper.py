@@ -40,7 +40,7 @@ def read_viper(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     Raises:
         DataError: If a folder is missing or empty, or a name does not follow the pattern.
     """
-    root = find_root(Path(root), ["viper", "viper.v1.0"], CAMERAS)
+    root = find_root(root, ["viper", "viper.v1.0"], CAMERAS)
     samples = [
         ReIDSample(path, int(match["pid"]) + 1, camera)
         for folder, camera in CAMERAS.items()

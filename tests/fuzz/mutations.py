@@ -105,7 +105,7 @@ def mutated_json(value: Any, draw: random.Random) -> Any:
             container = inner
         _change(container, key, draw)
         if "" not in holder:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         value = holder[""]
     return value
 
@@ -130,7 +130,7 @@ def _change(container: Any, key: Any, draw: random.Random) -> None:
             old = [old]
         container[key] = old
     else:
-        container[key] = draw.choice(VALUES)
+        container[key] = copy.deepcopy(draw.choice(VALUES))
 
 
 def json_bytes(value: Any, draw: random.Random) -> bytes:

@@ -45,4 +45,4 @@ def test_in_a_grid():
         grid = rg.evaluate_grid(
             {"noise": NoiseAttack()}, {"small": small_model()}, {"small": people}, protocol
         )
-    assert [cell.setting for cell in grid.cells] == ["source"]
+    assert [(cell.attack, cell.setting) for cell in grid.cells] == [("noise", "knows nothing")]

@@ -316,6 +316,11 @@ class ReIDSample:
 
     Raises:
         InputError: If the path is none, or a number is no whole number in its range.
+
+    Example:
+        >>> sample = ReIDSample("query/0002_c1s1_000451_03.jpg", pid=2, camid=1)
+        >>> sample.path.name, sample.pid
+        ('0002_c1s1_000451_03.jpg', 2)
     """
 
     path: Path
@@ -388,6 +393,12 @@ class ReIDBatch:
         indices: (N,) int64 positions in the dataset's split.
         features: Clean features (N, D), where they were computed before; else None.
         shard: Which rows of a joint batch these are, where several processes learn together.
+
+    Example:
+        >>> numbers = torch.arange(4)
+        >>> batch = ReIDBatch(torch.rand(4, 3, 8, 4), numbers // 2, numbers % 2, numbers)
+        >>> batch.pids
+        tensor([0, 0, 1, 1])
     """
 
     images: Tensor
@@ -419,6 +430,10 @@ class Progress:
         done: Units finished.
         total: Units in all.
         metrics: Metrics of the newest finished step (empty in phases that learn nothing).
+
+    Example:
+        >>> Progress("learning", done=3, total=100, metrics={"loss": 0.5}).metrics["loss"]
+        0.5
     """
 
     phase: str

@@ -174,6 +174,14 @@ def load_attack(path: Path | str) -> Attack:
 
     Raises:
         CheckpointError: If the file is missing, damaged, of another kind, or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from reidguard.attacks import DeltaAttack
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     DeltaAttack(size=(64, 32)).save(f"{folder}/delta.safetensors")
+        ...     load_attack(f"{folder}/delta.safetensors").size
+        (64, 32)
     """
     tensors, values = load_tensors(path, "attack")
     card = convert(values, AttackCard, f"the card of {path}")

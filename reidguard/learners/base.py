@@ -23,6 +23,11 @@ class StepResult:
         train_loss: Meta-train loss before the step, detached, still on its device.
         test_loss: Meta-test loss, or None for a learner that has no meta-test.
         unused: Names of parameters that received no gradient.
+
+    Example:
+        >>> import torch
+        >>> StepResult(torch.tensor(0.5), unused=("head.bias",)).unused
+        ('head.bias',)
     """
 
     train_loss: Tensor

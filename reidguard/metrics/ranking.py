@@ -41,6 +41,13 @@ class RankingResult:
         inp: (Q,) float64, inverse negative penalty per query; NaN where the query was skipped.
         first_match: (Q,) int64 rank of the first match, from 1; 0 where the query was skipped.
         skipped: Indices of the queries without a match. They count in no mean.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> result = rank(features[:1], features[1:], query_pids=[7], query_camids=[1],
+        ...               gallery_pids=[3, 7], gallery_camids=[2, 2])
+        >>> result.mAP, result.rank_k(1), result.first_match.tolist()
+        (0.5, 0.0, [2])
     """
 
     mAP: float  # noqa: N815 (the field's name for it)

@@ -32,6 +32,12 @@ class ReIDOutput:
         features: (N, D), the same as :meth:`ReIDModel.features` gives.
         embeddings: What the triplet loss compares: (N, E), or a list of them, one per part.
         logits: (N, identities), or a list of them, one per part; None without a classifier.
+
+    Example:
+        >>> from reidguard.models import create_model
+        >>> model = create_model("ide", backbone="test_resnet", num_classes=3)
+        >>> model(torch.rand(2, 3, 64, 32)).logits.shape
+        torch.Size([2, 3])
     """
 
     features: Tensor

@@ -103,6 +103,13 @@ def load_model(path: Path | str) -> ReIDModel:
         CheckpointError: If the file is missing, damaged, no model of this library, or does not
             fit the model of that name exactly; load a torch file by
             ``create_model(name, weights=path)`` instead.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     create_model("ide", backbone="test_resnet").save(f"{folder}/ide.safetensors")
+        ...     load_model(f"{folder}/ide.safetensors").training
+        False
     """
     path = to_path(path)
     state, values = load_tensors(path, "model")

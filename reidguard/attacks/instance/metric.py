@@ -28,6 +28,17 @@ class FNA(GradientAttack):
     The image's identity is given by :meth:`with_labels`, else that of its nearest guide. Arguments
     and cost are :class:`GradientAttack`'s; by default 15 steps of 1/255. The guides cost nothing
     in the loop, whose means are taken once.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.attacks import Guides
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import Budget, InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> x = torch.rand(4, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> attack = FNA(Budget(8 / 255)).bind(model, Guides(model.features(x), [1, 1, 2, 2]))
+        >>> round(255 * float((attack(x) - x).abs().max()))
+        8
     """
 
     needs_guides: ClassVar[bool] = True
@@ -87,6 +98,18 @@ class MetricIFGSM(_MetricAttack):
         diversity: Probability of DI.
         translation: Width of TI's kernel.
         seed: Fixes starts and diversity.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.attacks import Guides
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import Budget, InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> x = torch.rand(4, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> guides = Guides(model.features(x), [1, 1, 2, 2])
+        >>> attack = MetricIFGSM(Budget(8 / 255)).bind(model, guides)
+        >>> round(255 * float((attack(x) - x).abs().max()))
+        8
     """
 
     usual_momentum: ClassVar[float] = 0.0

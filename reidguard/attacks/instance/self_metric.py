@@ -44,6 +44,17 @@ class ODFA(GradientAttack):
     them. The released code has the sign reversed; this is the paper's. It starts at random: with
     the cosine metric the gradient at the image itself is zero, as φ(x) is the feature furthest
     from −φ(x). Arguments and cost are :class:`GradientAttack`'s; by default 15 steps of 1/255.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.attacks import Guides
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import Budget, InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> x = torch.rand(4, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> attack = ODFA(Budget(8 / 255)).bind(model)
+        >>> round(255 * float((attack(x) - x).abs().max()))
+        8
     """
 
     def objective(self, clean: Tensor, target: Target) -> Objective:

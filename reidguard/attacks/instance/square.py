@@ -40,6 +40,17 @@ class SquareAttack(InstanceAttack):
         area: Fraction of the image that the first squares cover. Large ones do best on features
             (see the page on instance attacks); a side never exceeds the image's shorter one.
         seed: Fixes stripes, places and signs.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.attacks import Guides
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import Budget, InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> x = torch.rand(4, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> attack = SquareAttack(Budget(8 / 255), steps=5).bind(model)
+        >>> round(255 * float((attack(x) - x).abs().max()))
+        8
     """
 
     def __init__(

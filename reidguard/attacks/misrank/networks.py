@@ -17,7 +17,7 @@ BLOCKS = 6
 
 
 def _normed(layer: nn.Module) -> list[nn.Module]:
-    """A layer under spectral norm, and the batch norm that takes the place of its bias."""
+    """Return a layer with spectral norm, and the batch norm that replaces its bias."""
     channels = layer.out_channels
     assert isinstance(channels, int)
     return [spectral_norm(layer), nn.BatchNorm2d(channels)]
@@ -39,9 +39,10 @@ class _Residual(nn.Module):
 
 
 class Generator(nn.Module):
-    """From images in [-1, 1], (N, 3, H, W), to changes in [-1, 1]; H and W are multiples of 4.
+    """Encoder-decoder that maps images (N, 3, H, W) in [-1, 1] to changes in [-1, 1].
 
-    7×7 convolution, two of stride 2, six residual blocks, two transposed ones, 7×7 and tanh.
+    H and W are multiples of 4. A 7×7 convolution, two convolutions of stride 2, six residual
+    blocks, two transposed convolutions, a 7×7 convolution and tanh.
 
     Args:
         width: Filters of the first convolution.

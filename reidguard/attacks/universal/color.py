@@ -23,10 +23,11 @@ MAX_RESOLUTION = 256  # one node for each grey level
 
 
 class _Interpolate(torch.autograd.Function):
-    """Trilinear look-up, linear in the table; its derivative is the splat, and back again.
+    """Trilinear look-up, twice differentiable in the table.
 
     torch's own sampling has no second derivative, which exact meta-learning needs. The map is
-    linear in the table, so the derivative of its derivative is the map itself.
+    linear in the table: its derivative is its transpose (:class:`_Splat`), whose derivative is the
+    map itself.
     """
 
     @staticmethod
@@ -46,7 +47,7 @@ class _Interpolate(torch.autograd.Function):
 
 
 class _Splat(torch.autograd.Function):
-    """The transpose of the look-up: spreads pixel values over the corners of their cells."""
+    """Transpose of the look-up: adds each pixel's value to the corners of its cell."""
 
     @staticmethod
     def forward(values: Tensor, places: Tensor, part: Tensor, resolution: int) -> Tensor:

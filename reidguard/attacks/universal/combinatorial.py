@@ -26,9 +26,8 @@ class CombinatorialAttack(UniversalAttack):
     pixel beyond the ball moves neither stage, so each learns where the other leaves room. (A
     straight-through gradient is weaker; see ``docs/departures.rst``.)
 
-    Stacked is what the paper's released code does: each stage has the whole ε to itself and the
-    result may be 2ε from the image. Such an attack says so: its ``budget`` is 2ε. Compare it with
-    others at that budget only.
+    Stacked is what the paper's released code does: each stage may use all of ε, so that the result
+    may be 2ε from the image, and ``budget`` is 2ε. Compare it only with others at that budget.
 
     Args:
         budget: The ball: of the whole when joint, of each stage when stacked.

@@ -94,12 +94,12 @@ def test_a_file_is_attacked_by_queries_and_by_gradients(
 
 
 def test_a_file_is_a_surrogate(
-    net: str, victim: list[str], refused: Callable[..., str], tmp_path: Path
+    net: str, target: list[str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     surrogate = ["--surrogate", net, "--surrogate-set", "differentiable=true"]
     surrogate += ["--surrogate-input", "255"]
     out = tmp_path / "run"
-    call = ["attack", *victim, "--attack", "delta", *SHORT]
+    call = ["attack", *target, "--attack", "delta", *SHORT]
     assert main([*call, *surrogate, "--out", str(out)]) == 0
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     spec = manifest["settings"]["surrogate"]["models"][0]["input_spec"]

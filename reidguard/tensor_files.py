@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,8 +22,16 @@ from reidguard.storage import read_card
 
 __all__ = ["read_tensors"]
 
-# Under which keys training scripts keep the weights, beside optimisers and counters.
-NESTS = ("model", "net", "network", "model_state_dict", "state_dict", "model")
+# Under which keys training scripts keep the weights, beside optimisers and counters. Averages of
+# the weights (EMA) are taken only where there are no others.
+NESTS = (
+    *("state_dict", "model_state_dict", "model.state_dict", "model_state", "model", "net"),
+    *("network", "module", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+)
+MAX_NESTING = 4
+# A file of tensors is about as large as they are; a much larger claim is a damaged or hostile one.
+MAX_EXPANSION = 10
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
@@ -41,7 +50,10 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         return _read_safetensors(path)
-    if start[:2] == b"PK" or start[:1] == b"\x80":  # torch's zip files, and its older plain pickles
+    if start[:2] == b"PK":
+        _check_size(path, _unpacked_size(path))
+        return _read_torch(path)
+    if start[:1] == b"\x80":  # torch's older files are plain pickles
         return _read_torch(path)
     raise CheckpointError(
         f"{path} is neither a safetensors nor a torch file (it starts with {start!r}); "
@@ -75,15 +87,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"({reason[0][:200]}); copy it again, or save only the state_dict() of the model, "
             "where you trust its source"
         ) from error
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
+    content = _unnested(content)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not a dict of named tensors; "
             "save the state_dict() of the model"
         )
     state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    names = [key for key in content if isinstance(key, str)]
     odd = [n for n, t in state.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]
     if odd:
         raise CheckpointError(
@@ -92,10 +103,50 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         )
     if not state:
         raise CheckpointError(
-            f"{path} names no tensors (it has {a_few(map(str, content), 3) or 'nothing'}); "
+            f"{path} names no tensors (it has {a_few(names, 3) or 'nothing'}); "
             "the weights should be at the top, under 'state_dict' or under 'model'"
         )
+    # A few numbers may be repeated by a view, or under any number of names.
+    _check_size(path, sum(tensor.nbytes for tensor in state.values()))
     return state
+
+
+def _unnested(content: Any) -> Any:
+    """Return the mapping that holds the weights, which may be under a usual key."""
+    for _ in range(MAX_NESTING):
+        if not isinstance(content, Mapping):
+            break
+        nests = [nest for nest in NESTS if isinstance(content.get(nest), Mapping)]
+        with_tensors = [nest for nest in nests if _has_tensors(content[nest])]
+        if not with_tensors:
+            break
+        content = content[with_tensors[0]]
+    return content
+
+
+def _has_tensors(content: Mapping[Any, Any], depth: int = MAX_NESTING) -> bool:
+    return any(
+        isinstance(value, Tensor)
+        or (depth > 0 and isinstance(value, Mapping) and _has_tensors(value, depth - 1))
+        for value in content.values()
+    )
+
+
+def _unpacked_size(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Refuse a file whose content takes much more bytes than itself."""
+    if size > MAX_EXPANSION * path.stat().st_size:
+        raise CheckpointError(
+            f"{path} would unpack to {size / 1e6:,.0f} MB, from {path.stat().st_size / 1e6:,.1f}: "
+            "weights do not compress so well, so it is damaged or hostile; copy it again"
+        )
 
 
 def _numpy_numbers() -> AbstractContextManager[None]:

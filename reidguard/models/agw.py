@@ -137,7 +137,7 @@ class AGW(BackboneModel):
         )
         channels, _ = map_channels(self.backbone, backbone, size)
         _add_non_local(self.backbone, backbone, non_local)
-        self.pool = GeM(p)
+        self.initial_p, self.pool = float(p), GeM(p)
         self.neck = nn.BatchNorm1d(channels)
         self.neck.bias.requires_grad_(False)
         self.build_classifiers(channels, bias=False)
@@ -172,7 +172,12 @@ class AGW(BackboneModel):
 
         heads = self.num_classes
         if any(re.match(r"heads\.|bottleneck\.", name) for name in state):
-            return rename(
+            # p is in a file only where it is learnt. Otherwise fast-reid's AGW pools with p = 3,
+            # its baseline without attention and the survey's code by the mean.
+            attention = any(name.startswith("backbone.NL_") for name in state)
+            fixed_p = 3.0 if attention else 1.0
+            normalisation = torch.tensor([self.input_spec.mean, self.input_spec.std], device="cpu")
+            state = rename(
                 state,
                 [
                     (r"(base|backbone)\.NL_(\d)\.(\d+)\.(theta|phi|g|W)\.", block),
@@ -183,6 +188,12 @@ class AGW(BackboneModel):
                     (r"heads\.(?=(classifier\.)?weight$)", "classifier.?."),
                 ],
             )
+            if "pool.p" not in state and self.initial_p == fixed_p:
+                state["pool.p"] = torch.tensor([fixed_p])
+            for name, values in zip(("pixel_mean", "pixel_std"), normalisation, strict=True):
+                if name in state and torch.allclose(state[name].flatten(), 255 * values):
+                    del state[name]
+            return state
         return super().adapt_state(state)
 
     def _pooled(self, inputs: Tensor) -> Tensor:

@@ -81,9 +81,10 @@ class BackboneModel(ReIDModel):
         change_stem(network, backbone, stem)
         keep_resolution(network, backbone, last_stride)
         self.backbone = network
-        # The classifier in timm's checkpoints, such as "fc".
+        # The classifier in checkpoints of timm, such as "fc", and of torchreid.
         names = cfg.get("classifier") or ()
         names = (names,) if isinstance(names, str) else names
+        names = ("classifier", *names)
         self.head_prefixes = (*self.head_prefixes, *(f"backbone.{name}." for name in names))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,10 +106,14 @@ def blank_pass(network: Any, name: str, size: tuple[int, int], method: str) -> T
     Raises:
         InputError: If the network cannot take images of this size.
     """
-    view = inference_view(network, fold=False)
     try:
         with torch.no_grad():
-            output: Tensor = getattr(view, method)(torch.zeros(1, 3, *size))
+            try:  # shapes alone, which take no memory
+                view = inference_view(network, fold=False).to("meta")
+                output: Tensor = getattr(view, method)(torch.zeros(1, 3, *size, device="meta"))
+            except Exception:  # code that needs data
+                view = inference_view(network, fold=False)
+                output = getattr(view, method)(torch.zeros(1, 3, *size))
     except Exception as error:  # whatever a backbone does with a size that it was not made for
         raise InputError(
             f"{name!r} cannot take images of {size[0]}×{size[1]} "

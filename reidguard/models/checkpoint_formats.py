@@ -8,22 +8,28 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["WRAPPERS", "head_rule", "known_layout", "rename", "without_wrappers"]
+__all__ = ["PREFIXES", "head_rule", "known_layout", "rename", "without_wrappers"]
 
 T = TypeVar("T")
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A pattern from the start of a name, and what replaces it, as for :func:`re.sub`."""
 
-# What DataParallel, Lightning and others, and torch.compile put before every name.
-WRAPPERS = ("module.", "model.", "_orig_mod.")
+# What torch.compile, FSDP, activation checkpointing and DataParallel put into names, anywhere.
+WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+)
+
+# What may stand before names: of Lightning and others all names, of re-ID code often some.
+PREFIXES = ("model.", "backbone.", "network.")
 
 # (a name that only this layout has, the code base that writes it, a note)
 LAYOUTS = (
     (
         r"heads\.",
         "fast-reid",
-        "its ResNets pool without padding after the first layer: use 'agw' with stem='fast-reid'",
+        "its ResNets pool without padding after the first layer: use 'agw' with stem='fast-reid', "
+        "and with p=1 and non_local=(0, 0, 0, 0) for its baseline",
     ),
     (
         r"classifiers\.\d+\.add_block\.",
@@ -38,7 +44,8 @@ LAYOUTS = (
     (
         r"bottleneck\.running_mean",
         "the AGW survey's code",
-        "its ResNets lack the first ReLU: use 'agw' with stem='no-relu'",
+        "its ResNets lack the first ReLU: use 'agw' with stem='no-relu', and with p=1 and "
+        "non_local=(0, 0, 0, 0) for its baseline",
     ),
     (r"local_conv\.", "the original PCB", "compare as it does: feature='pooled'"),
     (r"conv5\.layers\.", "torchreid's PCB", "compare as it does: feature='pooled'"),
@@ -55,14 +62,14 @@ def known_layout(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:
-    """Strip the prefixes that wrapping modules put before all names."""
-    stripped = dict(state)
-    while stripped:
-        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in stripped)), None)
-        if prefix is None:
-            break
-        stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
-    return stripped
+    """Remove what wrapping modules put into the names, unless two names would become one.
+
+    Example:
+        >>> without_wrappers({"module.layer1._checkpoint_wrapped_module.0.weight": 1})
+        {'layer1.0.weight': 1}
+    """
+    stripped = {WRAPPERS.sub("", name): value for name, value in state.items()}
+    return stripped if len(stripped) == len(state) else dict(state)
 
 
 def rename(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:

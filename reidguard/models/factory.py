@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from reidguard.contexts import fixed_context
-from reidguard.errors import CheckpointError
+from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import Metric, ReIDModel
 from reidguard.models.weights import check_finite, load_weights
 from reidguard.records import convert, to_path
@@ -56,6 +59,7 @@ def create_model(
     *,
     num_classes: int | Mapping[str, int] | None = None,
     weights: Path | str | None = None,
+    strict: bool = True,
     **kwargs: Any,
 ) -> ReIDModel:
     """Build a registered model. Nothing is downloaded.
@@ -65,6 +69,7 @@ def create_model(
         num_classes: Training identities, one number or one per domain; None builds no classifier.
         weights: A file for :func:`load_weights`. Its report is in ``model.load_report``; a
             warning says if a part of the model stays as initialised.
+        strict: Whether weights on which the features depend must be complete.
         **kwargs: Options of that model.
 
     Returns:
@@ -85,10 +90,10 @@ def create_model(
     # Pretrained initial weights are no part of the model: loading must not download them.
     model.build_spec = (name, {k: v for k, v in kwargs.items() if k != "pretrained"})
     if weights is not None:
-        report = load_weights(model, weights)
+        report = load_weights(model, weights, strict=strict)
         model.eval()
-        if report.missing:
-            warnings.warn(str(report), stacklevel=2)
+        if report.missing and strict:  # else load_weights warns of all
+            warnings.warn(str(report), stacklevel=3)
     return model
 
 
@@ -114,9 +119,26 @@ def load_model(path: Path | str) -> ReIDModel:
     path = to_path(path)
     state, values = load_tensors(path, "model")
     card = convert(values, ModelCard, f"the card of {path}", cure="save the model again")
-    kwargs = {k: v for k, v in card.kwargs.items() if k != "pretrained"}  # it would download
+    # A card must not make us download or read another file.
+    others = ("pretrained", "weights", "strict", "num_classes")
+    kwargs = {k: v for k, v in card.kwargs.items() if k not in others}
+    if len(card.num_classes) > len(state):
+        raise CheckpointError(
+            f"{path} names {len(card.num_classes)} classifiers but has {len(state)} tensors; "
+            "save the model again"
+        )
+
+    if card.num_classes:
+        kwargs["num_classes"] = dict(card.num_classes)
     try:
-        model = create_model(card.name, num_classes=dict(card.num_classes) or None, **kwargs)
+        with torch.device("meta"):  # takes no memory, whatever the card asks for
+            draft: ReIDModel | None = MODELS.create(card.name, **kwargs)
+    except Exception:  # code that needs data; or the card is wrong, as is said below
+        draft = None
+    if draft is not None:
+        _check_shapes(path, draft, state, card.name)
+    try:
+        model = create_model(card.name, **kwargs)
     except Exception as error:  # a constructor may fail in any way with a damaged card
         raise CheckpointError(
             f"{path} holds a model {card.name!r} that cannot be built here: {error}"
@@ -131,3 +153,22 @@ def load_model(path: Path | str) -> ReIDModel:
     model.input_spec, model.metric = card.input_spec, card.metric
     model.provenance = card.training
     return model.eval()
+
+
+def _check_shapes(path: Path, model: ReIDModel, state: Mapping[str, Tensor], name: str) -> None:
+    """Raise a CheckpointError if a file lacks tensors of its model, or has others."""
+    target = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    wrong = [
+        n
+        for n in target.keys() | state.keys()
+        if n not in target
+        or n not in state
+        or target[n].shape != state[n].shape
+        or target[n].is_floating_point() != state[n].is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit the model {name!r} of its card: {a_few(sorted(wrong), 4)} are "
+            "missing, unknown or of another shape or type; save the model again, or load what it "
+            "has by create_model(name, weights=path)"
+        )

@@ -46,7 +46,7 @@ class IDE(BackboneModel):
         torch.Size([2, 512])
     """
 
-    head_prefixes: tuple[str, ...] = ("classifier.", "neck.", "backbone.classifier.")
+    head_prefixes: tuple[str, ...] = ("classifier.", "neck.")
 
     def __init__(
         self,

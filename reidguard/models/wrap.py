@@ -21,6 +21,7 @@ class WrappedModel(ReIDModel):
     """The result of :func:`wrap_model`; ``network`` is the wrapped module."""
 
     memory_format = torch.contiguous_format  # a wrapped network may call view()
+    head_prefixes = ("network.classifier.", "network.fc.", "network.head.")  # usual names
 
     def __init__(
         self, network: nn.Module, input_spec: InputSpec, metric: Metric, features: Features | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -255,21 +256,34 @@ def test_agw_of_others(tmp_path, origin):
 
 
 def test_agw_without_a_learnt_p_keeps_three(tmp_path):
-    """fast-reid's configuration pools with p = 3 that is not learnt, and so not in the file."""
+    """fast-reid's AGW pools with p = 3 that is not learnt, and so not in the file."""
     state = {n: t for n, t in under("backbone.", resnet()).items() if ".fc." not in n}
     state |= norm(7, 512, "heads.bottleneck.0.")
     state["heads.weight"] = layer(5, 9, 512)
-    with pytest.warns(UserWarning, match=r"pool\.p"):
-        model = create_model(
-            "agw",
-            backbone="resnet18",
-            size=SIZE,
-            non_local=(0, 0, 0, 0),
-            weights=stored(tmp_path, state),
-        )
-    assert model.load_report.missing == ("pool.p",)
+    state["pixel_mean"] = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    state["pixel_std"] = 255 * torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    options = {"backbone": "resnet18", "size": SIZE, "non_local": (0, 0, 0, 0)}
+    # without attention it is fast-reid's baseline, which pools by the mean
+    with pytest.raises(CheckpointError, match=r"\(pool\.p\).*p=1"):
+        create_model("agw", weights=stored(tmp_path, state), **options)
+    model = create_model("agw", weights=stored(tmp_path, state), p=1, **options)
+    assert float(model.pool.p.detach()) == 1
+    for k in "theta", "phi", "g":
+        state[f"backbone.NL_2.0.{k}.weight"] = layer(2, 1, 128, 1, 1)
+        state[f"backbone.NL_2.0.{k}.bias"] = layer(3, 1)
+    state["backbone.NL_2.0.W.0.weight"] = layer(4, 128, 1, 1, 1)
+    state["backbone.NL_2.0.W.0.bias"] = layer(5, 128)
+    state |= norm(6, 128, "backbone.NL_2.0.W.1.")
+    options["non_local"] = (0, 1, 0, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = create_model("agw", weights=stored(tmp_path, state), **options)
+    assert model.load_report.missing == model.load_report.unexpected == ()
     assert float(model.pool.p.detach()) == 3
     assert len(model.load_report.dropped_heads) == 1
+    state["pixel_mean"] *= 2  # normalised otherwise than the model does
+    with pytest.raises(CheckpointError, match="pixel_mean"):
+        load_weights(model, stored(tmp_path, state))
 
 
 # --- plain backbones, and prefixes ------------------------------------------------------------
@@ -280,7 +294,14 @@ def test_plain_timm(tmp_path, name):
     network = resnet()
     options = {"ide": {}, "pcb": {"parts": 2}, "agw": {"non_local": (0, 0, 0, 0)}}[name]
     model = create_model(name, backbone="resnet18", size=SIZE, **options)
-    report = load_weights(model, stored(tmp_path, network.state_dict()))
+    path = stored(tmp_path, network.state_dict())
+    if name == "ide":
+        report = load_weights(model, path)
+    else:  # features depend on more than the backbone
+        with pytest.raises(CheckpointError, match=r"It fits create_model\('ide', backbone="):
+            load_weights(model, path)
+        with pytest.warns(UserWarning, match="does not fit completely"):
+            report = load_weights(model, path, strict=False)
     assert report.dropped_heads == ("backbone.fc.weight", "backbone.fc.bias")
     assert report.unexpected == report.mismatched == ()
     assert not any(name.startswith("backbone.") for name in report.missing)
@@ -288,12 +309,12 @@ def test_plain_timm(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "module.model.", "backbone.", "_orig_mod."]
+    "prefix", ["module.", "model.", "module.model.", "backbone.", "_orig_mod.", "net.encoder."]
 )
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_prefixes(tmp_path, prefix, beside, wrapped):
-    if beside and prefix == "module.model.":
+    if beside and prefix in ("module.model.", "net.encoder."):
         pytest.skip("two prefixes before some of the names only")
     network = timm.create_model(TINY)
     state = {f"{prefix}{n}": t for n, t in network.state_dict().items() if not n.startswith("fc.")}
@@ -301,7 +322,14 @@ def test_prefixes(tmp_path, prefix, beside, wrapped):
         state["loss.centres"] = torch.zeros(3, 2)
     fresh = timm.create_model(TINY, num_classes=0)
     model = wrap_model(fresh) if wrapped else create_model("ide", backbone=TINY, size=SIZE)
-    report = load_weights(model, stored(tmp_path, state))
+    if beside:  # whether such a tensor takes part in the features is not to be seen
+        with pytest.raises(CheckpointError, match=r"1 tensors.*loss\.centres"):
+            load_weights(model, stored(tmp_path, state))
+        with pytest.warns(UserWarning, match=r"loss\.centres"):
+            load_weights(model, stored(tmp_path, state), strict=False)
+    else:
+        load_weights(model, stored(tmp_path, state))
+    report = model.load_report
     assert report.missing == ()
     assert len(report.unexpected) == beside
     found = fresh if wrapped else model.backbone

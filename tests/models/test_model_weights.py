@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from reidguard.errors import CheckpointError
-from reidguard.models import create_model, load_weights, wrap_model
+from reidguard.models import create_model, load_weights
 from reidguard.storage import save_tensors
 
 
@@ -117,7 +117,8 @@ def test_report_names_what_differs(tmp_path, model):
     state["fc.1.bias"] = torch.zeros(512, dtype=torch.int64)
     state["stranger"] = torch.zeros(2)
     torch.save(state, tmp_path / "w.pth")
-    report = load_weights(model, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"(?s)3 of the 485 .*conv5\.conv\.weight.*stranger"):
+        report = load_weights(model, tmp_path / "w.pth", strict=False)
     assert report.missing == ("conv5.conv.weight", "fc.0.bias", "fc.1.bias")
     assert report.unexpected == ("stranger",)
     assert [line.split()[0] for line in report.mismatched] == ["fc.0.bias", "fc.1.bias"]
@@ -147,26 +148,13 @@ def refuse(model, path, match):
 
 def test_weights_of_another_network_are_refused_with_examples(tmp_path, model):
     torch.save({f"layer{i}.weight": torch.zeros(4) for i in range(9)}, tmp_path / "w.pth")
-    refuse(model, tmp_path / "w.pth", r"layer0\.weight.*conv1\.conv\.weight")
+    refuse(model, tmp_path / "w.pth", r"conv1\.conv\.weight.*layer0\.weight.*No registered")
 
 
 def test_a_small_part_is_not_enough(tmp_path, model):
     state = {k: v for k, v in published_layout().items() if k.startswith(("conv1.", "classifier"))}
     torch.save(state, tmp_path / "w.pth")
-    refuse(model, tmp_path / "w.pth", "another network")
-
-
-@pytest.mark.parametrize(("matching", "enough"), [(9, False), (10, True), (11, True)])
-def test_half_of_the_numbers_must_match(tmp_path, matching, enough):
-    """A file with `matching` of the 20 numbers of a network's body."""
-    body = torch.nn.ParameterDict({"a": torch.zeros(matching), "b": torch.zeros(20 - matching)})
-    model = wrap_model(body)
-    torch.save({"a": torch.ones(matching), "b": torch.ones(99)}, tmp_path / "w.pth")
-    if enough:
-        assert load_weights(model, tmp_path / "w.pth").loaded == ("network.a",)
-        assert bool((body["a"] == 1).all())
-    else:
-        refuse(model, tmp_path / "w.pth", "another network")
+    refuse(model, tmp_path / "w.pth", r"480 of the 485 tensors.*conv2\.0\.conv1\.conv\.weight")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -174,7 +162,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, model, value):
     state = published_layout()
     state["conv5.bn.running_var"][3] = value
     torch.save(state, tmp_path / "w.pth")
-    refuse(model, tmp_path / "w.pth", r"NaN or infinite.*conv5\.bn\.running_var")
+    refuse(model, tmp_path / "w.pth", r"NaN, infinite or too large.*conv5\.bn\.running_var")
 
 
 class Hostile:

@@ -59,8 +59,9 @@ def fixed_defaults() -> Iterator[None]:
         torch.float64
         >>> torch.set_default_dtype(torch.float32)
     """
-    on_cpu = torch.get_default_device().type == "cpu"
-    with _FLOAT32, nullcontext() if on_cpu else torch.device("cpu"):
+    # The meta device is set to build a model without memory for its weights, as we do ourselves.
+    keep = torch.get_default_device().type in ("cpu", "meta")
+    with _FLOAT32, nullcontext() if keep else torch.device("cpu"):
         yield
 
 

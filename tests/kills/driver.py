@@ -138,7 +138,8 @@ def fork(scenario: str, folder: Path, ending: signal.Signals, number: int | None
         traceback.print_exc()
     for thread in threading.enumerate():  # as the interpreter does when it ends
         if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+            with contextlib.suppress(RuntimeError):  # an interrupt came before it started
+                thread.join()
     sys.stderr.flush()
     os._exit(code)
 

@@ -124,6 +124,14 @@ class AttackOptions(LearnedAttackOptions, total=False):
         bool | None,
         Option("bring parameters into their bounds after each step; the budget holds anyway"),
     ]
+    ensemble: Annotated[
+        Literal["features", "loss", "gradient"],
+        Option(
+            "how several surrogates count: by the distances of their joined features, by the mean "
+            "of their losses, or by their gradients, each normalised to the same length",
+            "features",
+        ),
+    ]
     diversity: Annotated[
         float,
         Option(

@@ -6,6 +6,7 @@ from reidguard.objectives.base import (
     FeatureObjective,
     normalized_features,
 )
+from reidguard.objectives.ensemble import EnsembleLoss
 from reidguard.objectives.misranking import MisrankingTriplet
 from reidguard.objectives.retrieval import (
     LabelWiseLoss,
@@ -17,6 +18,7 @@ from reidguard.objectives.retrieval import (
 __all__ = [
     "ATTACK_LOSSES",
     "AttackLoss",
+    "EnsembleLoss",
     "FeatureObjective",
     "LabelWiseLoss",
     "ListWiseLoss",

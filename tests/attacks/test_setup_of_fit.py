@@ -211,6 +211,8 @@ def test_the_settings_of_a_meta_attack_build_it_again():
     assert config == {
         "eps": 4 / 255,
         "size": (8, 4),
+        "basis": "pixels",
+        "grid": (16, 8),
         "perturbation": "delta",
         "learner": "hessian_free",
         "preset": "paper",
@@ -308,11 +310,11 @@ def test_a_delta_needs_a_height_and_a_width(size):
     assert DeltaAttack().size == UAPRetrieval().size == (256, 128)
 
 
-def test_a_colour_grid_has_at_least_two_nodes():
-    assert ColorAttack(resolution=2).offset.shape == (3, 2, 2, 2)
+def test_a_colour_grid_has_at_least_one_node():
+    assert ColorAttack(resolution=1).offset.shape == (3, 1, 1, 1)
     assert ColorAttack().resolution == 25
-    with pytest.raises(InputError, match=r"at least 2 .*, not 1"):
-        ColorAttack(resolution=1)
+    with pytest.raises(InputError, match=r"at least 1 .*, not 0"):
+        ColorAttack(resolution=0)
 
 
 def test_colours_end_in_their_balls_and_in_the_cube():

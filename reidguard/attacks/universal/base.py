@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from typing_extensions import Self, Unpack
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import gather, world
-from reidguard.models import ReIDModel
+from reidguard.errors import InputError
+from reidguard.models import EnsembleModel, ReIDModel
 from reidguard.nn import inference_view
-from reidguard.objectives import ATTACK_LOSSES, AttackLoss, FeatureObjective
+from reidguard.objectives import ATTACK_LOSSES, AttackLoss, EnsembleLoss, FeatureObjective
 from reidguard.options import AttackOptions, LoopOptions
 from reidguard.schema import documented, select, settings
 from reidguard.training import MISGD, LoopHooks, learn
@@ -49,7 +50,7 @@ class UniversalAttack(LearnedAttack):
     )
     def fit(
         self,
-        model: ReIDModel,
+        model: ReIDModel | Sequence[ReIDModel],
         meta_train: ReIDDataset,
         meta_test: ReIDDataset | None = None,
         **options: Unpack[AttackOptions],
@@ -63,7 +64,8 @@ class UniversalAttack(LearnedAttack):
         the objective "pairwise" and a momentum of 1 (see ``docs/departures.rst``).
 
         Args:
-            model: The surrogate, on the same device as the attack.
+            model: The surrogate, on the same device as the attack, or several: each resizes and
+                normalises for itself, and the option ``ensemble`` says how they count.
             meta_train: Its ``train`` split is the source domain.
             meta_test: Its ``train`` split is the other domain, for learners that use one.
             **options: Any of :class:`~reidguard.options.AttackOptions`.
@@ -76,6 +78,8 @@ class UniversalAttack(LearnedAttack):
                 different devices.
         """
         defaults = self.fit_defaults
+        if isinstance(model, Sequence):
+            model = EnsembleModel(model)
         values, learner, loaders, facts = self._prepare(
             AttackOptions,
             options,
@@ -90,6 +94,13 @@ class UniversalAttack(LearnedAttack):
         if not isinstance(loss, AttackLoss):
             loss = ATTACK_LOSSES.create(str(loss))
         values["objective"] = ATTACK_LOSSES.name_of(type(loss))
+        if values["ensemble"] != "features":
+            if not isinstance(model, EnsembleModel):
+                raise InputError(
+                    f"ensemble={values['ensemble']!r} is for several surrogates: give a list of "
+                    "models, or leave it out"
+                )
+            loss = EnsembleLoss(loss, equal_gradients=values["ensemble"] == "gradient")
         facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
         view = inference_view(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +99,7 @@ class MetaAttack(LearnedAttack):
 
     def fit(
         self,
-        model: ReIDModel,
+        model: ReIDModel | Sequence[ReIDModel],
         meta_train: ReIDDataset,
         meta_test: ReIDDataset | None = None,
         **options: Unpack[AttackOptions],

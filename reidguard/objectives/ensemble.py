@@ -1,0 +1,83 @@
+"""Losses of several surrogates at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reidguard.distributed import world
+from reidguard.errors import InputError
+from reidguard.objectives.base import AttackLoss
+from reidguard.types import Embedder
+
+__all__ = ["EnsembleLoss"]
+
+TINY = 1e-12
+
+
+class _EqualGradient(torch.autograd.Function):
+    """The identity; a gradient that passes gets the length 1 (sum of absolute values)."""
+
+    @staticmethod
+    def forward(images: Tensor) -> Tensor:
+        return images.view_as(images)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / (gradient.abs().sum() + TINY)
+
+
+class EnsembleLoss(AttackLoss):
+    """The mean of a loss over the members of an ensemble, each in its own feature space.
+
+    Args:
+        loss: Of one model.
+        equal_gradients: Whether the gradient that each member sends to the images is normalised to
+            the same length, so that none outweighs the others.
+
+    Raises:
+        InputError: If gradients are to be equal where several processes share a batch.
+    """
+
+    def __init__(self, loss: AttackLoss, *, equal_gradients: bool = False) -> None:
+        if equal_gradients and world() is not None:
+            raise InputError(
+                'ensemble="gradient" works in one process: take "loss" or "features", or call '
+                "without torchrun"
+            )
+        self.losses: list[AttackLoss] = [loss]
+        self.equal_gradients = equal_gradients
+        self.widths: list[int] = []
+        self.needs_training_statistics = loss.needs_training_statistics  # type: ignore[misc]
+        self.flat_at_clean = loss.flat_at_clean  # type: ignore[misc]
+
+    def representation(self, model: Embedder, images: Tensor) -> Tensor:
+        """Return what the loss compares of each member of an ensemble, side by side."""
+        parts = []
+        for member in model.members:  # type: ignore[attr-defined]
+            own = _EqualGradient.apply(images) if self.equal_gradients else images
+            parts.append(self.losses[0].representation(member, own))
+        self.widths = [part.shape[1] for part in parts]
+        return torch.cat([part.to(parts[0].dtype) for part in parts], 1)
+
+    def with_statistics(self, training: Tensor) -> EnsembleLoss:
+        """Return the loss with each member's own statistics of the training images."""
+        result = EnsembleLoss(self.losses[0], equal_gradients=self.equal_gradients)
+        result.widths = self.widths
+        parts = torch.split(training, self.widths, 1)
+        result.losses = [self.losses[0].with_statistics(part) for part in parts]
+        return result
+
+    def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
+        """Return the mean of the members' losses."""
+        parts = (torch.split(t, self.widths, 1) for t in (adversarial, clean))
+        pairs = list(zip(*parts, strict=True))
+        losses = self.losses if len(self.losses) > 1 else self.losses * len(self.widths)
+        values = [loss(a, c, pids) for loss, (a, c) in zip(losses, pairs, strict=True)]
+        return torch.stack(values).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -204,17 +204,7 @@ def evaluate_grid(
             )
             if progress is not None:
                 progress(len(results), len(measured) * len(places))
-    found = [
-        GridCell(
-            a, m, d, settings[a, m, d], _was_meta_test(attacks[a], datasets[d]), results[a, m, d]
-        )
-        for a, m, d in order
-    ]
-    for label, family in families.items():
-        for m, d in places:
-            best = _strongest({name: results[name, m, d] for name in family})
-            found.append(GridCell(label, m, d, SETTINGS[-1], False, best))
-    result = GridResult(tuple(found))
+    result = GridResult(tuple(_cells(attacks, datasets, settings, families, results)))
     if folder is not None:
         result.save(folder / "grid.json")
     return _with_warnings(result)
@@ -224,6 +214,24 @@ def _with_warnings(result: GridResult) -> GridResult:
     for cell in result.cells:
         warn_of_zero_gradients(f"{cell.attack} on {cell.model}", cell.zero_gradients)
     return result
+
+
+def _cells(
+    attacks: Mapping[str, Attack],
+    datasets: Mapping[str, ReIDDataset],
+    settings: Mapping[tuple[str, str, str], str],
+    families: Mapping[str, Mapping[str, Attack]],
+    results: Mapping[tuple[str, str, str], dict[str, Any]],
+) -> Iterator[GridCell]:
+    """Yield the cells of the attacks, then those of the strongest pattern of each family."""
+    for (a, m, d), setting in settings.items():
+        meta_test = _was_meta_test(attacks[a], datasets[d])
+        yield GridCell(a, m, d, setting, meta_test, results[a, m, d])
+    places = dict.fromkeys((m, d) for _, m, d in results)
+    for label, family in families.items():
+        for m, d in places:
+            best = _strongest({name: results[name, m, d] for name in family})
+            yield GridCell(label, m, d, SETTINGS[-1], False, best)
 
 
 def _pattern_families(attacks: Iterable[Attack]) -> dict[str, dict[str, Attack]]:

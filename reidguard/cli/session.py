@@ -24,6 +24,7 @@ from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
 from reidguard.evaluation.retrieval import Retrieval
+from reidguard.input_spec import PREPROCESSING, InputSpec
 from reidguard.models import (
     MODELS,
     ReIDModel,
@@ -36,7 +37,6 @@ from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.records import cache_folder, environment_number, to_path
 from reidguard.schema import resolve, settings
-from reidguard.types import PREPROCESSING, InputSpec
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
 

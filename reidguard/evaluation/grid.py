@@ -162,13 +162,7 @@ def evaluate_grid(
     """
     values = resolve(GridOptions, options)
     sources = {} if sources is None else dict(sources)
-    for kind, named in ((Attack, attacks), (ReIDDataset, datasets)):
-        for name, value in named.items():
-            check_instance(kind, name, value)
-    if not (attacks and models and datasets):
-        raise InputError("a grid needs at least one attack, one model and one dataset")
-    if unknown := [name for name in sources if name not in attacks]:
-        raise InputError(f"sources names {unknown[0]!r}, which is none of the attacks")
+    _check(attacks, models, datasets, sources)
     networks = {name: _by_dataset(name, model, datasets) for name, model in models.items()}
     size = (protocol or Protocol()).image_size
 
@@ -252,6 +246,21 @@ def _strongest(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     evaluation = evaluations[name]
     attack = {**evaluation["attack"], "pattern": name.partition(": ")[2]}
     return {**evaluation, "attack": attack}
+
+
+def _check(
+    attacks: Mapping[str, Attack],
+    models: Mapping[str, Any],
+    datasets: Mapping[str, ReIDDataset],
+    sources: Mapping[str, Any],
+) -> None:
+    if not (attacks and models and datasets):
+        raise InputError("a grid needs at least one attack, one model and one dataset")
+    for kind, named in ((Attack, attacks), (ReIDDataset, datasets)):
+        for name, value in named.items():
+            check_instance(kind, name, value)
+    if unknown := [name for name in sources if name not in attacks]:
+        raise InputError(f"sources names {unknown[0]!r}, which is none of the attacks")
 
 
 def _by_dataset(

@@ -208,6 +208,24 @@ class _Average(torch.autograd.Function):
         return _Average.apply(grad)
 
 
+def gather_equal(x: Tensor) -> list[Tensor]:
+    """Return the tensors of all processes, which have equal shapes; collective."""
+    processes = world()
+    if processes is None:
+        return [x]
+    result = [torch.empty_like(x) for _ in range(processes.size)]
+    dist.all_gather(result, x.contiguous())
+    return result
+
+
+def add_up(x: Tensor) -> Tensor:
+    """Return the sum of the tensors of all processes, which have equal shapes; collective."""
+    if world() is not None:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
 def agree(settings: Mapping[str, Any]) -> None:
     """Make sure that all processes have the same settings; collective.
 

@@ -37,8 +37,8 @@ class Matches:
 
     def __init__(
         self,
-        query: Tensor,
-        gallery: Tensor,
+        num_queries: int,
+        num_gallery: int,
         query_pids: Labels,
         query_camids: Labels,
         gallery_pids: Labels,
@@ -47,10 +47,10 @@ class Matches:
     ) -> None:
         if same_camera not in SAME_CAMERA:
             raise InputError(f"same_camera must be 'exclude' or 'keep', not {same_camera!r}")
-        pids = _labels(query_pids, len(query), "query_pids")
-        g_pids = _labels(gallery_pids, len(gallery), "gallery_pids")
-        self.camids = _labels(query_camids, len(query), "query_camids")
-        self.g_camids = _labels(gallery_camids, len(gallery), "gallery_camids")
+        pids = _labels(query_pids, num_queries, "query_pids")
+        g_pids = _labels(gallery_pids, num_gallery, "gallery_pids")
+        self.camids = _labels(query_camids, num_queries, "query_camids")
+        self.g_camids = _labels(gallery_camids, num_gallery, "gallery_camids")
         if int(pids.min()) <= DISTRACTOR:
             raise InputError(
                 "query identities must be 1 or more: in a gallery 0 marks distractors and -1 junk; "
@@ -69,8 +69,14 @@ class Matches:
             rows, _, match = self.pairs(start, min(start + 1024, len(pids)))
             self.per_query.index_add_(0, rows + start, match.long())
 
-    def pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs of one identity: query - start, gallery index, whether they match."""
+    def pairs(
+        self, start: int, stop: int, first: int = 0, last: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs of one identity of the queries start..stop and gallery first..last.
+
+        Returns:
+            Three of equal length: query - start, gallery index - first, whether they match.
+        """
         count = self._count[start:stop]
         rows = torch.arange(stop - start).repeat_interleave(count)
         nth = torch.arange(len(rows)) - (count.cumsum(0) - count)[rows]
@@ -78,6 +84,9 @@ class Matches:
         match = torch.ones(len(rows), dtype=torch.bool)
         if self.exclude:
             match = self.camids[start:stop][rows] != self.g_camids[cols]
+        if last is not None:
+            inside = (cols >= first) & (cols < last)
+            rows, cols, match = rows[inside], cols[inside] - first, match[inside]
         return rows, cols, match
 
     def masks(self, query: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +124,7 @@ def _labels(values: Labels, count: int, name: str) -> Tensor:
 
 
 class NonMatchCounter:
-    """Counts, for each match of a query, the other images at most as far away.
+    """Counts, in one shard of the gallery, the non-matches at most as far away as each match.
 
     Distances are compared on a key axis that a matrix product reaches in float32 with a small
     error. The key of a pair grows with its distance: ``|g|² - 2 q·g`` of centred features for the
@@ -124,7 +133,8 @@ class NonMatchCounter:
 
     Args:
         query: (Q, D) features.
-        gallery: (G, D) features.
+        gallery: (g, D) features of the shard.
+        first: Place of the shard's first row in the gallery.
         metric: "euclidean" or "cosine".
         norms: The row norms of both, float64.
         matches: Which images match, and which are left out.
@@ -134,12 +144,13 @@ class NonMatchCounter:
         self,
         query: Tensor,
         gallery: Tensor,
+        first: int,
         metric: str,
         norms: tuple[Tensor, Tensor],
         matches: Matches,
     ) -> None:
         self.query, self.gallery, self.metric = query, gallery, metric
-        self.norms, self.matches = norms, matches
+        self.first, self.norms, self.matches = first, norms, matches
         self.device = query.device
         self.scale = 1.0
         self.centre = None
@@ -158,7 +169,8 @@ class NonMatchCounter:
             squares = squared_norms(self.prepare(gallery, start, stop, 1))
             self.bias[start:stop] = squares if metric == "euclidean" else 0
             largest_square = torch.maximum(largest_square, squares.max())
-        self.bias[matches.junk.to(self.device)] = FAR
+        junk = matches.junk[first : first + len(gallery)]
+        self.bias[junk.to(self.device)] = FAR
         self.gallery_radius = largest_square.sqrt()
 
     def _tiles(self) -> Iterator[tuple[int, int]]:
@@ -213,27 +225,28 @@ class NonMatchCounter:
             torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
         return tile
 
-    def ahead(self, start: int, stop: int) -> Tensor:
-        """Return for queries start..stop the images ahead of each match, nearest match first.
+    def match_distances(self, start: int, stop: int) -> Tensor:
+        """Return the exact distances of the shard's matches, (q, m) padded with infinity."""
+        rows, cols, match = self._pairs(start, stop)
+        near = self._distances(rows[match] + start, cols[match])
+        return self._by_row(rows[match].to(self.device), near, stop - start)
+
+    def ahead(self, start: int, stop: int, exact: Tensor) -> Tensor:
+        """Return for queries start..stop the shard's images ahead of each match.
+
+        Args:
+            start: First query.
+            stop: One past the last query.
+            exact: (q, M) distances of the matches in the whole gallery, ascending, padded with
+                infinity.
 
         Returns:
-            (q, M) counts of non-matches at most as far as the match, on the CPU; the end of a row
-            with fewer than M matches means nothing.
+            (q, M) counts of the shard's non-matches at most as far as each match.
         """
-        counts = self.matches.per_query[start:stop]
-        width = int(counts.max())
-        if width == 0:
-            return torch.zeros(stop - start, 1, dtype=torch.int64)
-        rows, cols, match = self.matches.pairs(start, stop)
+        width = exact.shape[1]
+        rows, cols, _ = self._pairs(start, stop)
         queries = self.prepare(self.query, start, stop, 0)
         squares = squared_norms(queries)
-        # Exact distances of the matches, ascending, padded with infinity.
-        exact = self._by_row(
-            rows[match].to(self.device),
-            self._distances(rows[match] + start, cols[match]),
-            stop - start,
-        )
-        exact = exact.sort(1).values
         # A key outside [key - error, key + error] of every match is certainly before or behind
         # each of them. Bands that overlap become one: each ends where the next begins.
         keys, error = self.keys(exact, squares), self.error_bound(squares)
@@ -262,7 +275,10 @@ class NonMatchCounter:
                 )
                 passed = torch.searchsorted(exact, near)  # equal ones stand before the match
                 behind.scatter_add_(1, passed, one.expand_as(passed))
-        return (between[:, :-1:2] + behind[:, :-1]).cumsum(1).cpu()
+        return (between[:, :-1:2] + behind[:, :-1]).cumsum(1)
+
+    def _pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.matches.pairs(start, stop, self.first, self.first + len(self.gallery))
 
     def _distances(self, rows: Tensor, cols: Tensor) -> Tensor:
         rows, cols = rows.to(self.device), cols.to(self.device)

@@ -9,7 +9,7 @@ tells their distances apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,9 +44,9 @@ def distances(query: Tensor, gallery: Tensor, metric: str = "euclidean") -> Tens
         >>> distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
         tensor([[5., 2.]])
     """
-    check_features(query, gallery, metric)
+    check_features(query, [gallery], metric)
     with torch.no_grad():
-        norms = check_norms(query, gallery, metric)
+        norms = check_norms(query, [gallery], metric)
         rows = torch.arange(len(query), device=query.device)
         cols = torch.arange(len(gallery), device=query.device)
         flat = pair_distances(
@@ -60,11 +60,11 @@ def distances(query: Tensor, gallery: Tensor, metric: str = "euclidean") -> Tens
         return flat.view(len(query), len(gallery))
 
 
-def check_features(query: Tensor, gallery: Tensor, metric: str) -> None:
+def check_features(query: Tensor, shards: Sequence[Tensor], metric: str) -> None:
     """Refuse what cannot be compared, from shapes, dtypes and devices alone."""
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}; use one of {', '.join(METRICS)}")
-    for name, features in (("query", query), ("gallery", gallery)):
+    for name, features in (("query", query), *(("gallery", shard) for shard in shards)):
         if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] == 0:
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise InputError(f"{name} features must be a tensor of shape (N, D), not {got}")
@@ -74,24 +74,25 @@ def check_features(query: Tensor, gallery: Tensor, metric: str) -> None:
             )
         if len(features) == 0:
             raise InputError(f"there are no {name} features: nothing can be ranked")
-    if query.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"query features have {query.shape[1]} dimensions, gallery features "
-            f"{gallery.shape[1]}; extract both with the same model"
-        )
-    if query.device != gallery.device:
-        raise InputError(
-            f"query features are on {query.device}, gallery features on {gallery.device}; "
-            "move one of them"
-        )
+        if query.shape[1] != features.shape[1]:
+            raise InputError(
+                f"query features have {query.shape[1]} dimensions, gallery features "
+                f"{features.shape[1]}; extract both with the same model"
+            )
+        if query.device != features.device:
+            raise InputError(
+                f"query features are on {query.device}, gallery features on {features.device}; "
+                "move one of them"
+            )
 
 
-def check_norms(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Return the row norms of both in float64 after refusing NaN and out-of-range features."""
-    norms = row_norms(query), row_norms(gallery)
-    # One wait for the device: (finite rows, largest norm) of both sides.
-    facts = torch.stack([f for n in norms for f in (n.isfinite().all().double(), n.max())]).tolist()
-    for name, features, finite in (("query", query, facts[0]), ("gallery", gallery, facts[2])):
+def check_norms(query: Tensor, shards: Sequence[Tensor], metric: str) -> tuple[Tensor, ...]:
+    """Return the row norms of all in float64 after refusing NaN and out-of-range features."""
+    sides = (("query", query), *(("gallery", shard) for shard in shards))
+    norms = tuple(row_norms(features) for _, features in sides)
+    # One wait for the device: (finite rows, largest norm) of every side.
+    stats = torch.stack([s for n in norms for s in (n.isfinite().all().double(), n.max())]).tolist()
+    for (name, features), finite in zip(sides, stats[::2], strict=True):
         if not finite:
             bad = [
                 start + i
@@ -102,7 +103,7 @@ def check_norms(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Te
                 f"{len(bad)} of {len(features)} {name} features are NaN or infinite (first rows: "
                 f"{bad[:5]}); check the model, or use float32 if half precision overflowed"
             )
-    largest = max(facts[1], facts[3])
+    largest = max(stats[1::2])
     if largest > 1e37 or (metric == "euclidean" and 0 < largest < 1e-30):
         raise InputError(
             f"the largest feature norm is {largest:.3g}: distances would leave the range of "
@@ -134,7 +135,7 @@ def pair_distances(
     rows: Tensor,
     cols: Tensor,
     metric: str,
-    norms: tuple[Tensor, Tensor],
+    norms: Sequence[Tensor],
 ) -> Tensor:
     """Return the exact distances (P,) float32 of the pairs ``(query[rows], gallery[cols])``."""
     out = torch.empty(len(rows), dtype=torch.float32, device=query.device)

@@ -7,12 +7,15 @@ near. :mod:`.counting` finds these without sorting the gallery.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from reidguard.contexts import fixed_context
+from reidguard.distributed import add_up, gather_equal
 from reidguard.errors import InputError
 from reidguard.metrics.counting import CHUNK, Labels, Matches, NonMatchCounter
 from reidguard.metrics.distances import (
@@ -71,7 +74,7 @@ class RankingResult:
 @fixed_context()
 def rank(
     query: Tensor,
-    gallery: Tensor,
+    gallery: Tensor | Sequence[Tensor],
     *,
     query_pids: Labels,
     query_camids: Labels,
@@ -80,6 +83,7 @@ def rank(
     metric: str = "euclidean",
     same_camera: str = "exclude",
     max_rank: int = 50,
+    gallery_start: int | None = None,
 ) -> RankingResult:
     """Rank the gallery for every query and return the metrics of the ranking.
 
@@ -89,9 +93,13 @@ def rank(
     skipped. Beside the features it needs about ``100 + D / 40`` MiB and 16 bytes per gallery image,
     however large the gallery is.
 
+    Several shards, on one process or on many, give the same bits as one tensor: what is added up is
+    the number of images of each shard that are nearer than each match.
+
     Args:
         query: (Q, D) features, any float dtype, any device.
-        gallery: (G, D) features on the same device.
+        gallery: (G, D) features on the same device, or shards of them in order. Rows are read in
+            blocks, so memory-mapped ones may be larger than the memory.
         query_pids: Q identities, from 1 up.
         query_camids: Q cameras.
         gallery_pids: G identities.
@@ -100,6 +108,9 @@ def rank(
         same_camera: ``"exclude"`` leaves out, per query, the images of the same identity by the
             same camera; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
+        gallery_start: If ``torch.distributed`` processes hold the gallery together: the place of
+            this process's first row. Queries and labels are those of the whole dataset, the same
+            in every process, and so is the result. None: ``gallery`` is the whole gallery.
 
     Raises:
         InputError: For features that are NaN or do not fit together, labels that do not fit the
@@ -114,11 +125,26 @@ def rank(
         >>> round(result.mAP, 3), result.rank_k(1), round(result.mINP, 3)
         (0.833, 1.0, 0.667)
     """
-    check_features(query, gallery, metric)
+    shards = [gallery] if isinstance(gallery, Tensor) else list(gallery)
+    check_features(query, shards, metric)
     max_rank = checked(int, "max_rank", max_rank, low=1, high=MAX_RANK)
+    if gallery_start is not None:
+        gallery_start = checked(int, "gallery_start", gallery_start, low=0)
+    starts = list(accumulate((len(shard) for shard in shards), initial=gallery_start or 0))
+    total = starts.pop()
     matches = Matches(
-        query, gallery, query_pids, query_camids, gallery_pids, gallery_camids, same_camera
+        len(query),
+        total if gallery_start is None else len(gallery_pids),
+        query_pids,
+        query_camids,
+        gallery_pids,
+        gallery_camids,
+        same_camera,
     )
+    if total > len(matches.g_pids):
+        raise InputError(
+            f"this process's gallery ends at row {total}, but there are {len(matches.g_pids)} labels"
+        )
     most = int(matches.per_query.max())
     if most == 0:
         raise InputError(
@@ -128,15 +154,20 @@ def rank(
     inp = ap.clone()
     first = torch.zeros(len(query), dtype=torch.int64)
     with torch.no_grad(), full_precision(query.device):
-        norms = check_norms(query, gallery, metric)
-        counter = NonMatchCounter(query, gallery, metric, norms, matches)
+        query_norms, *shard_norms = check_norms(query, shards, metric)
+        counters = [
+            NonMatchCounter(query, shard, start, metric, (query_norms, norms), matches)
+            for shard, start, norms in zip(shards, starts, shard_norms, strict=True)
+        ]
         step = max(1, min(CHUNK, TABLE // most))
         for start in range(0, len(query), step):
             rows = slice(start, min(start + step, len(query)))
             counts = matches.per_query[rows]
             answered = counts > 0
+            if not answered.any():
+                continue
+            ahead = _ahead(counters, rows, int(counts.max()), gallery_start is not None)[answered]
             counts = counts[answered]
-            ahead = counter.ahead(rows.start, rows.stop)[answered]
             ranks = ahead + torch.arange(1, ahead.shape[1] + 1)
             ap[rows][answered] = average_precision(ranks, counts)
             inp[rows][answered] = inverse_negative_penalty(ranks, counts)
@@ -152,6 +183,25 @@ def rank(
         first_match=first,
         skipped=(~answered).nonzero().flatten(),
     )
+
+
+def _ahead(
+    counters: Sequence[NonMatchCounter], rows: slice, width: int, distributed: bool
+) -> Tensor:
+    """Return the (q, width) images ahead of each match of a block of queries, on the CPU."""
+    near = torch.cat([counter.match_distances(rows.start, rows.stop) for counter in counters], 1)
+    if distributed:
+        near = torch.cat(gather_equal(_width(near, width)), 1)
+    exact = _width(near.sort(1).values, width)
+    ahead = sum(counter.ahead(rows.start, rows.stop, exact) for counter in counters)
+    assert isinstance(ahead, Tensor)
+    return (add_up(ahead) if distributed else ahead).cpu()
+
+
+def _width(table: Tensor, width: int) -> Tensor:
+    """Cut a table to its first columns, or pad it with infinity."""
+    table = table[:, :width]
+    return torch.nn.functional.pad(table, (0, width - table.shape[1]), value=math.inf)
 
 
 def average_precision(ranks: Tensor, counts: Tensor) -> Tensor:
@@ -207,17 +257,23 @@ def top_k(
         >>> indices  # the image by the query's own camera is left out
         tensor([[1, 0]])
     """
-    check_features(query, gallery, metric)
+    check_features(query, [gallery], metric)
     k = checked(int, "k", k, low=1, high=MAX_RANK)
     matches = Matches(
-        query, gallery, query_pids, query_camids, gallery_pids, gallery_camids, same_camera
+        len(query),
+        len(gallery),
+        query_pids,
+        query_camids,
+        gallery_pids,
+        gallery_camids,
+        same_camera,
     )
     device = query.device
     near = torch.full((len(query), k), math.inf, dtype=torch.float32, device=device)
     indices = torch.full((len(query), k), -1, device=device)
     everyone = torch.arange(len(gallery), device=device)
     with torch.no_grad():
-        norms = check_norms(query, gallery, metric)
+        norms = check_norms(query, [gallery], metric)
         for i in range(len(query)):
             row = pair_distances(
                 query, gallery, torch.full_like(everyone, i), everyone, metric, norms

@@ -217,6 +217,7 @@ def test_the_error_bound_holds(kind, metric):
     counter = counting.NonMatchCounter(
         query,
         gallery,
+        0,
         metric,
         (query.double().norm(dim=1), gallery.double().norm(dim=1)),
         NoMatches,
@@ -444,7 +445,7 @@ def test_few_images_are_compared_again(metric, scale, offset, monkeypatch):
 
     monkeypatch.setattr(counting, "pair_distances", count)
     rank(query, gallery, **labels(data), metric=metric)
-    own = counting.Matches(query, gallery, *data, "exclude").per_query.sum()
+    own = counting.Matches(len(query), len(gallery), *data, "exclude").per_query.sum()
     assert own <= sum(compared) <= own + 100
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,11 +25,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reidguard.errors import InputError, TrainingError
+from reidguard.errors import InputError, ReIDGuardError, TrainingError
 from reidguard.records import environment_number
 from reidguard.types import BatchShard
 
-__all__ = ["World", "agree", "average", "gather", "join", "part_of", "shard_of", "world"]
+__all__ = [
+    "World",
+    "add_up",
+    "agree",
+    "average",
+    "entered_by_first",
+    "from_all",
+    "from_first",
+    "gather",
+    "gather_equal",
+    "gather_rows",
+    "is_first",
+    "join",
+    "part_of",
+    "rows_here",
+    "shard_of",
+    "shared_outcome",
+    "world",
+]
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,48 @@ class _Average(torch.autograd.Function):
         return _Average.apply(grad)
 
 
+def rows_here(total: int, batch_size: int) -> slice:
+    """Return the rows that this process works on: whole batches, in a row.
+
+    Args:
+        total: Rows of all processes.
+        batch_size: Rows of a batch, of which the last may be smaller.
+
+    Example:
+        >>> rows_here(100, 8)  # one process works on all of them
+        slice(0, 100, None)
+    """
+    processes = world() or World(0, 1)
+    batches = -(-total // batch_size)
+    first, last = (batches * (processes.rank + k) // processes.size for k in (0, 1))
+    return slice(min(first * batch_size, total), min(last * batch_size, total))
+
+
+def gather_rows(x: Tensor | None, rows: slice, total: int) -> Tensor:
+    """Return the rows of all processes, in order; collective.
+
+    Args:
+        x: (n, ...), what :func:`rows_here` gave this process; None for no rows.
+        rows: Where they stand.
+        total: Rows of all processes.
+
+    Returns:
+        (total, ...) in every process.
+    """
+    processes = world()
+    if processes is None:
+        assert x is not None
+        return x
+    layouts: list[Any] = [None] * processes.size
+    layout = None if x is None else (x.shape[1:], x.dtype, str(x.device))
+    dist.all_gather_object(layouts, layout)
+    shape, dtype, device = next(known for known in layouts if known is not None)
+    if x is None:
+        device = device if torch.device(device).type == "cpu" else "cuda"
+        x = torch.empty((0, *shape), dtype=dtype, device=device)
+    return gather(x, BatchShard(torch.arange(rows.start, rows.stop), total))
+
+
 def gather_equal(x: Tensor) -> list[Tensor]:
     """Return the tensors of all processes, which have equal shapes; collective."""
     processes = world()
@@ -224,6 +284,66 @@ def add_up(x: Tensor) -> Tensor:
         x = x.clone()
         dist.all_reduce(x)
     return x
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes files and reports."""
+    processes = world()
+    return processes is None or processes.rank == 0
+
+
+def from_first(value: Any) -> Any:
+    """Return the first process's value in every process; collective."""
+    if world() is None:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(values: list[Any]) -> list[Any]:
+    """Return the values of all processes, in their order; collective."""
+    processes = world()
+    if processes is None:
+        return values
+    lists: list[list[Any]] = [[]] * processes.size
+    dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
+
+
+def shared_outcome(outcome: Any) -> Any:
+    """Return what the first process got, in every process; collective.
+
+    Args:
+        outcome: In the first process a result, or a :class:`ReIDGuardError`, which it raises after
+            this call. Ignored in the others.
+
+    Raises:
+        ReIDGuardError: In the others, if the first has one. It is ``reported`` there.
+    """
+    shared = from_first(outcome)
+    if isinstance(shared, ReIDGuardError) and not is_first():
+        shared.reported = True
+        raise shared
+    return shared
+
+
+@contextmanager
+def entered_by_first(manager: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context manager in the first process only, before the others go on; collective.
+
+    Raises:
+        ReIDGuardError: In every process, if entering it raises one.
+    """
+    with ExitStack() as stack:
+        if is_first():
+            try:
+                stack.enter_context(manager)
+            except ReIDGuardError as error:
+                shared_outcome(error)
+                raise
+        shared_outcome(None)
+        yield
 
 
 def agree(settings: Mapping[str, Any]) -> None:

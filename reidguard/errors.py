@@ -54,7 +54,12 @@ class ReIDGuardError(Exception):
     """Base class of the exceptions of this library.
 
     A message may hold file names and text from files; what could not be printed is escaped.
+
+    Attributes:
+        reported: Whether another process, which raises it too, tells the user.
     """
+
+    reported = False
 
     def __str__(self) -> str:
         return printable(super().__str__(), keep="\n\t")

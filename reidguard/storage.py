@@ -132,22 +132,23 @@ def read_card(path: Path | str, kind: str | None = None) -> dict[str, Any]:
 
 
 def load_tensors(
-    path: Path | str, kind: str | None = None
+    path: Path | str, kind: str | None = None, *, mapped: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and the card that :func:`save_tensors` wrote.
 
     Args:
         path: The file.
         kind: The card's ``kind``, such as "model"; None for any.
+        mapped: Leave the tensors in the file, mapped into memory: they may be larger than it.
 
     Raises:
         CheckpointError: If the file is missing, damaged, of another kind, or not one of ours.
     """
-    return _open(path, kind, tensors=True)
+    return _open(path, kind, tensors=True, mapped=mapped)
 
 
 def _open(
-    name: Path | str, kind: str | None, *, tensors: bool
+    name: Path | str, kind: str | None, *, tensors: bool, mapped: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = to_path(name)
     if not path.is_file():
@@ -161,7 +162,8 @@ def _open(
             keys = stream.keys() if tensors else []
             # clone: the file's tensors lie at odd addresses, where convolutions round differently,
             # and a loaded model must give the bits of the one that was saved.
-            return {key: stream.get_tensor(key).clone() for key in keys}, card
+            stored = {key: stream.get_tensor(key) for key in keys}
+            return (stored if mapped else {k: t.clone() for k, t in stored.items()}), card
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); copy it again"

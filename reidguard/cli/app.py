@@ -38,7 +38,8 @@ COMMANDS = {
 }
 """Each command and its line in ``reidguard --help``."""
 
-DISTRIBUTED = ("train", "attack", "defend")  # the commands that torchrun can start
+# The commands that torchrun can start.
+DISTRIBUTED = ("train", "attack", "defend", "evaluate", "autoattack", "audit")
 
 BLANK = Box("    \n" * 8)  # around the sections of the help
 EPILOGUE = """\
@@ -102,12 +103,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in FULL:  # others name their file
             _drop_output()
             error = InputError(f"cannot print the output: {error.strerror}; free some space")
+        if _peer_ended(error):
+            error = TrainingError("another process of this run ended; the same command resumes it")
         expected = isinstance(error, ReIDGuardError)
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         if not expected and "--debug" not in arguments:
             message += f" (for the traceback: {shlex.join(['reidguard', *arguments, '--debug'])})"
-        print("reidguard: error:", printable(message, keep="\n"), file=sys.stderr)
+        if not (isinstance(error, ReIDGuardError) and error.reported):
+            print("reidguard: error:", printable(message, keep="\n"), file=sys.stderr)
         return 2 if expected and not isinstance(error, TrainingError) else 1
+
+
+def _peer_ended(error: Exception) -> bool:
+    """Return whether a collective failed, as it does when one of several processes is gone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or isinstance(error, ReIDGuardError):
+        return False
+    import torch.distributed as dist  # imported already where there are several processes
+
+    text = str(error)
+    return isinstance(error, dist.DistError) or "closed by peer" in text or "gloo" in text
 
 
 def _drop_output() -> None:

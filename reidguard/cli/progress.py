@@ -26,7 +26,7 @@ def note(text: str) -> None:
 
 
 class Display:
-    """A progress callback that shows one phase after the other.
+    """A progress callback that shows one phase after the other; of several processes the first's.
 
     Args:
         stream: Standard error by default. A terminal gets bars, anything else lines.
@@ -65,6 +65,8 @@ class Display:
         self._bar, self._phase = None, None
 
     def _update(self, phase: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        if environment_number("RANK", 0) > 0:
+            return
         now, phase = time.monotonic(), f"{self.title}{phase}"
         if phase != self._phase or done < self._done:
             self.close()

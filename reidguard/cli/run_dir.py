@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from reidguard.attacks import Attack
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
-from reidguard.distributed import world
-from reidguard.errors import CheckpointError, InputError
+from reidguard.distributed import is_first, shared_outcome
+from reidguard.errors import CheckpointError, InputError, ReIDGuardError
 from reidguard.files import (
     LOCK,
     atomic_write,
@@ -53,8 +53,8 @@ class RunFolder:
         manifest: Content of its manifest.json.
         display: Shows progress.
         finished: Whether all its products exist already.
-        writes: Whether this process writes into it: of several that `torchrun` started only the
-            first does, and the others end with the learning.
+        writes: Whether this process writes into it and prints: of several that `torchrun` started
+            only the first does.
     """
 
     path: Path
@@ -130,6 +130,8 @@ class RunFolder:
 
     def finish(self, content: Mapping[str, Any], text: str, name: str = "result") -> None:
         """Write the result as JSON and Markdown, and mark the run as finished."""
+        if not self.writes:
+            return
         write_json(self / f"{name}.json", content)
         with atomic_write(self / f"{name}.md") as temporary:
             temporary.write_text(f"{text}\n{self._command}", "utf-8")
@@ -141,8 +143,14 @@ class RunFolder:
 
     def print(self, name: str = "result") -> None:
         """Print the result, without the command that the file ends with."""
-        text = read_file(self / f"{name}.md").decode("utf-8", "replace")
-        print(text.removesuffix(self._command))
+        if self.writes:
+            text = read_file(self / f"{name}.md").decode("utf-8", "replace")
+            print(text.removesuffix(self._command))
+
+    def say(self, line: str) -> None:
+        """Print a line about the files of the run."""
+        if self.writes:
+            print(line)
 
     @property
     def _command(self) -> str:
@@ -182,10 +190,27 @@ def open_run(
     """
     settings = json.loads(json.dumps(settings))
     path = path or options.out or default_folder(label or options.command, settings)
-    distributed = world()
-    if distributed is not None and distributed.rank > 0:
-        yield RunFolder(path, {}, Display(), writes=False)
+    if not is_first():
+        yield RunFolder(path, {}, Display(), finished=shared_outcome(None), writes=False)
         return
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(_first_process(options, settings, products, path, existing))
+        except ReIDGuardError as error:
+            shared_outcome(error)
+            raise
+        shared_outcome(run.finished)
+        yield run
+
+
+@contextmanager
+def _first_process(
+    options: Options,
+    settings: Mapping[str, Any],
+    products: tuple[str, ...],
+    path: Path,
+    existing: tuple[str, ...],
+) -> Iterator[RunFolder]:
     with folder_lock(path), Display() as display:
         if (path / MANIFEST).exists():
             cure = "choose another folder with --out"

@@ -21,6 +21,7 @@ from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
 from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset, load_dataset
+from reidguard.distributed import is_first
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import LPIPS, FeatureStore, Protocol, evaluate
 from reidguard.evaluation.retrieval import Retrieval
@@ -335,12 +336,10 @@ class Session:
             if not run.finished:
                 fit, tensorboard = partial(fit, **recipe), self.options.tensorboard
                 model, seconds = run.learn(products[0], load_model, fit, tensorboard=tensorboard)
-                if not run.writes:
-                    return
                 model = model.to(self.device)
                 run.finish(*self.measure(run.display, model, attack, model.provenance, seconds))
             run.print()
-            print(f"model: {run / products[0]}")
+            run.say(f"model: {run / products[0]}")
 
     def report(
         self,
@@ -361,14 +360,16 @@ class Session:
         if self.options.out is None:
             with Display() as display:
                 content, text = measure(display)
+            if not is_first():
+                return 0
             print(text)
             return judge(self.options, content, None)
         with open_run(self.options, settings, (f"{name}.json", f"{name}.md")) as run:
             if not run.finished:
                 run.finish(*measure(run.display), name)
             run.print(name)
-            print(f"run: {run.path}")
-        return judge(self.options, run.content(name), run.path)
+            run.say(f"run: {run.path}")
+        return judge(self.options, run.content(name), run.path) if run.writes else 0
 
 
 def _data_settings(dataset: ReIDDataset, *splits: str) -> dict[str, Any]:

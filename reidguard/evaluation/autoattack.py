@@ -6,8 +6,6 @@ the ranking of the gallery defines when an attack succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from reidguard.attacks.base import budget_or_default
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
+from reidguard.distributed import entered_by_first, from_first, is_first
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import audit
 from reidguard.evaluation.audit_report import AuditReport
@@ -31,7 +30,6 @@ from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.gradients import warn_of_zero_gradients
 from reidguard.options import AutoAttackOptions
-from reidguard.records import to_path
 from reidguard.schema import MAX_SEED, MAX_STEPS, checked, documented, resolve
 from reidguard.storage import ResumableStore, fingerprint
 from reidguard.training import Progress, ProgressCallback
@@ -221,14 +219,14 @@ class RetrievalAutoAttack:
             "batch_size": batch_size,
             "audit_queries": values["audit_queries"],
         }
-        with (
-            ResumableStore(state, settings, card="autoattack.json") as entries,
-            _image_folder(images, dataset, entries.fingerprint) as files,
-        ):
-            report = entries.get("audit", AuditReport)
+        entries = ResumableStore(state, settings, card="autoattack.json")
+        folder, files = _image_folder(images, dataset, entries.fingerprint)
+        with entered_by_first(entries), entered_by_first(folder):
+            report = from_first(entries.get("audit", AuditReport))
             if report is None and values["audit_queries"] > 0:
                 report = self._audit(retrieval, values["audit_queries"], progress)
-                entries.put("audit", report.to_dict())
+                if is_first():
+                    entries.put("audit", report.to_dict())
             run = SuiteRun(self, retrieval, clean.clean, values["early_stop"])
             batches = run.all_batches(
                 dataset.query[::query_every],
@@ -268,17 +266,12 @@ def _phase(progress: ProgressCallback | None, name: str) -> CountCallback:
     return count
 
 
-@contextmanager
 def _image_folder(
     folder: Path | str | None, dataset: ReIDDataset, run: str
-) -> Iterator[list[Path]]:
-    """Claim the folder of the worst images; yield the file of each query (none without folder)."""
-    if folder is None:
-        yield []
-        return
-    folder = to_path(folder)
+) -> tuple[ResumableStore, list[Path]]:
+    """Return the folder of the worst images, and the file of each query (none without folder)."""
     names = [f"{name}.png" for name in dataset.query_names]
     kind = "worst images of retrieval-autoattack"
     settings = {"kind": kind, "dataset": dataset.name, "run": run}
-    with ResumableStore(folder, settings, card="adversarial.json", files=names):
-        yield [folder / name for name in names]
+    store = ResumableStore(folder, settings, card="adversarial.json", files=names)
+    return store, [] if store.folder is None else [store.folder / name for name in names]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import FNA, SMA, Attack, SquareAttack, fixed_patterns
+from reidguard.distributed import from_all, rows_here
 from reidguard.errors import InputError
 from reidguard.evaluation.audit import POINTS
 from reidguard.evaluation.audit_report import Finding, make_finding
@@ -169,20 +170,24 @@ class SuiteRun:
     ) -> list[QueryBatch]:
         """Run every attack on every query, resuming from the batches in ``entries``.
 
+        Each of several processes runs its part of the batches.
+
         Args:
             queries: Samples.
             entries: Has and gets the batches.
             files: Where to write the worst image of each query; empty to write none.
-            progress: Called with (attacks on single queries done, in all).
+            progress: Called with (attacks on single queries done, in all), of this process.
 
         Returns:
-            The batches, without their images, which take far more room than the metrics.
+            The batches of all processes, without their images, which take far more room than the
+            metrics.
         """
         count, size = len(self.attacks), self.retrieval.batch_size
         batches = []
-        for number, start in enumerate(range(0, len(queries), size)):
-            place = slice(start, min(start + size, len(queries)))
-            samples, name = queries[place], f"batch-{number:05d}"
+        rows = rows_here(len(queries), size)
+        for start in range(rows.start, rows.stop, size):
+            place = slice(start, min(start + size, rows.stop))
+            samples, name = queries[place], f"batch-{start // size:05d}"
             batch = QueryBatch.load(entries, name, (2, count, len(samples)))
             if batch is None or batch.done < count:
                 _, pixels = next(self.retrieval.read(samples))
@@ -190,13 +195,13 @@ class SuiteRun:
             while batch.done < count:
                 self.step(batch, samples, pixels)
                 batch.save(entries, name)
-                done = start * (count - 1) + (batch.done - 1) * len(samples)
-                progress(done, len(queries) * (count - 1))
+                done = (start - rows.start) * (count - 1) + (batch.done - 1) * len(samples)
+                progress(done, (rows.stop - rows.start) * (count - 1))
             for file, image in zip(files[place], batch.images, strict=False):
                 if not file.exists():
                     write_png(file, image)
             batches.append(replace(batch, images=batch.images[:0]))
-        return batches
+        return from_all(batches)
 
     def begin(self, place: slice, pixels: Tensor) -> QueryBatch:
         """Return the batch of the clean (N, 3, H, W) uint8 images at ``place``."""

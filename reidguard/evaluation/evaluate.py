@@ -13,8 +13,15 @@ from typing_extensions import Unpack
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
+from reidguard.distributed import from_all, rows_here, world
 from reidguard.errors import InputError, printable
-from reidguard.evaluation.features import CountCallback, FeatureStore
+from reidguard.evaluation.features import (
+    CountCallback,
+    FeatureStore,
+    key_of_rows,
+    shards_of,
+    whole,
+)
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import AttackedResult, EvaluationResult
 from reidguard.evaluation.retrieval import Retrieval
@@ -65,6 +72,9 @@ def evaluate(
     An attack whose gradients are zero or not finite for more than 1 % of the images, or were while
     it was learnt, is a :class:`~reidguard.ZeroGradientWarning`, and ``zero_gradients`` in the
     result's ``attack`` has the fraction.
+
+    Several processes that ``torch.distributed`` connects share the work, and all return the result
+    that one alone would: call it in each of them with the same arguments.
 
     Args:
         model: The target model.
@@ -122,12 +132,13 @@ def evaluate(
     zero_gradients = _zero_gradients(attack, count)
     clock = time.perf_counter()
 
-    def ranking(attacked: Tensor | None = None) -> RankingResult:
-        query, gallery = passes["query"].features, passes["gallery"].features
-        assert query is not None
+    def ranking(attacked: Sequence[Tensor] | None = None) -> RankingResult:
+        shards: dict[str, Sequence[Tensor]] = {name: p.shards() for name, p in passes.items()}
         if attacked is not None:
-            query, gallery = (attacked, gallery) if side == "query" else (query, attacked)
-        return retrieval.rank(query, queries, gallery)
+            shards[side] = attacked
+        query = passes["query"].whole(shards["query"])
+        start = None if world() is None else passes["gallery"].rows.start
+        return retrieval.rank(query, queries, shards["gallery"], start)
 
     clean_ranking = ranking()
     attacked, attacked_8bit = passes[side].results(ranking)
@@ -144,7 +155,7 @@ def evaluate(
         counts=_counts(dataset, len(queries), len(skipped)),
         skipped=tuple(str(queries[i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
-        weights=passes["query"].key["weights"],
+        weights=retrieval.model_key["weights"],
         seconds=seconds,
     )
 
@@ -202,7 +213,8 @@ def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
 def _zero_gradients(attack: Attack | None, count: GradientCount) -> float:
     """Return the fraction of unusable gradients, of this attack or of its learning."""
     learnt = (attack.provenance or {}).get("zero_gradients", 0.0) if attack is not None else 0.0
-    return max(count.zero_fraction, learnt if isinstance(learnt, float) else 0.0)
+    total = GradientCount(*map(sum, zip(*from_all([count.read()]), strict=True)))
+    return max(total.zero_fraction, learnt if isinstance(learnt, float) else 0.0)
 
 
 def _attack_dict(
@@ -232,12 +244,23 @@ class BatchAccumulator:
         values += [] if self.lpips is None else [self.lpips(x_adv, x)]
         self.quality.append(torch.stack([v.double() for v in values]))
 
-    def result(self, ranking: Callable[[Tensor], RankingResult]) -> AttackedResult:
-        """Return the ranking of all features, and means of the quality."""
-        linf, *others = torch.cat(self.quality, dim=1).cpu()
+    def result(
+        self,
+        ranking: Callable[[Sequence[Tensor]], RankingResult],
+        whole: Callable[[Sequence[Tensor]], Tensor],
+    ) -> AttackedResult:
+        """Return the ranking of all features, and means of the quality.
+
+        Args:
+            ranking: Ranks with the features of this process.
+            whole: Returns what all processes have for their images.
+        """
+        features = [torch.cat(self.features)] if self.features else []
+        quality = [torch.cat(self.quality, dim=1).T.cpu()] if self.quality else []
+        linf, *others = whole(quality).T.contiguous()
         mean_psnr, mean_ssim, mean_ms_ssim, *rest = (float(v.mean()) for v in others)
         return AttackedResult(
-            ranking=ranking(torch.cat(self.features)),
+            ranking=ranking(features),
             psnr=mean_psnr,
             ssim=mean_ssim,
             linf=float(linf.max()),
@@ -271,49 +294,78 @@ class SplitPass:
         lpips: Measure | None,
     ) -> None:
         self.retrieval, self.samples = retrieval, retrieval.dataset.split(split)[::every]
-        self.key = retrieval.key(split, every)
+        self.rows = rows_here(len(self.samples), retrieval.batch_size)
+        self.places = shards_of(self.rows, retrieval.batch_size)
+        key = retrieval.key(split, every)
+        self.keys = [key_of_rows(key, place, len(self.samples)) for place in self.places]
         self.attack, self.with_labels = attack, with_labels
-        self.features = retrieval.store.get(self.key, retrieval.device)
+        self.features = [retrieval.store.get(key, retrieval.device) for key in self.keys]
         self.replacements: Sequence[ReIDSample] = ()
         self.accumulators = (BatchAccumulator(lpips), BatchAccumulator(lpips))
 
     @property
     def num_images(self) -> int:
-        """Number of images to read: 0 if features are cached and nothing else is measured."""
-        needed = self.features is None or self.attack is not None or self.replacements
-        return len(self.samples) if needed else 0
+        """Number of images that this process reads."""
+        return sum(place.stop - place.start for place in self.places if self._is_needed(place))
+
+    def _is_needed(self, place: slice) -> bool:
+        measured = self.attack is not None or len(self.replacements) > 0
+        return measured or self.features[self.places.index(place)] is None
+
+    def shards(self) -> list[Tensor]:
+        """Return the clean features of the rows of this process."""
+        return [shard for shard in self.features if shard is not None]
+
+    def whole(self, shards: Sequence[Tensor]) -> Tensor:
+        """Return as one tensor what all processes have for their rows; collective."""
+        return whole(shards, self.rows, len(self.samples))
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Read the images in batches; ``progress`` gets the number of images done."""
-        if self.num_images == 0:
-            return
+        done = 0
+        for number, place in enumerate(self.places):
+            if self._is_needed(place):
+                self._run_shard(number, place, done, progress)
+                done += place.stop - place.start
+
+    def _run_shard(
+        self,
+        number: int,
+        rows: slice,
+        done: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        samples = self.samples[rows]
         clean: list[Tensor] = []
+        extract = self.features[number] is None
         model = inference_view(self.retrieval.model)
-        replacements = self.retrieval.read(self.replacements)
+        replacements = self.retrieval.read(self.replacements[rows])
         with torch.no_grad():
-            for place, pixels in self.retrieval.read(self.samples):
+            for place, pixels in self.retrieval.read(samples):
                 x = self.retrieval.to_input(pixels)
-                if self.features is None:
+                if extract:
                     clean.append(model.features(x))
                 if self.attack is not None:
-                    samples = self.samples[place]
-                    *kinds, _ = self.retrieval.perturb(self.attack, x, samples, self.with_labels)
+                    *kinds, _ = self.retrieval.perturb(
+                        self.attack, x, samples[place], self.with_labels
+                    )
                     for accumulator, images in zip(self.accumulators, kinds, strict=True):
                         accumulator.add(model.features(images), images, x)
                 elif self.replacements:
                     images = self.retrieval.to_input(next(replacements)[1])
                     self.accumulators[1].add(model.features(images), images, x)
-                progress(place.stop)
-        if self.features is None:
-            self.features = torch.cat(clean)
-            self.retrieval.store.put(self.key, self.features)
+                progress(done + place.stop)
+        if extract:
+            store = self.retrieval.store
+            self.features[number] = store.put(self.keys[number], torch.cat(clean))
 
     def results(
-        self, ranking: Callable[[Tensor], RankingResult]
+        self, ranking: Callable[[Sequence[Tensor]], RankingResult]
     ) -> tuple[AttackedResult | None, AttackedResult | None]:
         """Return the results of the float and of the 8-bit images; None where there are none."""
+        measured = (self.attack is not None, self.attack is not None or bool(self.replacements))
         float_images, byte_images = (
-            accumulator.result(ranking) if accumulator.features else None
-            for accumulator in self.accumulators
+            accumulator.result(ranking, self.whole) if exists else None
+            for accumulator, exists in zip(self.accumulators, measured, strict=True)
         )
         return float_images, byte_images

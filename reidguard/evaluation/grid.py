@@ -15,6 +15,7 @@ from reidguard.attacks import Attack, InstanceAttack, LearnedAttack, fixed_patte
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
+from reidguard.distributed import from_first, is_first
 from reidguard.errors import InputError
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import CountCallback, FeatureStore
@@ -117,7 +118,8 @@ def evaluate_grid(
     cell, with the gallery as guides where it needs them, and all its cells are "source". Those of
     an attack that neither learns nor uses a model are "knows nothing". Otherwise pass ``sources``.
 
-    Gallery and clean queries are extracted once for each model and dataset.
+    Gallery and clean queries are extracted once for each model and dataset. Several processes that
+    ``torch.distributed`` connects share each cell's work; the first writes the files.
 
     Where a learnt attack is measured beyond its source, each model and dataset also gets the cell
     "fixed pattern" with the setting "knows nothing": of :func:`~reidguard.fixed_patterns`, the one
@@ -199,7 +201,7 @@ def evaluate_grid(
             if progress is not None:
                 progress(len(results), len(measured) * len(places))
     result = GridResult(tuple(_cells(attacks, datasets, settings, families, results)))
-    if folder is not None:
+    if folder is not None and is_first():
         result.save(folder / "grid.json")
     return _with_warnings(result)
 
@@ -374,9 +376,9 @@ def _evaluation(
     if folder is not None:
         key = {"attack": attack_key, **_key(retrieval, query_every)}
         file = folder / "cells" / f"{fingerprint(key)[:32]}.json"
-    cell = None if file is None else find_record(file, CachedCell)
+    cell = from_first(None if file is None else find_record(file, CachedCell))
     if cell is not None and cell.key == key:
-        return cell.evaluation
+        return dict(cell.evaluation)
     evaluation = evaluate(
         retrieval.model,
         retrieval.dataset,
@@ -386,6 +388,6 @@ def _evaluation(
         batch_size=retrieval.batch_size,
         query_every=query_every,
     ).to_dict()
-    if file is not None:
+    if file is not None and is_first():
         write_json(file, {"key": key, "evaluation": evaluation})
     return evaluation

@@ -104,7 +104,10 @@ class Retrieval:
 
     @cached_property
     def gallery(self) -> Tensor:
-        """The (G, D) clean features of the gallery, extracted at the first access."""
+        """The (G, D) clean features of the gallery, extracted at the first access.
+
+        Each of several processes extracts its part and gets all of them.
+        """
         return self.store.features(
             self.model,
             self.dataset,
@@ -154,14 +157,19 @@ class Retrieval:
         return images, to_float(saved, self.protocol.dtype), saved
 
     def rank(
-        self, query: Tensor, samples: Sequence[ReIDSample], gallery: Tensor | None = None
+        self,
+        query: Tensor,
+        samples: Sequence[ReIDSample],
+        gallery: Sequence[Tensor] | None = None,
+        gallery_start: int | None = None,
     ) -> RankingResult:
         """Rank the gallery for queries.
 
         Args:
             query: (Q, D) features.
             samples: The Q samples that they are of.
-            gallery: (G, D) features; None for the clean ones.
+            gallery: Shards of gallery features; None for the clean ones of the whole gallery.
+            gallery_start: The first row of the shards, if other processes hold the others.
         """
         return rank(
             query,
@@ -173,4 +181,5 @@ class Retrieval:
             metric=self.metric,
             same_camera=self.protocol.same_camera,
             max_rank=self.protocol.max_rank,
+            gallery_start=gallery_start,
         )

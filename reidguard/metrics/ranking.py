@@ -143,7 +143,8 @@ def rank(
     )
     if total > len(matches.g_pids):
         raise InputError(
-            f"this process's gallery ends at row {total}, but there are {len(matches.g_pids)} labels"
+            f"this process's gallery ends at row {total}, but there are labels for "
+            f"{len(matches.g_pids)} rows"
         )
     most = int(matches.per_query.max())
     if most == 0:

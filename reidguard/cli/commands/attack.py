@@ -12,7 +12,6 @@ from reidguard.cli.options import MACHINE, Flag, Options, command, pathname
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Surrogate
 from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
-from reidguard.records import environment_number
 from reidguard.schema import options_of, resolve, settings
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ def run(options: Options) -> None:
             attack, seconds = folder.learn(
                 products[0], rg.load_attack, learn, tensorboard=options.tensorboard
             )
-            if not folder.writes:
-                return
-        elif products and not (folder / products[0]).exists():
+        elif products and folder.writes and not (folder / products[0]).exists():
             attack.save(folder / products[0])
         attack = session.bind(attack.to(session.device), source, folder.display)
         if not folder.finished:
@@ -153,6 +150,8 @@ def run(options: Options) -> None:
             on_device = None if lpips is None else lpips.to(session.device)
             folder.finish(*measure(attack.provenance, seconds, on_device))
         folder.print()
+        if not folder.writes:
+            return
         if options.save_images is not None:
             save_adversarial(
                 attack,
@@ -205,8 +204,6 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
         )
         if options.surrogate is not None and not is_instance:
             raise InputError(f"{name} uses no model, so it needs no --surrogate: leave it out")
-    if not learns and environment_number("WORLD_SIZE", 1) > 1:
-        raise InputError("nothing is learnt here, so one process is enough: call without torchrun")
     if options.with_labels and not (is_instance and attack.needs_guides):
         raise InputError(f"{name} does not use the identities: leave --with-labels out")
     if options.cube is not None and not _color_parts(attack):

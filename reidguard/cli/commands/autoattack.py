@@ -91,9 +91,9 @@ def run(options: Options) -> int:
             folder.finish(result.to_dict(), result.to_markdown())
         folder.print()
         if options.save_images is not None:
-            print(f"images: {options.save_images}")
-        print(f"run: {folder.path}")
-    return judge(options, folder.content(), folder.path)
+            folder.say(f"images: {options.save_images}")
+        folder.say(f"run: {folder.path}")
+    return judge(options, folder.content(), folder.path) if folder.writes else 0
 
 
 app = command(

@@ -213,7 +213,8 @@ def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
 def _zero_gradients(attack: Attack | None, count: GradientCount) -> float:
     """Return the fraction of unusable gradients, of this attack or of its learning."""
     learnt = (attack.provenance or {}).get("zero_gradients", 0.0) if attack is not None else 0.0
-    total = GradientCount(*map(sum, zip(*from_all([count.read()]), strict=True)))
+    counts = from_all([count.read()])
+    total = GradientCount(*(sum(pair[i] for pair in counts) for i in range(2)))
     return max(total.zero_fraction, learnt if isinstance(learnt, float) else 0.0)
 
 

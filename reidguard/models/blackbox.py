@@ -21,6 +21,7 @@ from reidguard.models.fingerprint import probe_images
 from reidguard.models.graphs import GraphNetwork
 from reidguard.models.wrap import wrap_model
 from reidguard.records import to_path
+from reidguard.schema import MAX_SIDE
 from reidguard.types import InputSpec
 
 __all__ = ["BlackBoxModel", "load_onnx", "load_openvino"]
@@ -145,6 +146,7 @@ def load_onnx(
     except Exception as error:  # onnxruntime has classes of its own for each kind of damage
         reason = (str(error).splitlines() or ["unknown reason"])[0]
         raise CheckpointError(f"{path} is no ONNX network that can be run: {reason}") from error
+    _check_inputs(path, [(i.name, i.type) for i in session.get_inputs()], "tensor(float)")
     images, features = session.get_inputs()[0], session.get_outputs()[0]
 
     def run(x: npt.NDArray[np.float32]) -> Any:
@@ -162,7 +164,7 @@ def load_onnx(
         return translate_onnx(onnx.load(str(path)), batch)
 
     shape = [side if isinstance(side, int) else None for side in images.shape]
-    box = _black_box(run, shape, (path,), input_spec, metric)
+    box = _black_box(run, shape, (path, *_external_data(path)), input_spec, metric)
     model = _translated(box, translate(shape[0]), "onnxruntime") if differentiable else box
     return _with_warning(model, path)
 
@@ -233,6 +235,12 @@ def load_openvino(
             f"{path} is no network in OpenVINO's IR that can be run: {reason}"
         ) from error
 
+    _check_inputs(
+        path,
+        [(i.get_any_name(), i.get_element_type().get_type_name()) for i in network.inputs],
+        "f32",
+    )
+
     def run(x: npt.NDArray[np.float32]) -> Any:
         return network(x)[0]
 
@@ -246,6 +254,28 @@ def load_openvino(
     from reidguard.models.openvino_graph import translate_openvino
 
     return _with_warning(_translated(box, translate_openvino(ir, shape[0]), "openvino"), path)
+
+
+def _check_inputs(path: Path, inputs: Sequence[tuple[str, str]], needed: str) -> None:
+    """Check that a network takes one tensor of float32 images; ``inputs`` are names and types."""
+    if len(inputs) != 1:
+        names = ", ".join(name for name, _ in inputs) or "none"
+        raise InputError(
+            f"{path} has {len(inputs)} inputs ({names}): export the network with the images as its "
+            "only one"
+        )
+    if (kind := inputs[0][1]) != needed:
+        raise InputError(
+            f"the input of {path} is of type {kind}, not {needed}: export the network for float32 "
+            "images"
+        )
+
+
+def _external_data(path: Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold its weights: those that it names."""
+    content = path.read_bytes()
+    files = (f for f in path.parent.iterdir() if f != path and f.is_file())
+    return sorted(f for f in files if f.name.encode("utf-8", "surrogateescape") in content)
 
 
 def _black_box(
@@ -262,21 +292,36 @@ def _black_box(
             "export the network for RGB images, channels first"
         )
     batch, _, height, width = shape
+    if max(batch or 0, height or 0, width or 0) > MAX_SIDE:
+        raise InputError(
+            f"the input of {files[0]} has shape {tuple(shape)}: no more than {MAX_SIDE} images, or "
+            "pixels a side, at a time can be run"
+        )
     own = None if height is None or width is None else (height, width)
     if input_spec is None:
         input_spec = InputSpec() if own is None else InputSpec(size=own)
     elif input_spec.size is None:
         input_spec = replace(input_spec, size=own)
 
+    def checked_run(x: npt.NDArray[np.float32]) -> Any:
+        try:
+            return run(x)
+        except Exception as error:  # onnxruntime and openvino have classes of their own
+            reason = (str(error).strip().splitlines() or ["unknown reason"])[-1]
+            raise InputError(
+                f"{files[0]} cannot be run on images of shape {x.shape}: {reason}; check the size "
+                "in input_spec"
+            ) from error
+
     def function(x: npt.NDArray[np.float32]) -> Any:
         if batch is None:
-            return run(x)
+            return checked_run(x)
         # Exported for so many images at a time: the last batch is filled up.
         parts = []
         for start in range(0, len(x), batch):
             part = x[start : start + batch]
             filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), 0)])
-            parts.append(run(filled)[: len(part)])
+            parts.append(checked_run(filled)[: len(part)])
         return np.concatenate(parts)
 
     digest = hashlib.sha256()

@@ -97,9 +97,14 @@ def written(tmp_path):
     weight = torch.randn(5, 3, 3, 3, generator=generator)
     bias = torch.randn(5, generator=generator)
 
-    def write(batch="N", size=SIZE, channels=3, maps=False):
+    def write(
+        batch="N", size=SIZE, channels=3, maps=False, kind=TensorProto.FLOAT, others=(), **save
+    ):
+        first = "images" if kind == TensorProto.FLOAT else "floats"
+        cast = [helper.make_node("Cast", ["images"], [first], to=TensorProto.FLOAT)]
         nodes = [
-            helper.make_node("Conv", ["images", "weight", "bias"], ["convolved"]),
+            *(cast if first == "floats" else []),
+            helper.make_node("Conv", [first, "weight", "bias"], ["convolved"]),
             helper.make_node("Relu", ["convolved"], ["maps"]),
             helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["features"]),
@@ -108,7 +113,10 @@ def written(tmp_path):
         graph = helper.make_graph(
             nodes,
             "small",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, channels, *size])],
+            [
+                helper.make_tensor_value_info("images", kind, [batch, channels, *size]),
+                *(helper.make_tensor_value_info(o, TensorProto.FLOAT, [1]) for o in others),
+            ],
             [helper.make_tensor_value_info(out, TensorProto.FLOAT, shape)],
             [
                 numpy_helper.from_array(weight[:, :channels].contiguous().numpy(), "weight"),
@@ -117,7 +125,7 @@ def written(tmp_path):
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
         model.ir_version = 8
-        onnx.save(model, str(tmp_path / "net.onnx"))
+        onnx.save(model, str(tmp_path / "net.onnx"), **save)
         return tmp_path / "net.onnx"
 
     def network(inputs):
@@ -148,6 +156,47 @@ def test_onnx_mistakes(written, tmp_path):
         load_onnx(tmp_path / "damaged.onnx")
     with pytest.raises(CheckpointError, match="there is no file"):
         load_onnx(tmp_path / "none.onnx")
+
+
+def test_onnx_networks_that_take_no_images_are_refused(written):
+    write, _ = written
+    from onnx import TensorProto
+
+    with pytest.raises(InputError, match=r"type tensor\(int64\)"):
+        load_onnx(write(kind=TensorProto.INT64))
+    with pytest.raises(InputError, match=r"2 inputs \(images, view\)"):
+        load_onnx(write(others=("view",)))
+    with pytest.raises(InputError, match="100000"):
+        load_onnx(write(batch=100_000))
+    with pytest.raises(InputError, match="70000"):
+        load_onnx(write(size=(70_000, 70_000)))
+
+
+def test_weights_beside_an_onnx_file_belong_to_it(written, tmp_path):
+    write, network = written
+    file = write(
+        save_as_external_data=True,
+        location="net.onnx.data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    (tmp_path / "unrelated.bin").write_bytes(b"other")
+    model = load_onnx(file)
+    x = torch.rand(2, 3, 20, 10)
+    expected = network(model.input_spec.apply(x))
+    torch.testing.assert_close(model.features(x), expected, rtol=1e-4, atol=1e-5)
+    weights = tmp_path / "net.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[2] ^= 1  # the last bits of a weight: no feature changes by as much as is rounded away
+    weights.write_bytes(content)
+    changed = load_onnx(file)
+    assert changed.identity != model.identity
+    assert weights_fingerprint(changed) != weights_fingerprint(model)
+    (tmp_path / "unrelated.bin").write_bytes(b"another")
+    assert load_onnx(file).identity == changed.identity
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no ONNX network"):
+        load_onnx(file)
 
 
 def test_a_missing_onnxruntime_is_said(monkeypatch, tmp_path):

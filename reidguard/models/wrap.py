@@ -33,7 +33,7 @@ class WrappedModel(ReIDModel):
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the network's vectors, or its maps averaged over all places."""
         if self._source is None:
-            output: Any = self.network(inputs)
+            output: Any = _call(self.network, inputs)
         elif isinstance(self._source, str):
             output = getattr(self.network, self._source)(inputs)
         else:
@@ -58,6 +58,30 @@ class WrappedModel(ReIDModel):
     def extra_repr(self) -> str:
         """Return where the features come from."""
         return f"features={self._source!r}"
+
+
+def _call(network: nn.Module, inputs: Tensor) -> Any:
+    """Return what a network gives; one of ``torch.export`` gets the batch that it was made for."""
+    size = None
+    if isinstance(network, torch.fx.GraphModule):
+        example = next((n.meta.get("val") for n in network.graph.nodes if n.op == "placeholder"), 0)
+        size = example.shape[0] if isinstance(example, Tensor) and example.dim() else None
+    if not isinstance(size, int):  # any
+        return network(inputs)
+    parts = []
+    for images in torch.split(inputs, size):
+        filled = torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
+        try:
+            output = network(filled)
+        except AssertionError as error:  # a guard of torch.export
+            raise InputError(
+                f"the exported network takes other images than {tuple(filled.shape)} ({error}): "
+                "give it their size with input_spec=InputSpec(size=(height, width))"
+            ) from error
+        if not isinstance(output, Tensor):
+            return output
+        parts.append(output[: len(images)])
+    return torch.cat(parts)
 
 
 def wrap_model(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reidguard.errors import InputError
 from reidguard.evaluation import Protocol, evaluate
 from reidguard.models import wrap_model
 from reidguard.models.fingerprint import model_key
@@ -49,6 +50,10 @@ def net(kind: type[Net] = Net) -> Net:
     return kind().eval()
 
 
+def exported_for_two() -> nn.Module:
+    return torch.export.export(net(), (torch.rand(2, 3, 32, 16),)).module()
+
+
 def exported() -> nn.Module:
     shapes = {"x": {0: torch.export.Dim.AUTO}}
     return torch.export.export(net(), (torch.rand(2, 3, 32, 16),), dynamic_shapes=shapes).module()
@@ -62,6 +67,7 @@ KINDS = {
     "traced": lambda: torch.jit.trace(net(), torch.rand(2, 3, 32, 16)),
     "frozen": lambda: torch.jit.freeze(torch.jit.script(net())),
     "exported": exported,
+    "exported for two images": exported_for_two,
 }
 
 
@@ -77,3 +83,9 @@ def test_it_is_evaluated(kind):
     assert model_key(model) == model_key(model)
     with small_dataset() as people:
         assert evaluate(model, people, None, Protocol(image_size=(32, 16))).clean.mAP > 0.5
+
+
+def test_an_exported_module_for_another_size_is_one_error():
+    model = wrap_model(exported_for_two(), input_spec=InputSpec(size=(48, 16)))
+    with pytest.raises(InputError, match="size"):
+        model.features(torch.rand(2, 3, 48, 16))

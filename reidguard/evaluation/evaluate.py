@@ -27,6 +27,7 @@ from reidguard.evaluation.results import AttackedResult, EvaluationResult
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.metrics import RankingResult
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
+from reidguard.metrics.ranking import GalleryPart
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import (
@@ -137,8 +138,10 @@ def evaluate(
         if attacked is not None:
             shards[side] = attacked
         query = passes["query"].whole(shards["query"])
-        start = None if world() is None else passes["gallery"].rows.start
-        return retrieval.rank(query, queries, shards["gallery"], start)
+        gallery: Sequence[Tensor] | GalleryPart = shards["gallery"]
+        if world() is not None:
+            gallery = GalleryPart(shards["gallery"], passes["gallery"].rows.start)
+        return retrieval.rank(query, queries, gallery)
 
     clean_ranking = ranking()
     attacked, attacked_8bit = passes[side].results(ranking)

@@ -23,6 +23,7 @@ from reidguard.evaluation.features import (
 )
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import RankingResult, rank
+from reidguard.metrics.ranking import GalleryPart
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
@@ -160,16 +161,14 @@ class Retrieval:
         self,
         query: Tensor,
         samples: Sequence[ReIDSample],
-        gallery: Sequence[Tensor] | None = None,
-        gallery_start: int | None = None,
+        gallery: Sequence[Tensor] | GalleryPart | None = None,
     ) -> RankingResult:
         """Rank the gallery for queries.
 
         Args:
             query: (Q, D) features.
             samples: The Q samples that they are of.
-            gallery: Shards of gallery features; None for the clean ones of the whole gallery.
-            gallery_start: The first row of the shards, if other processes hold the others.
+            gallery: Features in shards; None for the clean ones of the whole gallery.
         """
         return rank(
             query,
@@ -181,5 +180,4 @@ class Retrieval:
             metric=self.metric,
             same_camera=self.protocol.same_camera,
             max_rank=self.protocol.max_rank,
-            gallery_start=gallery_start,
         )

@@ -71,10 +71,23 @@ class RankingResult:
         return float(self.cmc[k - 1])
 
 
+@dataclass(frozen=True, eq=False)
+class GalleryPart:
+    """What one of several processes that ``torch.distributed`` connects holds of a gallery.
+
+    Attributes:
+        shards: (g, D) features, in order.
+        start: Place of their first row in the gallery.
+    """
+
+    shards: Sequence[Tensor]
+    start: int
+
+
 @fixed_context()
 def rank(
     query: Tensor,
-    gallery: Tensor | Sequence[Tensor],
+    gallery: Tensor | Sequence[Tensor] | GalleryPart,
     *,
     query_pids: Labels,
     query_camids: Labels,
@@ -83,7 +96,6 @@ def rank(
     metric: str = "euclidean",
     same_camera: str = "exclude",
     max_rank: int = 50,
-    gallery_start: int | None = None,
 ) -> RankingResult:
     """Rank the gallery for every query and return the metrics of the ranking.
 
@@ -99,7 +111,8 @@ def rank(
     Args:
         query: (Q, D) features, any float dtype, any device.
         gallery: (G, D) features on the same device, or shards of them in order. Rows are read in
-            blocks, so memory-mapped ones may be larger than the memory.
+            blocks, so memory-mapped ones may be larger than the memory. Of several processes each
+            gives its :class:`GalleryPart`, and the queries and labels of the whole dataset.
         query_pids: Q identities, from 1 up.
         query_camids: Q cameras.
         gallery_pids: G identities.
@@ -108,9 +121,6 @@ def rank(
         same_camera: ``"exclude"`` leaves out, per query, the images of the same identity by the
             same camera; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
-        gallery_start: If ``torch.distributed`` processes hold the gallery together: the place of
-            this process's first row. Queries and labels are those of the whole dataset, the same
-            in every process, and so is the result. None: ``gallery`` is the whole gallery.
 
     Raises:
         InputError: For features that are NaN or do not fit together, labels that do not fit the
@@ -125,16 +135,16 @@ def rank(
         >>> round(result.mAP, 3), result.rank_k(1), round(result.mINP, 3)
         (0.833, 1.0, 0.667)
     """
-    shards = [gallery] if isinstance(gallery, Tensor) else list(gallery)
+    part = gallery if isinstance(gallery, GalleryPart) else None
+    tensors = gallery.shards if isinstance(gallery, GalleryPart) else gallery
+    shards = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     check_features(query, shards, metric)
     max_rank = checked(int, "max_rank", max_rank, low=1, high=MAX_RANK)
-    if gallery_start is not None:
-        gallery_start = checked(int, "gallery_start", gallery_start, low=0)
-    starts = list(accumulate((len(shard) for shard in shards), initial=gallery_start or 0))
+    starts = list(accumulate((len(shard) for shard in shards), initial=part.start if part else 0))
     total = starts.pop()
     matches = Matches(
         len(query),
-        total if gallery_start is None else len(gallery_pids),
+        len(gallery_pids) if part else total,
         query_pids,
         query_camids,
         gallery_pids,
@@ -143,36 +153,20 @@ def rank(
     )
     if total > len(matches.g_pids):
         raise InputError(
-            f"this process's gallery ends at row {total}, but there are labels for "
+            f"this part of the gallery ends at row {total}, but there are labels for "
             f"{len(matches.g_pids)} rows"
         )
-    most = int(matches.per_query.max())
-    if most == 0:
+    if int(matches.per_query.max()) == 0:
         raise InputError(
             "no query has a match in the gallery, so nothing can be ranked: " + matches.why_none()
         )
-    ap = torch.full((len(query),), math.nan, dtype=torch.float64)
-    inp = ap.clone()
-    first = torch.zeros(len(query), dtype=torch.int64)
     with torch.no_grad(), full_precision(query.device):
         query_norms, *shard_norms = check_norms(query, shards, metric)
         counters = [
             NonMatchCounter(query, shard, start, metric, (query_norms, norms), matches)
             for shard, start, norms in zip(shards, starts, shard_norms, strict=True)
         ]
-        step = max(1, min(CHUNK, TABLE // most))
-        for start in range(0, len(query), step):
-            rows = slice(start, min(start + step, len(query)))
-            counts = matches.per_query[rows]
-            answered = counts > 0
-            if not answered.any():
-                continue
-            ahead = _ahead(counters, rows, int(counts.max()), gallery_start is not None)[answered]
-            counts = counts[answered]
-            ranks = ahead + torch.arange(1, ahead.shape[1] + 1)
-            ap[rows][answered] = average_precision(ranks, counts)
-            inp[rows][answered] = inverse_negative_penalty(ranks, counts)
-            first[rows][answered] = ranks[:, 0]
+        ap, inp, first = _per_query(counters, matches, distributed=part is not None)
     answered = first > 0
     hits = torch.bincount(first[answered].clamp(max=max_rank + 1), minlength=max_rank + 2)
     return RankingResult(
@@ -184,6 +178,30 @@ def rank(
         first_match=first,
         skipped=(~answered).nonzero().flatten(),
     )
+
+
+def _per_query(
+    counters: Sequence[NonMatchCounter], matches: Matches, *, distributed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return average precision, inverse negative penalty and first rank of each query."""
+    queries = len(matches.per_query)
+    ap = torch.full((queries,), math.nan, dtype=torch.float64)
+    inp = ap.clone()
+    first = torch.zeros(queries, dtype=torch.int64)
+    step = max(1, min(CHUNK, TABLE // int(matches.per_query.max())))
+    for start in range(0, queries, step):
+        rows = slice(start, min(start + step, queries))
+        counts = matches.per_query[rows]
+        answered = counts > 0
+        if not answered.any():
+            continue
+        ahead = _ahead(counters, rows, int(counts.max()), distributed)[answered]
+        counts = counts[answered]
+        ranks = ahead + torch.arange(1, ahead.shape[1] + 1)
+        ap[rows][answered] = average_precision(ranks, counts)
+        inp[rows][answered] = inverse_negative_penalty(ranks, counts)
+        first[rows][answered] = ranks[:, 0]
+    return ap, inp, first
 
 
 def _ahead(

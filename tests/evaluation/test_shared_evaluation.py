@@ -17,6 +17,7 @@ import torch.distributed as dist
 from reidguard.distributed import rows_here
 from reidguard.errors import InputError
 from reidguard.metrics import rank
+from reidguard.metrics.ranking import GalleryPart
 
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch with gloo"
@@ -87,7 +88,7 @@ def test_shards_rank_as_one_tensor(metric, parts):
     assert torch.equal(joint.cmc, sharded.cmc)
     assert torch.equal(joint.inp, sharded.inp)
     with pytest.raises(InputError, match="rows"):
-        rank(query, gallery, gallery_start=1, metric=metric, **labels)
+        rank(query, GalleryPart([gallery], start=1), metric=metric, **labels)
 
 
 @pytest.mark.parametrize(("total", "batch"), [(1, 8), (17, 4), (64, 8), (100, 7), (3, 1)])

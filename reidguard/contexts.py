@@ -6,11 +6,12 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["fixed_context", "fixed_defaults", "seeded", "wrap_methods"]
+__all__ = ["fixed_context", "fixed_defaults", "on_meta", "seeded", "wrap_methods"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,6 +44,7 @@ class _DefaultDtype:
 
 
 _FLOAT32 = _DefaultDtype()
+_META: ContextVar[bool] = ContextVar("on_meta", default=False)
 _GENERATORS = threading.RLock()  # torch's global ones, which all threads share
 
 
@@ -59,10 +61,26 @@ def fixed_defaults() -> Iterator[None]:
         torch.float64
         >>> torch.set_default_dtype(torch.float32)
     """
-    # The meta device is set to build a model without memory for its weights, as we do ourselves.
-    keep = torch.get_default_device().type in ("cpu", "meta")
+    keep = _META.get() or torch.get_default_device().type == "cpu"
     with _FLOAT32, nullcontext() if keep else torch.device("cpu"):
         yield
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Create tensors without memory inside, on the meta device, in functions of this library too.
+
+    Example:
+        >>> with on_meta():
+        ...     torch.ones(1).device.type
+        'meta'
+    """
+    token = _META.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _META.reset(token)
 
 
 @contextmanager

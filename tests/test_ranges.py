@@ -150,10 +150,12 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "extract_features", extract_features, {"model": model, "samples": data.query}
     features = {"model": model, "dataset": data, "split": "query"}
     yield "FeatureStore.features", rg.FeatureStore().features, features
+    yield "FeatureStore.shards", rg.FeatureStore().shards, features
     yield "rank", rg.rank, {"query": points, "gallery": points, **labels}
     yield "top_k", top_k, {"query": points, "gallery": points, **labels}
     yield "rank_k", ranking.rank_k, {}
     yield "WorstCase.rank_k", worst.rank_k, {}
+    yield "PatternAttack.pattern", rg.PatternAttack().pattern, {"height": 4, "width": 4}
     yield "InputSpec", rg.InputSpec, {}
     yield "Protocol", rg.Protocol, {}
     yield "RetrievalAutoAttack", rg.RetrievalAutoAttack, {}

@@ -171,9 +171,8 @@ class PatternAttack(Attack):
 
     def pattern(self, height: int, width: int) -> Tensor:
         """Return what is added to images of this size: (1, 3, height, width) float32, in ±ε."""
-        signs = _signs(
-            self.kind, self.period, self.phase, self.angle, self.size, self.seed, (height, width)
-        )
+        shape = checked(tuple[int, int], "height and width", (height, width), low=1, high=MAX_SIDE)
+        signs = _signs(self.kind, self.period, self.phase, self.angle, self.size, self.seed, shape)
         color = torch.tensor(self.color, dtype=torch.float64, device="cpu").view(1, 3, 1, 1)
         return (self.budget.eps * color * signs).float()
 

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _peer_ended(error: Exception) -> bool:
     """Return whether a collective failed, as it does when one of several processes is gone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or isinstance(error, ReIDGuardError):
+    if isinstance(error, ReIDGuardError) or environment_number("WORLD_SIZE", 1) == 1:
         return False
     import torch.distributed as dist  # imported already where there are several processes
 

@@ -265,7 +265,6 @@ class FeatureStore:
         *,
         image_size: tuple[int, int] = (256, 128),
         dtype: torch.dtype = torch.float32,
-        every: int = 1,
         batch_size: int = 64,
         progress: CountCallback | None = None,
         key: dict[str, Any] | None = None,
@@ -279,9 +278,10 @@ class FeatureStore:
         extracting. ``key`` is what :meth:`key` returns for these features, where it is known
         already.
         """
+        batch_size = checked(int, "batch_size", batch_size, low=1)
         if key is None:
-            key = self.key(model, dataset, split, image_size=image_size, dtype=dtype, every=every)
-        samples = dataset.split(split)[::every]
+            key = self.key(model, dataset, split, image_size=image_size, dtype=dtype)
+        samples = dataset.split(split)
         rows = rows_here(len(samples), batch_size)
         device = module_device(model)
         result = []

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
-from reidguard.contexts import fixed_context
+from reidguard.contexts import fixed_context, on_meta
 from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import Metric, ReIDModel
 from reidguard.models.weights import check_finite, load_weights
@@ -131,7 +130,7 @@ def load_model(path: Path | str) -> ReIDModel:
     if card.num_classes:
         kwargs["num_classes"] = dict(card.num_classes)
     try:
-        with torch.device("meta"):  # takes no memory, whatever the card asks for
+        with on_meta():  # takes no memory, whatever the card asks for
             draft: ReIDModel | None = MODELS.create(card.name, **kwargs)
     except Exception:  # code that needs data; or the card is wrong, as is said below
         draft = None

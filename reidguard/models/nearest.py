@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from reidguard.contexts import on_meta
 from reidguard.models.base import ReIDModel
 from reidguard.models.factory import MODELS
 from reidguard.models.weights import match_tensors, misfit
@@ -84,6 +84,6 @@ def _calls(model: ReIDModel, tensors: Mapping[str, Tensor]) -> Iterator[tuple[st
 @lru_cache(maxsize=64)
 def _draft(factory: Callable[..., ReIDModel], options: str) -> ReIDModel:
     """Return a model on the meta device, whose weights take no memory."""
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), on_meta():
         warnings.simplefilter("ignore")
         return factory(**json.loads(options))

@@ -98,7 +98,7 @@ def test_a_report_shows_it(finished):
     result = json.loads((finished / "result.json").read_text())
     page = report_page([read_run(finished)])
     assert "the worst case over all attacks of retrieval-autoattack" in page
-    assert f"leaves {100 * result['robust']['mAP']:.1f}&nbsp;% mAP" in page
+    assert f"leaves {100 * result['robust']['mAP']:.1f}\N{NO-BREAK SPACE}% mAP" in page
     assert "furthest-negative" in page
 
 

@@ -53,9 +53,9 @@ def test_an_attack(target, data, tmp_path):
     assert manifest["status"] == "finished"
 
 
-def test_commands_for_one_process_are_refused(target, refused, monkeypatch):
+def test_commands_for_one_process_are_refused(refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "evaluate works in one process: call it without torchrun" in refused("evaluate", *target)
+    assert "data works in one process: call it without torchrun" in refused("data", "virtual")
 
 
 @pytest.mark.slow

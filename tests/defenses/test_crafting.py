@@ -13,7 +13,8 @@ from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, InstanceAttack
 from reidguard.defenses import DEFENSES, AdversarialTraining, GuideSampling
 from reidguard.defenses.crafting import Crafter, attack_provenance, is_bound, registered_name
 from reidguard.errors import InputError
-from reidguard.storage import weights_fingerprint
+from reidguard.models.fingerprint import model_key
+from reidguard.storage import fingerprint, weights_fingerprint
 from reidguard.types import Budget
 
 SIZE = (32, 16)
@@ -184,7 +185,7 @@ def test_the_facts_of_a_bound_attack_hold_its_target():
             return x.flatten(1)
 
     model = TinyNet()
-    assert attack_provenance(SMA().bind(model))["target"] == weights_fingerprint(model)
+    assert attack_provenance(SMA().bind(model))["target"] == fingerprint(model_key(model))
     assert attack_provenance(SMA().bind(Function()))["target"] is None
     assert "target" not in attack_provenance(SMA())
     assert is_bound(SMA().bind(model))

@@ -96,7 +96,7 @@ def test_published_osnet_loads_completely(published):
 
 
 def test_published_osnet_of_another_width_is_refused(published):
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="does not fit this OSNet"):
         create_model("osnet_x0_5", weights=published)
 
 

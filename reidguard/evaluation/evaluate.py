@@ -25,9 +25,8 @@ from reidguard.evaluation.features import (
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import AttackedResult, EvaluationResult
 from reidguard.evaluation.retrieval import Retrieval
-from reidguard.metrics import RankingResult
+from reidguard.metrics import GalleryPart, RankingResult
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
-from reidguard.metrics.ranking import GalleryPart
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import (

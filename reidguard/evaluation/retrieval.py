@@ -22,8 +22,7 @@ from reidguard.evaluation.features import (
     to_float,
 )
 from reidguard.evaluation.protocol import Protocol
-from reidguard.metrics import RankingResult, rank
-from reidguard.metrics.ranking import GalleryPart
+from reidguard.metrics import GalleryPart, RankingResult, rank
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view

@@ -2,6 +2,15 @@
 
 from reidguard.metrics.counting import SAME_CAMERA
 from reidguard.metrics.distances import METRICS, distances
-from reidguard.metrics.ranking import MAX_RANK, RankingResult, rank, top_k
+from reidguard.metrics.ranking import MAX_RANK, GalleryPart, RankingResult, rank, top_k
 
-__all__ = ["MAX_RANK", "METRICS", "SAME_CAMERA", "RankingResult", "distances", "rank", "top_k"]
+__all__ = [
+    "MAX_RANK",
+    "METRICS",
+    "SAME_CAMERA",
+    "GalleryPart",
+    "RankingResult",
+    "distances",
+    "rank",
+    "top_k",
+]

@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from reidguard.distributed import rows_here
 from reidguard.errors import InputError
-from reidguard.metrics import rank
-from reidguard.metrics.ranking import GalleryPart
+from reidguard.metrics import GalleryPart, rank
 
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch with gloo"

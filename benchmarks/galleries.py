@@ -24,6 +24,7 @@ from reidguard.metrics import rank
 from reidguard.storage import load_tensors, save_tensors
 
 QUERIES, WIDTH, IDENTITIES = 3368, 512, 750
+MATCHABLE = 15_913  # images of the identities, as in Market-1501; the others are distractors
 
 
 def write(folder: Path, gallery: int, dtype: torch.dtype) -> None:
@@ -31,7 +32,8 @@ def write(folder: Path, gallery: int, dtype: torch.dtype) -> None:
     centres = torch.randn(IDENTITIES + 1, WIDTH, generator=g)
     for number, start in enumerate(range(0, gallery, SHARD)):
         rows = min(SHARD, gallery - start)
-        pids = torch.randint(0, IDENTITIES + 1, (rows,), generator=g)
+        pids = torch.randint(1, IDENTITIES + 1, (rows,), generator=g)
+        pids[max(0, MATCHABLE - start) :] = 0  # distractors
         features = centres[pids] + 3 * torch.randn(rows, WIDTH, generator=g)
         tensors = {"features": features.to(dtype), "pids": pids}
         save_tensors(folder / f"{number:05d}.safetensors", tensors, {"kind": "features"})
@@ -70,7 +72,8 @@ def measure(gallery: int, dtype: torch.dtype) -> dict[str, float | int | str]:
         pids = torch.cat([file["pids"] for file in files])
         g = torch.Generator().manual_seed(1)
         query_pids = torch.randint(1, IDENTITIES + 1, (QUERIES,), generator=g)
-        query = torch.randn(QUERIES, WIDTH, generator=g)
+        centres = torch.randn(IDENTITIES + 1, WIDTH, generator=torch.Generator().manual_seed(0))
+        query = centres[query_pids] + 3 * torch.randn(QUERIES, WIDTH, generator=g)
         labels = {
             "query_pids": query_pids,
             "query_camids": torch.zeros(QUERIES, dtype=torch.int64),

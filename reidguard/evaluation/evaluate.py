@@ -233,10 +233,16 @@ def _attack_dict(
 
 
 class BatchAccumulator:
-    """Features and quality of one kind of adversarial images, collected on the device."""
+    """Features and quality of one kind of adversarial images, collected on the device.
 
-    def __init__(self, lpips: Measure | None) -> None:
-        self.lpips = lpips
+    Args:
+        lpips: Further measure of image quality.
+        eight_bit: Whether the images are as a file stores them, so that changes are whole grey
+            levels.
+    """
+
+    def __init__(self, lpips: Measure | None, *, eight_bit: bool = False) -> None:
+        self.lpips, self.eight_bit = lpips, eight_bit
         self.features: list[Tensor] = []
         self.quality: list[Tensor] = []
 
@@ -266,7 +272,8 @@ class BatchAccumulator:
             ranking=ranking(features),
             psnr=mean_psnr,
             ssim=mean_ssim,
-            linf=float(linf.max()),
+            # Whole grey levels, of which float32 images show a difference up to rounding.
+            linf=round(255 * float(linf.max())) / 255 if self.eight_bit else float(linf.max()),
             ms_ssim=mean_ms_ssim,
             lpips=rest[0] if rest else None,
         )
@@ -304,7 +311,7 @@ class SplitPass:
         self.attack, self.with_labels = attack, with_labels
         self.features = [retrieval.store.get(key, retrieval.device) for key in self.keys]
         self.replacements: Sequence[ReIDSample] = ()
-        self.accumulators = (BatchAccumulator(lpips), BatchAccumulator(lpips))
+        self.accumulators = (BatchAccumulator(lpips), BatchAccumulator(lpips, eight_bit=True))
 
     @property
     def num_images(self) -> int:

@@ -245,7 +245,7 @@ def test_the_real_demo(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     for cell in result["cells"]:
         assert cell["evaluation"]["clean"]["cmc"][0] >= 0.6
-        assert 7 < cell["evaluation"]["attacked_8bit"]["linf_255"] <= 8 + 1e-3
+        assert 7 < cell["evaluation"]["attacked_8bit"]["linf_255"] <= 8
         assert cell["evaluation"]["attacked"]["linf_255"] <= 8 + 1e-3
     source = result["cells"][0]["evaluation"]
     assert source["attacked_8bit"]["mAP"] < 0.6 * source["clean"]["mAP"]

@@ -168,6 +168,15 @@ def test_the_quality_of_batches_is_a_mean_over_images(with_lpips):
     assert result.lpips == expected
 
 
+def test_changes_of_eight_bit_images_are_whole_grey_levels():
+    pixels = (torch.arange(576) % 248).float().view(1, 1, 24, 24).expand(1, 3, -1, -1)
+    x, x_adv = pixels / 255, (pixels + 8) / 255
+    assert float(achieved_linf(x_adv, x)) > 8 / 255  # by rounding
+    accumulator = BatchAccumulator(None, eight_bit=True)
+    accumulator.add(torch.ones(1, 2), x_adv, x)
+    assert accumulator.result(lambda shards: "ranking", torch.cat).linf == 8 / 255
+
+
 def test_attacks_need_no_special_class(model, few):
     class Same(Attack):
         def perturb(self, x):

@@ -1,16 +1,13 @@
 """Re-ID models: the contract, the model zoo, and wrappers and loaders for other networks."""
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-from reidguard.models.agw import AGW
+from reidguard.models.architectures.agw import AGW
+from reidguard.models.architectures.ide import IDE
+from reidguard.models.architectures.osnet import OSNet
+from reidguard.models.architectures.pcb import PCB
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
-from reidguard.models.ide import IDE
-from reidguard.models.osnet import OSNet
-from reidguard.models.pcb import PCB
 from reidguard.models.weights import LoadReport, load_weights
 from reidguard.models.wrap import wrap_model
 
@@ -34,7 +31,3 @@ __all__ = [
     "register_model",
     "wrap_model",
 ]
-
-# The other modules of this folder register themselves.
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")

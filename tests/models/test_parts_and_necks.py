@@ -18,7 +18,7 @@ from reidguard.defenses import MetaDefense
 from reidguard.errors import InputError
 from reidguard.learners import LEARNERS
 from reidguard.models import EnsembleModel, create_model, load_model, wrap_model
-from reidguard.models.agw import GeM, NonLocal
+from reidguard.models.architectures.agw import GeM, NonLocal
 from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective

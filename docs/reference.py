@@ -55,8 +55,8 @@ WHOLE = {
     **{
         f"reidguard.data.readers.{name}": f"Reader: {name}"
         for name in (
-            "folder", "csv_file", "market1501", "dukemtmc", "msmt17", "cuhk", "viper", "deepchange",
-            "personx", "randperson", "unrealperson",
+            "folder", "csv_file", "flat", "market1501", "dukemtmc", "msmt17", "cuhk", "viper",
+            "deepchange", "personx", "randperson", "unrealperson",
         )
     },
 }  # fmt: skip

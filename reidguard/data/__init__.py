@@ -1,16 +1,12 @@
 """Datasets, readers, samplers and loaders: from files on disk to training batches."""
 
 from reidguard.data.augment import Augment
-from reidguard.data.dataset import (
-    DATASETS,
-    SPLITS,
-    ReIDDataset,
-    load_dataset,
-    register_dataset,
-)
+from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.images import ImageCache, decode_image, iterate_images
 from reidguard.data.join import join_datasets
+from reidguard.data.layouts import Layout
 from reidguard.data.loader import BatchLoader
+from reidguard.data.loading import DATASETS, load_dataset, register_dataset
 from reidguard.data.sampler import PKSampler
 
 __all__ = [
@@ -19,6 +15,7 @@ __all__ = [
     "Augment",
     "BatchLoader",
     "ImageCache",
+    "Layout",
     "PKSampler",
     "ReIDDataset",
     "decode_image",

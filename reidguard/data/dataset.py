@@ -1,10 +1,9 @@
-"""Re-ID datasets: the samples of three splits, their statistics and fingerprints, found by name."""
+"""Re-ID datasets: the samples of three splits, their statistics and fingerprints."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,23 +15,14 @@ from reidguard.data.decoding import MAX_BYTES, format_names, list_images, open_r
 from reidguard.data.images import thread_pool
 from reidguard.errors import DataError, InputError, a_few, printable
 from reidguard.records import read_file, to_path
-from reidguard.registry import Registry
 from reidguard.schema import checked
 from reidguard.types import ReIDSample
 
-__all__ = [
-    "DATASETS",
-    "SPLITS",
-    "CountCallback",
-    "ReIDDataset",
-    "load_dataset",
-    "register_dataset",
-]
+__all__ = ["SPLITS", "CountCallback", "ReIDDataset"]
 
 SPLITS = ("train", "query", "gallery")
 CountCallback = Callable[[int, int], None]  # progress: (done, total)
 
-Reader = TypeVar("Reader", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
@@ -327,74 +317,3 @@ def _damage(path: Path) -> str | None:
         reason = str(error.__cause__ or error)
         return reason if str(path) in reason else f"{path}: {reason}"
     return None
-
-
-DATASETS: Registry[ReIDDataset] = Registry(
-    "dataset",
-    group="reidguard.datasets",
-    builtin={"virtual": "reidguard.virtual.dataset:load_virtual"},
-)
-
-
-def register_dataset(name: str) -> Callable[[Reader], Reader]:
-    """Return a decorator that registers a reader ``(root: Path) -> ReIDDataset`` under ``name``.
-
-    Keyword arguments of the reader are options of :func:`load_dataset`. A reader whose ``root`` has
-    a default can be loaded without a path.
-    """
-    return DATASETS.register(name)
-
-
-def load_dataset(name: str, root: Path | str | None = None, **options: Any) -> ReIDDataset:
-    """Read a registered dataset's file lists.
-
-    Args:
-        name: "NAME:PATH" as on the command line, or a name alone with ``root`` beside it. Some
-            datasets ("virtual") need no path.
-        root: The dataset's folder, or for "csv" its file. ``~`` is expanded.
-        **options: Keyword arguments of the reader, such as ``seed`` of "viper".
-
-    Raises:
-        RegistryError: If no dataset has that name.
-        DataError: If the path is missing, or does not hold what the dataset needs.
-        InputError: If there are two paths, a path without a name, or the reader has no such
-            option.
-
-    Example:
-        >>> load_dataset("market1501:/nowhere")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        reidguard.errors.DataError: there is no folder /nowhere; ...
-    """
-    if not isinstance(name, str):
-        raise InputError(
-            f"a dataset is named by text, such as 'market1501:/data/market1501', not {name!r}"
-        )
-    name, colon, path = name.partition(":")
-    if path and root is not None:
-        raise InputError(f"the dataset has two paths, {path!r} and {str(root)!r}; give one")
-    if root == "" or (colon and not path and root is None):
-        raise InputError(f"the path of dataset {name!r} is empty; write {name}:/path/to/it")
-    if not colon and root is None and name not in DATASETS and os.path.exists(name):
-        cure = f"csv:{name}" if os.path.isfile(name) else f"market1501:{name} or folder:{name}"
-        raise InputError(
-            f"{name} is a path, and a dataset is named by its kind as well: write {cure} "
-            "(all kinds: reidguard list datasets)"
-        )
-    reader = DATASETS.get(name)
-    signature = inspect.signature(reader)
-    first = next(iter(signature.parameters.values()))
-    place = path or root
-    if place is None and first.default is first.empty:
-        raise DataError(f"dataset {name!r} needs a path; write {name}:/path/to/it")
-    args = () if place is None else (to_path(place),)
-    try:
-        signature.bind(*args, **options)
-    except TypeError as error:
-        raise InputError(f"dataset {name!r}: {error}") from None
-    try:
-        return reader(*args, **options)
-    except OSError as error:
-        raise DataError(
-            f"cannot read dataset {name!r}: {error}; check the path and its permissions"
-        ) from error

@@ -3,6 +3,7 @@
 from reidguard.testing.attacks import ATTACK_CHECKS, AttackFactory, check_identity
 from reidguard.testing.datasets import (
     DATASET_CHECKS,
+    TEST_SET_CHECKS,
     TRAINING_SET_CHECKS,
     DatasetFactory,
     check_missing_folder,
@@ -17,6 +18,7 @@ __all__ = [
     "DEFENSE_CHECKS",
     "LEARNER_CHECKS",
     "MODEL_CHECKS",
+    "TEST_SET_CHECKS",
     "TRAINING_SET_CHECKS",
     "AttackFactory",
     "DatasetFactory",

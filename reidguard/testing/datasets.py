@@ -11,7 +11,8 @@ is wrong::
     def test_a_missing_folder():
         check_missing_folder(read_my_dataset)
 
-A set that is published for training alone, such as RandPerson, takes ``TRAINING_SET_CHECKS``.
+A set that is published for training alone, such as RandPerson, takes ``TRAINING_SET_CHECKS``, and
+one for the test alone, such as Occluded-REID, ``TEST_SET_CHECKS``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from reidguard.data import ReIDDataset
 from reidguard.data.dataset import SPLITS
 from reidguard.errors import DataError
 
-__all__ = ["DATASET_CHECKS", "TRAINING_SET_CHECKS", "DatasetFactory", "check_missing_folder"]
+__all__ = [
+    "DATASET_CHECKS",
+    "TEST_SET_CHECKS",
+    "TRAINING_SET_CHECKS",
+    "DatasetFactory",
+    "check_missing_folder",
+]
 
 DatasetFactory = Callable[[], ReIDDataset]
 
@@ -46,6 +53,14 @@ def check_training_split(read: DatasetFactory) -> None:
     _check_split(dataset, "train")
     assert not dataset.query, "a set for training alone has queries"
     assert not dataset.gallery, "a set for training alone has a gallery"
+
+
+def check_test_splits(read: DatasetFactory) -> None:
+    """Query and gallery have images, each of them once, and there are none to train on."""
+    dataset = read()
+    for split in ("query", "gallery"):
+        _check_split(dataset, split)
+    assert not dataset.train, "a set for the test alone has training images"
 
 
 def _check_split(dataset: ReIDDataset, split: str) -> None:
@@ -124,3 +139,12 @@ TRAINING_SET_CHECKS: tuple[Callable[[DatasetFactory], None], ...] = (
     check_summary,
 )
 """The checks that hold for every dataset of training images alone."""
+
+TEST_SET_CHECKS: tuple[Callable[[DatasetFactory], None], ...] = (
+    check_test_splits,
+    check_images,
+    check_queries,
+    check_repeatable,
+    check_summary,
+)
+"""The checks that hold for every dataset of queries and a gallery alone."""

@@ -321,7 +321,7 @@ def test_what_the_system_refuses_is_a_data_error_that_names_the_dataset(
 
 
 def test_a_dataset_has_a_name_of_text_and_a_path():
-    for name in (None, 3, Path("market1501:/x")):
+    for name in (None, 3):
         with pytest.raises(InputError, match="named by text"):
             load_dataset(name)
     with pytest.raises(InputError, match="empty"):
@@ -354,16 +354,6 @@ def test_options_go_to_the_reader(tmp_path, monkeypatch):
     assert load_dataset(f"optional:{tmp_path}", seed=4).root == tmp_path
     with pytest.raises(InputError, match=r"'optional'.*'sed'"):
         load_dataset("optional", sed=3)
-
-
-def test_a_path_without_a_name_shows_how_to_write_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "people.csv").write_text("path,pid,camid,split\n")
-    (tmp_path / "people").mkdir()
-    with pytest.raises(InputError, match=r"write csv:people\.csv "):
-        load_dataset("people.csv")
-    with pytest.raises(InputError, match="write market1501:people or folder:people "):
-        load_dataset("people")
 
 
 def test_names_that_begin_alike_are_proposed():

@@ -9,7 +9,9 @@ from reidguard.errors import InputError
 from reidguard.options import VirtualOptions
 
 EXAMPLES = """\
+  reidguard data /data/market1501
   reidguard data market1501:/data/market1501
+  reidguard data /data/crops --pattern '{pid}_{camid}_{n}'
   reidguard data csv:people.csv --check
   reidguard data virtual:plaza
   reidguard data 'virtual:mall?identities=20&cameras=3'
@@ -25,7 +27,10 @@ EXPORT_EXAMPLES = """\
 class Dataset(TypedDict, total=False):
     """The dataset to summarise, and whether to check it."""
 
-    dataset: Annotated[str, Flag("reidguard list datasets", required=True, positional=True)]
+    dataset: Annotated[
+        str, Flag("a path, or NAME:PATH (reidguard list datasets)", required=True, positional=True)
+    ]
+    pattern: Annotated[str, Flag("of image names in a flat folder, such as '{pid}_{camid}_{n}'")]
     check: Annotated[bool, Flag("decode every image, so that damage shows now", False)]
 
 
@@ -43,7 +48,8 @@ def run(options: Options) -> None:
     from reidguard.data import SPLITS
     from reidguard.tables import Table
 
-    dataset = rg.load_dataset(options.dataset)
+    pattern = options.get("pattern")
+    dataset = rg.load_dataset(options.dataset, **({"pattern": pattern} if pattern else {}))
     counts = dataset.summary()
     columns = ("images", "identities", "cameras")
     rows = [[split, *(f"{counts[split][c]:,}" for c in columns)] for split in SPLITS]

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
+from reidguard.data.dataset import SPLITS, ReIDDataset
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.custom import Row, build_custom, parse_camera, parse_identity
 from reidguard.errors import DataError, InputError, a_few, printable
 from reidguard.records import read_file, to_path
@@ -72,7 +73,7 @@ def read_csv(path: Path | str, *, columns: Mapping[str, str] | None = None) -> R
             f"{len(missing)} images that {path} lists do not exist: {a_few(missing)}; paths are "
             f"relative to {path.parent}"
         )
-    return build_custom(path.stem, rows, root=path.parent, notes=notes)
+    return build_custom(path.stem, rows, root=path.parent, notes=notes, deep=False)
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import (
     MARKET_FOLDERS,
     find_root,
@@ -32,9 +34,12 @@ NP_EXAMPLE = "0003_c1_22.png"
 NP_NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})_[0-9]+")
 CUHK01_EXAMPLE = "0001001.png"
 CUHK01_NAME = re.compile(r"(?P<pid>[0-9]{4})(?P<view>[0-9]{3})")
+NP_ENTRIES = dict.fromkeys(MARKET_FOLDERS.values(), re.compile("[0-9]{4}_c[12]_[0-9]{1,2}"))
+NP_LAYOUTS = {boxes: Layout(NP_ENTRIES, (boxes,)) for boxes in ("labeled", "detected")}
+CUHK01_LAYOUT = Layout({"campus": CUHK01_NAME}, ("CUHK01",))
 
 
-@register_dataset("cuhk03-np-labeled")
+@register_dataset("cuhk03-np-labeled", NP_LAYOUTS["labeled"])
 def read_cuhk03_np_labeled(root: Path | str) -> ReIDDataset:
     """List CUHK03-NP with the hand-drawn boxes.
 
@@ -52,7 +57,7 @@ def read_cuhk03_np_labeled(root: Path | str) -> ReIDDataset:
     return _read_np(to_path(root), LABELED, "labeled", "detected")
 
 
-@register_dataset("cuhk03-np-detected")
+@register_dataset("cuhk03-np-detected", NP_LAYOUTS["detected"])
 def read_cuhk03_np_detected(root: Path | str) -> ReIDDataset:
     """List CUHK03-NP with the boxes of a detector; as :func:`read_cuhk03_np_labeled`."""
     return _read_np(to_path(root), DETECTED, "detected", "labeled")
@@ -61,12 +66,12 @@ def read_cuhk03_np_detected(root: Path | str) -> ReIDDataset:
 def _read_np(root: Path, published: Published, boxes: str, other: str) -> ReIDDataset:
     if root.name.lower() == other:
         raise DataError(f"{root} holds the {other} boxes; read it as cuhk03-np-{other}")
-    root = find_root(root, [boxes], MARKET_FOLDERS.values())
+    root = find_root(root, NP_LAYOUTS[boxes])
     splits = read_market_folders(root, NP_NAME, example=NP_EXAMPLE, published=published)
     return build_dataset(published, splits, root=root)
 
 
-@register_dataset("cuhk01")
+@register_dataset("cuhk01", CUHK01_LAYOUT)
 def read_cuhk01(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     """List CUHK01 and split it at random: 485 identities for training, 486 for the test.
 
@@ -83,7 +88,7 @@ def read_cuhk01(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     """
     folder = to_path(root)
     if folder.name.lower() != "campus":
-        folder = find_root(folder, ["cuhk01"], ["campus"]) / "campus"
+        folder = find_root(folder, CUHK01_LAYOUT) / "campus"
     samples = [
         ReIDSample(path, int(match["pid"]), 1 if int(match["view"]) <= 2 else 2)
         for path, match in parse_folder(folder, CUHK01_NAME, example=CUHK01_EXAMPLE, expected=3884)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reidguard.data.dataset import SPLITS, ReIDDataset
+from reidguard.data.readers.statistics import unread_images
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 
@@ -83,12 +84,14 @@ def _parse(text: str, where: str, cure: str) -> int | str:
 
 
 def build_custom(
-    name: str, rows: Iterable[Row], *, root: Path, notes: Iterable[str] = ()
+    name: str, rows: Iterable[Row], *, root: Path, notes: Iterable[str] = (), deep: bool = True
 ) -> ReIDDataset:
     """Build a dataset of rows: junk is left out and counted, names are numbered.
 
     If all identities are numbers they are kept, and so are cameras; else all are numbered in
-    alphabetical order, identities from 1 and cameras from 0. 0 stays the mark of distractors.
+    alphabetical order, identities from 1 and cameras from 0. 0 stays the mark of distractors. A
+    note counts the images that are in no row: with ``deep`` of all folders below ``root``, else of
+    those that hold an image of a row.
     """
     rows = list(rows)
     kept = [row for row in rows if row.pid != JUNK]
@@ -98,7 +101,11 @@ def build_custom(
     for row in kept:
         splits[row.split].append(ReIDSample(row.path, pids[row.pid], camids[row.camid]))
     return ReIDDataset(
-        name, *splits.values(), root=root, junk=len(rows) - len(kept), notes=list(notes)
+        name,
+        *splits.values(),
+        root=root,
+        junk=len(rows) - len(kept),
+        notes=[*notes, *unread_images(root, [row.path for row in rows], deep=deep)],
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import find_root, read_list
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, InputError
@@ -28,9 +30,20 @@ LINE = re.compile(
     r"\s*,\s*(?P<tracklet>[0-9]{1,18})",
     re.IGNORECASE,
 )
+LAYOUTS = [
+    Layout(
+        dict.fromkeys(
+            name
+            for folder in ("train-set", f"{subset}-set-query", f"{subset}-set-gallery")
+            for name in (folder, f"{folder}-bbox.txt")
+        ),
+        ("DeepChangeDataset", "DeepChange"),
+    )
+    for subset in SUBSETS
+]
 
 
-@register_dataset("deepchange")
+@register_dataset("deepchange", LAYOUTS[0])
 def read_deepchange(
     root: Path | str, *, subset: str = "test", exclude: str = "tracklet"
 ) -> ReIDDataset:
@@ -67,8 +80,7 @@ def read_deepchange(
         "query": f"{subset}-set-query",
         "gallery": f"{subset}-set-gallery",
     }
-    lists = [f"{folder}-bbox.txt" for folder in folders.values()]
-    root = find_root(root, ["deepchangedataset", "deepchange"], [*lists, *folders.values()])
+    root = find_root(root, *LAYOUTS)
     splits = {}
     for split, name in folders.items():
         expected = published.of(split)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 
@@ -20,13 +22,14 @@ PUBLISHED = Published(
 )
 EXAMPLE = "0005_c2_f0046985.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})_f[0-9]+")
+LAYOUT = Layout(dict.fromkeys(MARKET_FOLDERS.values(), NAME), ("DukeMTMC-reID", "DukeMTMC", "Duke"))
 WITHDRAWN = (
     "withdrawn: its authors took DukeMTMC down in 2019, since people were recorded outside what "
     "their review board had approved; think before using it, and say so where it is reported"
 )
 
 
-@register_dataset("dukemtmc-reid")
+@register_dataset("dukemtmc-reid", LAYOUT)
 def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
     """List a copy of DukeMTMC-reID that was made before its withdrawal.
 
@@ -41,6 +44,6 @@ def read_dukemtmc_reid(root: Path | str) -> ReIDDataset:
         DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    root = find_root(root, ["dukemtmc-reid"], MARKET_FOLDERS.values())
+    root = find_root(root, LAYOUT)
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED)
     return build_dataset(PUBLISHED, splits, root=root, notes=[WITHDRAWN])

@@ -6,8 +6,10 @@ import re
 import warnings
 from pathlib import Path
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
+from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.decoding import format_names, list_images
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.custom import Row, build_custom, parse_identity
 from reidguard.errors import DataError, a_few, printable
 from reidguard.records import to_path
@@ -15,9 +17,14 @@ from reidguard.records import to_path
 __all__ = ["read_folder"]
 
 CAMERA = re.compile(r"(?:_c|cam(?:era)?[ _-]?)([0-9]{1,18})", re.IGNORECASE)
+# Identities are folders of images; a split may be absent.
+LAYOUTS = [
+    Layout({f"{split}/*": re.compile(".*", re.DOTALL) for split in splits})
+    for splits in (SPLITS, ("query", "gallery"), ("train",))
+]
 
 
-@register_dataset("folder")
+@register_dataset("folder", *LAYOUTS)
 def read_folder(root: Path | str) -> ReIDDataset:
     """List ``ROOT/{train,query,gallery}/<identity>/<image>``; a split's folder may be absent.
 

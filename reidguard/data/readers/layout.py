@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.decoding import list_images
+from reidguard.data.layouts import Layout, normal_name
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, a_few, printable
 from reidguard.records import read_file, to_path
@@ -29,24 +30,25 @@ __all__ = [
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
-def find_root(root: Path | str, below: Iterable[str], holds: Collection[str]) -> Path:
+def find_root(root: Path | str, *layouts: Layout) -> Path:
     """Return ``root``, or the one folder in it, that holds the dataset.
 
     Args:
         root: The folder that the user named.
-        below: Lower-case names of folders in ``root`` to search; their case does not matter.
-        holds: Names of files and folders that identify the dataset; one of them is enough.
+        layouts: Their ``folders`` are searched in ``root``, and in one another; one of the entries
+            is enough to identify the dataset.
 
     Raises:
         DataError: If there is no such folder, or more than one.
     """
+    holds = list(dict.fromkeys(entry.partition("/")[0] for lay in layouts for entry in lay.entries))
     expected = f"expected there: {', '.join(holds)}"
     root = to_path(root)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; {expected}")
-    names = set(below)
-    inner = [p for p in sorted(root.iterdir()) if p.name.lower() in names and p.is_dir()]
-    for candidates in ([root], inner):
+    names = {normal_name(folder) for layout in layouts for folder in layout.folders}
+    candidates = [root]
+    while candidates:
         matching = [p for p in candidates if any((p / entry).exists() for entry in holds)]
         if len(matching) > 1:
             raise DataError(
@@ -55,6 +57,8 @@ def find_root(root: Path | str, below: Iterable[str], holds: Collection[str]) ->
             )
         if matching:
             return matching[0]
+        inner = [p for place in candidates for p in sorted(place.iterdir())]
+        candidates = [p for p in inner if normal_name(p.name) in names and p.is_dir()]
     raise DataError(f"{root} does not hold this dataset; {expected}")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 
@@ -22,9 +24,12 @@ PUBLISHED = Published(
 EXAMPLE = "0002_c1s1_000451_03.jpg"
 # Official names include 1488_c1s6_023021_00.jpg.jpg, hence the optional end.
 NAME = re.compile(r"(?P<pid>-1|[0-9]{1,18})_c(?P<camid>[0-9]{1,9})s[0-9]+_[0-9]+_[0-9]+(?:\.jpg)?")
+LAYOUT = Layout(
+    dict.fromkeys(MARKET_FOLDERS.values(), NAME), ("market1501", "Market-1501-v15.09.15")
+)
 
 
-@register_dataset("market1501")
+@register_dataset("market1501", LAYOUT)
 def read_market1501(root: Path | str) -> ReIDDataset:
     """List Market-1501.
 
@@ -33,13 +38,12 @@ def read_market1501(root: Path | str) -> ReIDDataset:
 
     Args:
         root: The folder that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``,
-            or its parent, if there it is called ``market1501`` or ``Market-1501-v15.09.15``.
+            or one above it, if there it is called ``market1501`` or ``Market-1501-v15.09.15``.
 
     Raises:
         DataError: If a folder is missing or empty, or a name does not follow the pattern. Another
             number of images than published is no error, but noted.
     """
-    below = ["market1501", "market-1501-v15.09.15"]
-    root = find_root(root, below, MARKET_FOLDERS.values())
+    root = find_root(root, LAYOUT)
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED, distractors=True)
     return build_dataset(PUBLISHED, splits, root=root)

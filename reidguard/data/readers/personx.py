@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from reidguard.data.dataset import SPLITS, ReIDDataset, register_dataset
+from reidguard.data.dataset import SPLITS, ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.errors import DataError, InputError
@@ -21,9 +23,16 @@ HARD = Published("personx-hard", LICENCE, Count(9840, 410), Count(5136, 856), Co
 BACKGROUNDS = (1, 2, 3, 4, 5, 6)
 EXAMPLE = "0001_c1s1_33.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})(?:s[0-9]+)?(?:_[0-9]+)*")
+# With one number after the sequence; Market-1501's names have two.
+OWN_NAME = re.compile(r"[0-9]+_c[0-9]+s[0-9]+_[0-9]+")
+LAYOUT = Layout(
+    {f"{b}/{folder}": OWN_NAME for b in BACKGROUNDS for folder in MARKET_FOLDERS.values()},
+    ("PersonX_v1", "PersonX"),
+)
+HARD_LAYOUT = Layout(dict.fromkeys(MARKET_FOLDERS.values(), OWN_NAME), LAYOUT.folders)
 
 
-@register_dataset("personx")
+@register_dataset("personx", LAYOUT, HARD_LAYOUT)
 def read_personx(root: Path | str, *, backgrounds: Sequence[int] = BACKGROUNDS) -> ReIDDataset:
     """List PersonX: 1,266 identities before up to six backgrounds, 36 viewpoints each.
 
@@ -48,8 +57,7 @@ def read_personx(root: Path | str, *, backgrounds: Sequence[int] = BACKGROUNDS) 
     selected = sorted(set(backgrounds))
     if not selected or not set(selected) <= set(BACKGROUNDS):
         raise InputError(f"backgrounds must be some of {BACKGROUNDS}, not {tuple(backgrounds)}")
-    holds = [*map(str, BACKGROUNDS), *MARKET_FOLDERS.values()]
-    root = find_root(root, ["personx_v1", "personx"], holds)
+    root = find_root(root, LAYOUT, HARD_LAYOUT)
     if not any((root / folder).is_dir() for folder in MARKET_FOLDERS.values()):
         return _read_backgrounds(root, selected)
     if selected != list(BACKGROUNDS):

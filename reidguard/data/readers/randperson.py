@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
 from reidguard.data.decoding import list_images
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import parse_folder
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.records import to_path
@@ -22,9 +24,10 @@ PUBLISHED = Published(
 SUBSET = "randperson_subset"
 EXAMPLE = "000000_s00_c00_f000264.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_s(?P<scene>[0-9]{1,9})_c(?P<camera>[0-9]{1,2})_f[0-9]+")
+LAYOUT = Layout({".": NAME})
 
 
-@register_dataset("randperson")
+@register_dataset("randperson", LAYOUT)
 def read_randperson(root: Path | str) -> ReIDDataset:
     """List the 132,145 images of RandPerson that its authors train on; there is no test set.
 

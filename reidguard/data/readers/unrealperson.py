@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import find_root, parse_folder
 from reidguard.data.readers.statistics import Count, Published, build_dataset
 from reidguard.types import ReIDSample
@@ -20,9 +22,10 @@ PUBLISHED = Published(
 FOLDERS = {f"unreal_v{scene}.{kind}": (scene, kind) for scene in (1, 2, 3, 4) for kind in (1, 2, 3)}
 EXAMPLE = "333_c001_78.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,5})_c(?P<camera>[0-9]{1,3})_[0-9]+")
+LAYOUTS = [Layout({f"{folder}/images": NAME}, ("UnrealPerson",)) for folder in FOLDERS]
 
 
-@register_dataset("unrealperson")
+@register_dataset("unrealperson", *LAYOUTS)
 def read_unrealperson(root: Path | str) -> ReIDDataset:
     """List UnrealPerson; there is no test set.
 
@@ -39,7 +42,7 @@ def read_unrealperson(root: Path | str) -> ReIDDataset:
     Raises:
         DataError: If none is there, one lacks its images, or a name does not follow the pattern.
     """
-    root = find_root(root, ["unrealperson"], FOLDERS)
+    root = find_root(root, *LAYOUTS)
     train = []
     absent = []
     for name, (scene, kind) in FOLDERS.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reidguard.data.dataset import ReIDDataset, register_dataset
+from reidguard.data.dataset import ReIDDataset
+from reidguard.data.layouts import Layout
+from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import find_root, parse_folder, random_split
 from reidguard.data.readers.statistics import Count, Published
 from reidguard.types import ReIDSample
@@ -22,9 +24,10 @@ PUBLISHED = Published(
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 EXAMPLE = "000_45.bmp"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_[0-9]+")
+LAYOUT = Layout(dict.fromkeys(CAMERAS, NAME), ("VIPeR", "VIPeR.v1.0"))
 
 
-@register_dataset("viper")
+@register_dataset("viper", LAYOUT)
 def read_viper(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     """List VIPeR and split it at random: 316 identities for training, 316 for the test.
 
@@ -40,7 +43,7 @@ def read_viper(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     Raises:
         DataError: If a folder is missing or empty, or a name does not follow the pattern.
     """
-    root = find_root(root, ["viper", "viper.v1.0"], CAMERAS)
+    root = find_root(root, LAYOUT)
     samples = [
         ReIDSample(path, int(match["pid"]) + 1, camera)
         for folder, camera in CAMERAS.items()

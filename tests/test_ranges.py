@@ -27,7 +27,7 @@ from reidguard.data.sampler import PKSampler
 from reidguard.defenses import GuideSampling
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
-from reidguard.metrics import top_k
+from reidguard.metrics import Reranking, top_k
 from reidguard.objectives.base import FeatureObjective
 from reidguard.objectives.clusters import k_means
 from reidguard.objectives.defense import DefenseObjective
@@ -152,6 +152,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "FeatureStore.features", rg.FeatureStore().features, features
     yield "FeatureStore.shards", rg.FeatureStore().shards, features
     yield "rank", rg.rank, {"query": points, "gallery": points, **labels}
+    yield "Reranking", Reranking, {}
     yield "top_k", top_k, {"query": points, "gallery": points, **labels}
     yield "rank_k", ranking.rank_k, {}
     yield "WorstCase.rank_k", worst.rank_k, {}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypedDict
 from reidguard.cli.options import Flag
 from reidguard.schema import Option
 
-__all__ = ["Device", "Learning", "Machine", "Reading", "Surrogate", "Target", "Threads"]
+__all__ = ["Device", "Learning", "Machine", "Reading", "Scoring", "Surrogate", "Target", "Threads"]
 
 EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
 DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
@@ -64,6 +64,14 @@ class Reading(TypedDict, total=False):
         Option("size of images when read, attacked and saved; models resize further", (256, 128)),
     ]
     cache: Annotated[Path, CACHE]
+
+
+class Scoring(TypedDict, total=False):
+    """How features are compared."""
+
+    rerank: Annotated[
+        bool, Option("re-rank by k-reciprocal encodings (k1 20, k2 6, weight 0.3)", False)
+    ]
 
 
 class Threads(TypedDict, total=False):

@@ -19,6 +19,7 @@ from reidguard.cli.gate import judge
 from reidguard.cli.options import Options, fraction, image_size
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
+from reidguard.cli.sections import Scoring
 from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.distributed import is_first
@@ -37,7 +38,7 @@ from reidguard.models import (
 from reidguard.models.fingerprint import model_key
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.records import cache_folder, environment_number, to_path
-from reidguard.schema import resolve, settings
+from reidguard.schema import options_of, resolve, settings
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
 
@@ -245,13 +246,18 @@ class Session:
                 if model is not None
             },
             "image_size": self.options.image_size,
+            **self._scoring(),
             "device": self.device.type,
         }
 
     @property
     def protocol(self) -> Protocol:
         """How images are read and scored."""
-        return Protocol(image_size=self.options.image_size)
+        return Protocol(image_size=self.options.image_size, **self._scoring())
+
+    def _scoring(self) -> dict[str, Any]:
+        """Return the options of the section Scoring that are on."""
+        return {name: True for name in options_of(Scoring) if self.options.get(name)}
 
     def bind(self, attack: Attack, model: ReIDModel, display: Display) -> Attack:
         """Bind an instance attack to a model, with the gallery as guides where it needs them."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from reidguard.errors import InputError
-from reidguard.metrics import MAX_RANK, METRICS, SAME_CAMERA
+from reidguard.metrics import MAX_RANK, METRICS, SAME_CAMERA, Reranking
 from reidguard.schema import MAX_SIDE, checked
 
 __all__ = ["Protocol"]
@@ -31,10 +31,14 @@ class Protocol:
             same camera; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
         dtype: Float type of the images given to the attack and the model.
+        rerank: Whether to re-rank by k-reciprocal encodings, with the usual settings or those of a
+            :class:`~reidguard.metrics.Reranking`, whose metric is that of the protocol.
 
     Example:
         >>> Protocol(image_size=(384, 128)).to_dict()["image_size"]
         [384, 128]
+        >>> Protocol(rerank=True).rerank
+        Reranking(metric='euclidean', k1=20, k2=6, weight=0.3)
     """
 
     image_size: tuple[int, int] = (256, 128)
@@ -42,6 +46,7 @@ class Protocol:
     same_camera: str = "exclude"
     max_rank: int = 50
     dtype: torch.dtype = torch.float32
+    rerank: Reranking | bool | None = None
 
     def __post_init__(self) -> None:
         size = checked(tuple[int, int], "image_size", self.image_size, low=1, high=MAX_SIDE)
@@ -60,13 +65,19 @@ class Protocol:
             raise InputError(
                 f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {self.dtype!r}"
             )
+        if not isinstance(self.rerank, Reranking):
+            rerank = self.rerank is not None and checked(bool, "rerank", self.rerank)
+            object.__setattr__(self, "rerank", Reranking() if rerank else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        rerank = asdict(self.rerank) if isinstance(self.rerank, Reranking) else {}
+        rerank.pop("metric", None)
         return {
             "image_size": list(self.image_size),
             "metric": self.metric,
             "same_camera": self.same_camera,
             "max_rank": self.max_rank,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"rerank": rerank} if rerank else {}),
         }

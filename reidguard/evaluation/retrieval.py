@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +23,7 @@ from reidguard.evaluation.features import (
     to_float,
 )
 from reidguard.evaluation.protocol import Protocol
-from reidguard.metrics import GalleryPart, RankingResult, rank
+from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
@@ -169,6 +170,9 @@ class Retrieval:
             samples: The Q samples that they are of.
             gallery: Features in shards; None for the clean ones of the whole gallery.
         """
+        metric: str | Reranking = self.metric
+        if isinstance(self.protocol.rerank, Reranking):
+            metric = replace(self.protocol.rerank, metric=self.metric)
         return rank(
             query,
             self.gallery if gallery is None else gallery,
@@ -176,7 +180,7 @@ class Retrieval:
             query_camids=[s.camid for s in samples],
             gallery_pids=[s.pid for s in self.dataset.gallery],
             gallery_camids=[s.camid for s in self.dataset.gallery],
-            metric=self.metric,
+            metric=metric,
             same_camera=self.protocol.same_camera,
             max_rank=self.protocol.max_rank,
         )

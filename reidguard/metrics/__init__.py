@@ -3,6 +3,7 @@
 from reidguard.metrics.counting import SAME_CAMERA
 from reidguard.metrics.distances import METRICS, distances
 from reidguard.metrics.ranking import MAX_RANK, GalleryPart, RankingResult, rank, top_k
+from reidguard.metrics.reranking import Reranking
 
 __all__ = [
     "MAX_RANK",
@@ -10,6 +11,7 @@ __all__ = [
     "SAME_CAMERA",
     "GalleryPart",
     "RankingResult",
+    "Reranking",
     "distances",
     "rank",
     "top_k",

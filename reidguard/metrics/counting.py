@@ -89,6 +89,19 @@ class Matches:
             rows, cols, match = rows[inside], cols[inside] - first, match[inside]
         return rows, cols, match
 
+    def without_junk(self) -> Matches:
+        """Return the matches in the gallery that is left when its junk is removed."""
+        kept = ~self.junk
+        return Matches(
+            len(self.pids),
+            int(kept.sum()),
+            self.pids,
+            self.camids,
+            self.g_pids[kept],
+            self.g_camids[kept],
+            "exclude" if self.exclude else "keep",
+        )
+
     def masks(self, query: int) -> tuple[Tensor, Tensor]:
         """Return which gallery images are removed for one query, and which match it."""
         same = self.g_pids == self.pids[query]
@@ -123,8 +136,8 @@ def _labels(values: Labels, count: int, name: str) -> Tensor:
     return labels.long()
 
 
-class NonMatchCounter:
-    """Counts, in one shard of the gallery, the non-matches at most as far away as each match.
+class PairKeys:
+    """Float32 keys of all pairs of two sets of features, with a bound of their errors.
 
     Distances are compared on a key axis that a matrix product reaches in float32 with a small
     error. The key of a pair grows with its distance: ``|g|² - 2 q·g`` of centred features for the
@@ -133,24 +146,15 @@ class NonMatchCounter:
 
     Args:
         query: (Q, D) features.
-        gallery: (g, D) features of the shard.
-        first: Place of the shard's first row in the gallery.
+        gallery: (g, D) features.
         metric: "euclidean" or "cosine".
         norms: The row norms of both, float64.
-        matches: Which images match, and which are left out.
     """
 
     def __init__(
-        self,
-        query: Tensor,
-        gallery: Tensor,
-        first: int,
-        metric: str,
-        norms: tuple[Tensor, Tensor],
-        matches: Matches,
+        self, query: Tensor, gallery: Tensor, metric: str, norms: tuple[Tensor, Tensor]
     ) -> None:
-        self.query, self.gallery, self.metric = query, gallery, metric
-        self.first, self.norms, self.matches = first, norms, matches
+        self.query, self.gallery, self.metric, self.norms = query, gallery, metric, norms
         self.device = query.device
         self.scale = 1.0
         self.centre = None
@@ -169,8 +173,6 @@ class NonMatchCounter:
             squares = squared_norms(self.prepare(gallery, start, stop, 1))
             self.bias[start:stop] = squares if metric == "euclidean" else 0
             largest_square = torch.maximum(largest_square, squares.max())
-        junk = matches.junk[first : first + len(gallery)]
-        self.bias[junk.to(self.device)] = FAR
         self.gallery_radius = largest_square.sqrt()
 
     def _tiles(self) -> Iterator[tuple[int, int]]:
@@ -225,10 +227,50 @@ class NonMatchCounter:
             torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
         return tile
 
+    def exact(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Return the exact distances (P,) float32 of pairs."""
+        rows, cols = rows.to(self.device), cols.to(self.device)
+        return pair_distances(self.query, self.gallery, rows, cols, self.metric, self.norms)
+
+
+class NonMatchCounter(PairKeys):
+    """Counts, in one shard of the gallery, the non-matches at most as far away as each match.
+
+    Args:
+        query: (Q, D) features.
+        gallery: (g, D) features of the shard.
+        first: Place of the shard's first row in the gallery.
+        metric: "euclidean" or "cosine".
+        norms: The row norms of both, float64.
+        matches: Which images match, and which are left out.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        gallery: Tensor,
+        first: int,
+        metric: str,
+        norms: tuple[Tensor, Tensor],
+        matches: Matches,
+    ) -> None:
+        super().__init__(query, gallery, metric, norms)
+        self.first, self.matches = first, matches
+        junk = matches.junk[first : first + len(gallery)]
+        self.bias[junk.to(self.device)] = FAR
+
+    def bands(self, start: int, stop: int, exact: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys of the matches of queries start..stop, and how far tiles may err."""
+        return self.keys(exact, squares), self.error_bound(squares)
+
+    def tile(self, queries: Tensor, start: int, first: int, last: int) -> Tensor:
+        """Return the (q, g) keys of prepared queries from ``start`` on, and gallery first..last."""
+        return self.product(queries, first, last)
+
     def match_distances(self, start: int, stop: int) -> Tensor:
         """Return the exact distances of the shard's matches, (q, m) padded with infinity."""
         rows, cols, match = self._pairs(start, stop)
-        near = self._distances(rows[match] + start, cols[match])
+        near = self.exact(rows[match] + start, cols[match])
         return self._by_row(rows[match].to(self.device), near, stop - start)
 
     def ahead(self, start: int, stop: int, exact: Tensor) -> Tensor:
@@ -249,7 +291,7 @@ class NonMatchCounter:
         squares = squared_norms(queries)
         # A key outside [key - error, key + error] of every match is certainly before or behind
         # each of them. Bands that overlap become one: each ends where the next begins.
-        keys, error = self.keys(exact, squares), self.error_bound(squares)
+        keys, error = self.bands(start, stop, exact, squares)
         low, high = (keys - error).float(), (keys + error).float()
         high[:, :-1] = torch.minimum(high[:, :-1], low[:, 1:])
         edges = torch.stack([low, high], 2).flatten(1)
@@ -264,14 +306,14 @@ class NonMatchCounter:
         special = torch.stack([rows, cols % CHUNK])[:, order].to(self.device)
         own = torch.split(special, per_tile.tolist(), dim=1)
         for (first, last), (own_rows, own_cols) in zip(self._tiles(), own, strict=True):
-            tile = self.product(queries, first, last)
+            tile = self.tile(queries, start, first, last)
             tile[own_rows, own_cols] = FAR
             passed = torch.searchsorted(edges, tile)
             between.scatter_add_(1, passed, one.expand_as(passed))
             near_row, near_col = (passed & 1).nonzero(as_tuple=True)
             if len(near_row):
                 near = self._by_row(
-                    near_row, self._distances(near_row + start, near_col + first), stop - start
+                    near_row, self.exact(near_row + start, near_col + first), stop - start
                 )
                 passed = torch.searchsorted(exact, near)  # equal ones stand before the match
                 behind.scatter_add_(1, passed, one.expand_as(passed))
@@ -279,10 +321,6 @@ class NonMatchCounter:
 
     def _pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.matches.pairs(start, stop, self.first, self.first + len(self.gallery))
-
-    def _distances(self, rows: Tensor, cols: Tensor) -> Tensor:
-        rows, cols = rows.to(self.device), cols.to(self.device)
-        return pair_distances(self.query, self.gallery, rows, cols, self.metric, self.norms)
 
     @staticmethod
     def _by_row(rows: Tensor, values: Tensor, count: int) -> Tensor:

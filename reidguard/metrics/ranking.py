@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reidguard.contexts import fixed_context
-from reidguard.distributed import add_up, gather_equal
+from reidguard.distributed import add_up, gather_equal, gather_rows
 from reidguard.errors import InputError
 from reidguard.metrics.counting import CHUNK, Labels, Matches, NonMatchCounter
 from reidguard.metrics.distances import (
@@ -24,6 +24,7 @@ from reidguard.metrics.distances import (
     full_precision,
     pair_distances,
 )
+from reidguard.metrics.reranking import Reranking, reranked_counter
 from reidguard.schema import checked
 
 __all__ = ["MAX_RANK", "RankingResult", "rank", "top_k"]
@@ -93,7 +94,7 @@ def rank(
     query_camids: Labels,
     gallery_pids: Labels,
     gallery_camids: Labels,
-    metric: str = "euclidean",
+    metric: str | Reranking = "euclidean",
     same_camera: str = "exclude",
     max_rank: int = 50,
 ) -> RankingResult:
@@ -117,7 +118,9 @@ def rank(
         query_camids: Q cameras.
         gallery_pids: G identities.
         gallery_camids: G cameras.
-        metric: ``"euclidean"`` or ``"cosine"``, as :func:`distances` defines them.
+        metric: ``"euclidean"`` or ``"cosine"``, as :func:`distances` defines them, or a
+            :class:`Reranking` of one of them, which takes the lists of nearest images of all
+            queries and gallery images: about 3 KiB per image, and all features in memory.
         same_camera: ``"exclude"`` leaves out, per query, the images of the same identity by the
             same camera; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
@@ -138,7 +141,8 @@ def rank(
     part = gallery if isinstance(gallery, GalleryPart) else None
     tensors = gallery.shards if isinstance(gallery, GalleryPart) else gallery
     shards = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    check_features(query, shards, metric)
+    base = metric.metric if isinstance(metric, Reranking) else metric
+    check_features(query, shards, base)
     max_rank = checked(int, "max_rank", max_rank, low=1, high=MAX_RANK)
     starts = list(accumulate((len(shard) for shard in shards), initial=part.start if part else 0))
     total = starts.pop()
@@ -161,12 +165,16 @@ def rank(
             "no query has a match in the gallery, so nothing can be ranked: " + matches.why_none()
         )
     with torch.no_grad(), full_precision(query.device):
-        query_norms, *shard_norms = check_norms(query, shards, metric)
-        counters = [
-            NonMatchCounter(query, shard, start, metric, (query_norms, norms), matches)
-            for shard, start, norms in zip(shards, starts, shard_norms, strict=True)
-        ]
-        ap, inp, first = _per_query(counters, matches, distributed=part is not None)
+        if isinstance(metric, Reranking):
+            counters = [_reranked(query, shards, part, matches, metric)]
+        else:
+            query_norms, *shard_norms = check_norms(query, shards, metric)
+            counters = [
+                NonMatchCounter(query, shard, start, metric, (query_norms, norms), matches)
+                for shard, start, norms in zip(shards, starts, shard_norms, strict=True)
+            ]
+        distributed = part is not None and not isinstance(metric, Reranking)
+        ap, inp, first = _per_query(counters, matches, distributed=distributed)
     answered = first > 0
     hits = torch.bincount(first[answered].clamp(max=max_rank + 1), minlength=max_rank + 2)
     return RankingResult(
@@ -178,6 +186,25 @@ def rank(
         first_match=first,
         skipped=(~answered).nonzero().flatten(),
     )
+
+
+def _reranked(
+    query: Tensor,
+    shards: Sequence[Tensor],
+    part: GalleryPart | None,
+    matches: Matches,
+    reranking: Reranking,
+) -> NonMatchCounter:
+    """Return the counter of re-ranked distances to the whole gallery; collective with a part."""
+    gallery = torch.cat(list(shards)) if shards else None
+    if part is not None:
+        rows = slice(part.start, part.start + (0 if gallery is None else len(gallery)))
+        gallery = gather_rows(gallery, rows, len(matches.g_pids))
+    assert gallery is not None
+    if bool(matches.junk.any()):  # nor is it a neighbour of other images
+        gallery = gallery[~matches.junk.to(gallery.device)]
+        matches = matches.without_junk()
+    return reranked_counter(query, gallery, matches, reranking, distributed=part is not None)
 
 
 def _per_query(

@@ -126,6 +126,16 @@ def test_evaluate_without_a_folder_only_prints(target, tmp_path, monkeypatch, ca
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_reranking(target, trained, studio, tmp_path, refused, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["evaluate", *target, "--rerank", *out]) == 0
+    assert "re-ranked" in capsys.readouterr().out
+    model = load_model(trained / "model.safetensors")
+    expected = evaluate(model, studio, None, Protocol(image_size=SIZE, rerank=True))
+    assert result_of(tmp_path / "run")["clean"] == expected.to_dict()["clean"]
+    assert "rerank" in refused("evaluate", *target, *out)  # another run's folder
+
+
 def test_features_are_cached_in_the_folder_of_the_option(target, private_cache, tmp_path, capsys):
     assert main(["evaluate", *target]) == 0
     assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query

@@ -22,6 +22,7 @@ from reidguard.evaluation import (
     evaluate,
     evaluate_grid,
 )
+from reidguard.metrics import Reranking
 from reidguard.models import wrap_model
 from reidguard.types import Budget, InputSpec
 
@@ -51,6 +52,9 @@ def main(data_folder, out):
         found["8bit"] = [figures(result.attacked_8bit.ranking), result.attacked_8bit.psnr]
         result = evaluate(model, data, DeltaAttack(size=SIZE), protocol, side="gallery", **options)
         found["gallery"] = [figures(result.attacked.ranking), result.attacked.ssim]
+        reranked = Protocol(image_size=SIZE, rerank=Reranking(k1=6, k2=3))
+        result = evaluate(model, data, DeltaAttack(size=SIZE), reranked, **options)
+        found["reranked"] = [*map(figures, (result.clean, result.attacked.ranking))]
         store = FeatureStore(out / "features")
         again = evaluate(model, data, None, protocol, store=store, **options)
         found["stored"] = figures(again.clean)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import reidguard as rg
 from reidguard.cli.options import MACHINE, Flag, Options, command, pathname
-from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Surrogate
+from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Scoring, Surrogate
 from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
 from reidguard.schema import options_of, resolve, settings
@@ -262,7 +262,7 @@ app = command(
         "data and model": (Surrogate,),
         "attack": (Which,),
         "learning": (Names, AttackOptions),
-        "evaluation": (Reading, EvaluateOptions, Products),
+        "evaluation": (Reading, Scoring, EvaluateOptions, Products),
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,

@@ -5,7 +5,7 @@ from typing import Annotated, TypedDict
 
 from reidguard.cli.gate import Gate, thresholds
 from reidguard.cli.options import MACHINE, Flag, Options, command
-from reidguard.cli.sections import Machine, Reading, Target
+from reidguard.cli.sections import Machine, Reading, Scoring, Target
 from reidguard.options import MeasureOptions
 
 EXAMPLES = """\
@@ -49,7 +49,7 @@ app = command(
     run,
     {
         "data and model": (Target,),
-        "evaluation": (Reading, MeasureOptions, Queries, Gate),
+        "evaluation": (Reading, Scoring, MeasureOptions, Queries, Gate),
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,

@@ -26,7 +26,7 @@ __all__ = ["read_tensors"]
 # the weights (EMA) are taken only where there are no others.
 NESTS = (
     *("state_dict", "model_state_dict", "model.state_dict", "model_state", "model", "net"),
-    *("network", "module", "weights", "params"),
+    *("net_dict", "network", "module", "weights", "params"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
 )
 MAX_NESTING = 4

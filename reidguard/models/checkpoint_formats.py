@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["PREFIXES", "head_rule", "known_layout", "rename", "without_wrappers"]
+__all__ = ["PREFIXES", "head_rule", "known_layout", "name_head", "rename", "without_wrappers"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,12 @@ LAYOUTS = (
         "the AGW survey's code",
         "its ResNets lack the first ReLU: use 'agw' with stem='no-relu', and with p=1 and "
         "non_local=(0, 0, 0, 0) for its baseline",
+    ),
+    (
+        r"ha1\.hard_attn\.",
+        "torchreid's HACNN",
+        "files that were learnt with torch before 1.3 (2019), such as torchreid's published ones, "
+        "need align_corners=True",
     ),
     (r"local_conv\.", "the original PCB", "compare as it does: feature='pooled'"),
     (r"conv5\.layers\.", "torchreid's PCB", "compare as it does: feature='pooled'"),
@@ -97,3 +103,13 @@ def head_rule(pattern: str, num_classes: Mapping[str, Any], target: str = "") ->
         return []
     (domain,) = num_classes
     return [(pattern, f"classifier.{domain}.{target}")]
+
+
+def name_head(state: Mapping[str, Tensor], num_classes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Give the one classifier of a file, ``classifier.weight``, to the only domain of a model.
+
+    Example:
+        >>> name_head({"classifier.weight": Tensor(2)}, {"market1501": 751}).keys()
+        dict_keys(['classifier.market1501.weight'])
+    """
+    return rename(state, head_rule(r"classifier\.(?=(weight|bias)$)", num_classes))

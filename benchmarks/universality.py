@@ -2,6 +2,7 @@
 
 Run: python benchmarks/universality.py networks
      python benchmarks/universality.py attacks [--steps 60] [--query-every 16] [--only blocks ...]
+     python benchmarks/universality.py queries [--target 0031] [--feedback features] [--most 51200]
 Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS with omz/person-reidentification-retail-0031 and -0248
 (Open Model Zoo, Apache-2.0); REIDGUARD_CACHE names a folder for clean features.
 
@@ -9,7 +10,9 @@ Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS with omz/person-reidentification-reta
 ``attacks`` measures the fixed patterns and attacks learnt on OSNet x0.25 (or other networks) by
 steps of 8 people × 4 images, ε = 8/255, on the 8-bit images of every n-th query, against the whole
 gallery. A network that is among a row's surrogates shows no transfer. Rows that
-results/universality.json has already are not measured again.
+results/universality.json has already are not measured again. ``queries`` runs ``universal_square``
+on a network that it sees as a black box, and measures what it has found after 0, 1,600, 3,200 …
+adversarial images, on that network and on the others.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from reidguard.attacks import (
     ColorAttack,
     CombinatorialAttack,
     DeltaAttack,
+    UniversalSquare,
     fixed_patterns,
 )
 from reidguard.evaluation import FeatureStore, evaluate
@@ -75,7 +79,7 @@ def results() -> dict:
 
 
 def keep(found: dict, data) -> None:
-    names = ("networks", "clean", "setting", "rows")
+    names = ("networks", "clean", "setting", "rows", "queries")
     save("universality", {name: found[name] for name in names if name in found}, data)
 
 
@@ -135,21 +139,63 @@ def measure_attacks(options, data, store: FeatureStore) -> None:
         keep(found, data)
 
 
+def measure_queries(options, data, store: FeatureStore) -> None:
+    found = results()
+    targets = {"osnet": osnet(), **{name: omz(name) for name in PUBLISHED}}
+    every, batch = options.query_every, 2 * BATCH["identities"] * BATCH["images_per_identity"]
+    attack = UniversalSquare(EIGHT, feedback=options.feedback, queries=options.most)
+    states = {0: attack.delta.detach().clone()}
+    budgets = {1600 * 2**n for n in range(20) if 1600 * 2**n < options.most} | {options.most}
+
+    def look(progress) -> None:
+        if progress.done * batch in budgets and progress.metrics:
+            states[progress.done * batch] = attack.delta.detach().clone()
+
+    began = time.process_time()
+    attack.fit(targets[options.target], data, progress=look, seed=options.seed, **BATCH)
+    curve = []
+    for queries, delta in states.items():
+        attack.delta.data.copy_(delta)
+        point = {"queries": queries}
+        for target, model in targets.items():
+            result = evaluate(model, data, attack, store=store, query_every=every)
+            point[target] = percents(result.attacked_8bit.ranking)
+        print(options.target, options.feedback, point, flush=True)
+        curve.append(point)
+    run = {
+        "target": options.target,
+        "feedback": options.feedback,
+        "seed": options.seed,
+        "query_every": every,
+        "curve": curve,
+        "commit": commit(),
+        "processor_seconds": round(time.process_time() - began),
+    }
+    found["queries"] = [*found.get("queries", []), run]
+    keep(found, data)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["networks", "attacks"])
+    parser.add_argument("what", choices=["networks", "attacks", "queries"])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--query-every", type=int, default=16)
     parser.add_argument("--only", nargs="+", choices=[*fixed_patterns(), *LEARNT])
     parser.add_argument("--keep", type=Path, help="folder for learnt attacks")
+    parser.add_argument("--target", default="0031", choices=["osnet", *PUBLISHED])
+    parser.add_argument("--feedback", default="features", help="features, scores or ranks")
+    parser.add_argument("--most", type=int, default=51_200, help="queries of universal_square")
+    parser.add_argument("--seed", type=int, default=0, help="of universal_square")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data, store = market(), FeatureStore(os.environ.get("REIDGUARD_CACHE"))
     if options.what == "networks":
         measure_networks(data, store)
+    elif options.what == "queries":
+        measure_queries(options, data, store)
     else:
         measure_attacks(options, data, store)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SquareAttack,
         UAPRetrieval,
         UniversalAttack,
+        UniversalSquare,
         create_attack,
         fixed_patterns,
         load_attack,
@@ -160,6 +161,7 @@ __all__ = [
     "TrainingError",
     "UAPRetrieval",
     "UniversalAttack",
+    "UniversalSquare",
     "VerifyReport",
     "ZeroGradientWarning",
     "__version__",
@@ -191,8 +193,8 @@ __all__ = [
 _NAMES = {
     "attacks": "ATTACKS FNA ODFA SMA Attack ColorAttack CombinatorialAttack DeltaAttack Guides "
     "InstanceAttack LearnedAttack MetaAttack MetricFGSM MetricIFGSM MetricMIFGSM MisRank "
-    "PatternAttack SquareAttack UAPRetrieval UniversalAttack create_attack fixed_patterns "
-    "load_attack register_attack",
+    "PatternAttack SquareAttack UAPRetrieval UniversalAttack UniversalSquare create_attack "
+    "fixed_patterns load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "

@@ -129,6 +129,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     size = {"image_size": (16, 8)}
     yield "DeltaAttack.fit", delta.fit, fit
     yield "MisRank.fit", rg.MisRank(size=(16, 16), width=1).fit, fit
+    yield "UniversalSquare.fit", rg.UniversalSquare(grid=(4, 2)).fit, fit
     yield "MetaAttack.fit", rg.MetaAttack("delta", size=(16, 8)).fit, fit
     yield "AdversarialTraining.fit", rg.AdversarialTraining(rg.SMA()).fit, fit
     yield "train_model", rg.train_model, {"model": model, "dataset": data}

@@ -18,6 +18,7 @@ from reidguard.attacks.universal.color import ColorAttack
 from reidguard.attacks.universal.combinatorial import CombinatorialAttack
 from reidguard.attacks.universal.delta import DeltaAttack
 from reidguard.attacks.universal.meta import MetaAttack
+from reidguard.attacks.universal.square import UniversalSquare
 from reidguard.attacks.universal.uap import UAPRetrieval
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Target",
     "UAPRetrieval",
     "UniversalAttack",
+    "UniversalSquare",
     "create_attack",
     "fixed_patterns",
     "load_attack",

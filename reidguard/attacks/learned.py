@@ -30,7 +30,7 @@ class FitDefaults:
     """Defaults of :meth:`LearnedAttack.fit` that differ between attacks.
 
     Args:
-        learner: Registered name.
+        learner: Registered name; None for an attack that is learnt in a way of its own.
         learner_options: For the learner's constructor.
         epochs: Passes over the images.
         momentum: Decay of MI-SGD's accumulated gradient.
@@ -38,7 +38,7 @@ class FitDefaults:
         objective: Registered name of the loss; None for an attack with an objective of its own.
     """
 
-    learner: str = "plain"
+    learner: str | None = "plain"
     learner_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 10
     momentum: float = 0.5
@@ -48,6 +48,8 @@ class FitDefaults:
     def make_learner(self, learner: MetaLearner | str | None) -> MetaLearner:
         """Return ``learner``, built if it is a registered name, and the default one for None."""
         if learner is None:
+            if self.learner is None:
+                raise InputError("this attack is not learnt by a learner")
             return LEARNERS.create(self.learner, **self.learner_options)
         return LEARNERS.create(learner) if isinstance(learner, str) else learner
 

@@ -42,6 +42,18 @@ def test_input_diversity_is_an_option_of_learning(target: list[str], tmp_path: P
     assert plain.get("diversity", 0.0) == 0.0
 
 
+def test_a_search_by_queries_has_no_learner(
+    target: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["--attack", "universal_square", "--set", "queries=300", "--set", "feedback=ranks"]
+    command = ["attack", *target, *search, "--query-every", "16", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    facts = read_card(tmp_path / "run" / "attack.safetensors")["training"]
+    assert (facts["feedback"], facts["queries"]) == ("ranks", 256)
+    assert main([*command, "--learner", "maml"]) == 2
+    assert "leave out --learner" in capsys.readouterr().err
+
+
 def test_misrank_takes_its_own_recipe(target: list[str], tmp_path: Path) -> None:
     options = ["--attack", "misrank", "--set", "width=1", "--set", "pixels=100"]
     facts = learn(target, tmp_path / "misrank", *options)

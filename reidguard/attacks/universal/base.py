@@ -24,7 +24,7 @@ from reidguard.schema import documented, select, settings
 from reidguard.training import MISGD, LoopHooks, learn
 from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
 
-__all__ = ["UniversalAttack"]
+__all__ = ["CleanRepresentations", "UniversalAttack", "with_representations"]
 
 DECAY = 0.01  # the learning rate falls by e to the minus this in an epoch
 
@@ -104,8 +104,8 @@ class UniversalAttack(LearnedAttack):
         facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
         view = inference_view(model)
-        sources = [_with_representations(x, view, loss, steps, progress) for x in loaders]
-        if isinstance(sources[0], _CleanRepresentations):
+        sources = [with_representations(x, view, loss, steps, progress) for x in loaders]
+        if isinstance(sources[0], CleanRepresentations):
             loss = loss.with_statistics(sources[0].vectors)
         if loss.flat_at_clean:
             self._random_step(lr, seed)
@@ -138,7 +138,7 @@ class UniversalAttack(LearnedAttack):
 
 
 @dataclass(eq=False)
-class _CleanRepresentations:
+class CleanRepresentations:
     """Batches that carry what the loss compares of their clean images, computed in one pass."""
 
     loader: BatchLoader
@@ -148,23 +148,24 @@ class _CleanRepresentations:
         return len(self.loader)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[ReIDBatch]:
+        """Yield the loader's batches with their clean representations."""
         for batch in self.loader.epoch(number, start):
             vectors = self.vectors[batch.indices.to(self.vectors.device)]
             yield replace(batch, features=vectors)
 
 
 @torch.no_grad()
-def _with_representations(
+def with_representations(
     loader: BatchLoader,
-    model: ReIDModel,
+    view: ReIDModel,
     loss: AttackLoss,
     steps: int,
     progress: ProgressCallback | None,
-) -> BatchLoader | _CleanRepresentations:
+) -> BatchLoader | CleanRepresentations:
     """Compute all clean vectors first, unless fewer steps than one epoch would use them."""
     if steps < len(loader) and not loss.needs_training_statistics:
         return loader
-    device = next(model.parameters(), torch.empty(0)).device
+    device = next(view.parameters(), torch.empty(0)).device
     processes = world()
     rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
     # Every process computes its part of them.
@@ -174,9 +175,9 @@ def _with_representations(
     for start in range(own.start, own.stop, 64):
         stop = min(start + 64, own.stop)
         pixels = loader.cache.batch(range(start, stop))
-        parts.append(loss.representation(model, pixels.to(device).float() / 255))
+        parts.append(loss.representation(view, pixels.to(device).float() / 255))
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))
     shard = None if processes is None else BatchShard(torch.arange(own.start, own.stop), count)
-    return _CleanRepresentations(loader, gather(torch.cat(parts), shard))
+    return CleanRepresentations(loader, gather(torch.cat(parts), shard))

@@ -52,6 +52,10 @@ EXAMPLES = """\
     reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --attack pattern --set kind=checkerboard --set period=32
 
+  a universal attack on a black box, with 20,000 queries that show only the order of the gallery:
+    reidguard attack --data market1501:/data/market1501 --model net.onnx \
+        --attack universal_square --set queries=20000 --set feedback=ranks
+
   an instance attack, which optimises each query on the model and learns nothing:
     reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --attack sma --set steps=15 --set restarts=5 --query-every 8
@@ -215,6 +219,12 @@ def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]
     from reidguard.cli.session import errors_name
 
     defaults = attack.fit_defaults
+    if defaults.learner is None:
+        options.refuse(
+            ["learner", "learner_set", "meta_data"],
+            f"{options.attack} has a search of its own in place of a learner: leave out {{flags}}",
+        )
+        return _with_objective(options, options.of(AttackOptions, explicit=True))
     name = options.learner or defaults.learner
     arguments = dict(defaults.learner_options) if name == defaults.learner else {}
     arguments |= options.learner_set
@@ -225,7 +235,12 @@ def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]
             f"learner {name!r} needs a second dataset: give it with --meta-data NAME:PATH "
             "(virtual:plaza needs no files), or take --learner plain"
         )
-    fit = {**options.of(AttackOptions, explicit=True), "learner": learner}
+    return _with_objective(
+        options, {**options.of(AttackOptions, explicit=True), "learner": learner}
+    )
+
+
+def _with_objective(options: Options, fit: dict[str, Any]) -> dict[str, Any]:
     if options.objective is not None:
         rg.ATTACK_LOSSES.get(options.objective)
         fit["objective"] = options.objective
@@ -245,8 +260,8 @@ def _settings(
         return {**own, "attack": hashlib.sha256(options.load.read_bytes()).hexdigest()}
     own |= {"attack": options.attack, "set": attack.config()}
     if fit:
-        learner = fit["learner"]
         own["recipe"] = settings(AttackOptions, resolve(AttackOptions, fit))
+    if (learner := fit.get("learner")) is not None:
         own["learner"] = {"name": rg.LEARNERS.name_of(type(learner)), **learner.config()}
     return own
 

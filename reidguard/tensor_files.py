@@ -20,7 +20,7 @@ from reidguard.files import deferred_interrupts
 from reidguard.records import to_path
 from reidguard.storage import read_card
 
-__all__ = ["read_tensors"]
+__all__ = ["check_archive", "read_tensors"]
 
 # Under which keys training scripts keep the weights, beside optimisers and counters. Averages of
 # the weights (EMA) are taken only where there are no others.
@@ -51,7 +51,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         return _read_safetensors(path)
     if start[:2] == b"PK":
-        _check_size(path, _unpacked_size(path))
+        check_archive(path)
         return _read_torch(path)
     if start[:1] == b"\x80":  # torch's older files are plain pickles
         return _read_torch(path)
@@ -138,6 +138,11 @@ def _unpacked_size(path: Path) -> int:
             return sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def check_archive(path: Path) -> None:
+    """Raise a CheckpointError if a zip file is damaged, or unpacks to much more than itself."""
+    _check_size(path, _unpacked_size(path))
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -12,7 +12,8 @@ EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
 DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
 MODEL = (
     "a file that reidguard saved, NAME[:WEIGHTS] (reidguard list models; torchreid's .pth files "
-    "are weights, too), or a network in ONNX (.onnx) or OpenVINO's IR (.xml)"
+    "are weights, too), or a network in ONNX (.onnx), OpenVINO's IR (.xml), TorchScript (.pt) or "
+    "of torch.export (.pt2)"
 )
 INPUT = (
     "preprocessing, as in bgr,255,96x48: rgb or bgr, 1 or 255, HxW, bilinear, bicubic or nearest, "

@@ -32,10 +32,12 @@ from reidguard.models import (
     ReIDModel,
     create_model,
     load_model,
+    load_module,
     load_onnx,
     load_openvino,
 )
 from reidguard.models.fingerprint import model_key
+from reidguard.models.module_files import module_kind
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.records import cache_folder, environment_number, to_path
 from reidguard.schema import options_of, resolve, settings
@@ -78,7 +80,7 @@ def errors_name(flag: str) -> Iterator[None]:
         raise InputError(f"{flag}: {error}") from error
 
 
-FILES = {".onnx": load_onnx, ".xml": load_openvino}  # of networks that are not torch
+FILES = {".onnx": load_onnx, ".xml": load_openvino, ".pt2": load_module}  # whole networks
 
 
 def preprocessing(text: str) -> dict[str, Any]:
@@ -121,7 +123,8 @@ def model_from(
     """Build the model that an option names.
 
     Args:
-        spec: A file that reidguard saved, NAME[:WEIGHTS], or a file in ONNX or OpenVINO's IR.
+        spec: A file that reidguard saved, NAME[:WEIGHTS], or a network's file in ONNX, OpenVINO's
+            IR, TorchScript or of torch.export.
         arguments: Of the model's constructor, or of the function that loads the file.
         seed: Fixes the initial weights.
         num_classes: Training identities, where a fresh model is to be trained.
@@ -129,6 +132,8 @@ def model_from(
     """
     given = {} if prepared is None else preprocessing(prepared)
     load = FILES.get(PurePath(spec).suffix)
+    if load is None and spec not in MODELS and module_kind(to_path(spec)) is not None:
+        load = load_module
     if load is not None:
         input_spec = InputSpec(**{"size": None, **given}) if given else None
         with errors_name("--model-set"):

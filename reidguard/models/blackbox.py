@@ -166,7 +166,7 @@ def load_onnx(
     shape = [side if isinstance(side, int) else None for side in images.shape]
     box = _black_box(run, shape, (path, *_external_data(path)), input_spec, metric)
     model = _translated(box, translate(shape[0]), "onnxruntime") if differentiable else box
-    return _with_warning(model, path)
+    return warn_if_blind(model, path)
 
 
 def load_openvino(
@@ -250,10 +250,10 @@ def load_openvino(
     )
     box = _black_box(run, shape, (path, weights), input_spec, metric)
     if not differentiable:
-        return _with_warning(box, path)
+        return warn_if_blind(box, path)
     from reidguard.models.openvino_graph import translate_openvino
 
-    return _with_warning(_translated(box, translate_openvino(ir, shape[0]), "openvino"), path)
+    return warn_if_blind(_translated(box, translate_openvino(ir, shape[0]), "openvino"), path)
 
 
 def _check_inputs(path: Path, inputs: Sequence[tuple[str, str]], needed: str) -> None:
@@ -278,6 +278,38 @@ def _external_data(path: Path) -> list[Path]:
     return sorted(f for f in files if f.name.encode("utf-8", "surrogateescape") in content)
 
 
+def check_image_shape(
+    path: Path, shape: Sequence[int | None], input_spec: InputSpec | None
+) -> tuple[int | None, InputSpec]:
+    """Return the batch of a network that takes images of ``shape``, and its preprocessing.
+
+    Args:
+        path: For the error message.
+        shape: None where any number will do.
+        input_spec: As the caller gave it; size None becomes that of the shape.
+
+    Raises:
+        InputError: If the network takes no RGB images, channels first.
+    """
+    if len(shape) != 4 or shape[1] != 3:
+        raise InputError(
+            f"the input of {path} has shape {tuple(shape)} (None: any), not (N, 3, H, W): "
+            "export the network for RGB images, channels first"
+        )
+    batch, _, height, width = shape
+    if max(batch or 0, height or 0, width or 0) > MAX_SIDE:
+        raise InputError(
+            f"the input of {path} has shape {tuple(shape)}: no more than {MAX_SIDE} images, or "
+            "pixels a side, at a time can be run"
+        )
+    own = None if height is None or width is None else (height, width)
+    if input_spec is None:
+        input_spec = InputSpec() if own is None else InputSpec(size=own)
+    elif input_spec.size is None:
+        input_spec = replace(input_spec, size=own)
+    return batch, input_spec
+
+
 def _black_box(
     run: Function,
     shape: Sequence[int | None],
@@ -286,22 +318,7 @@ def _black_box(
     metric: Metric,
 ) -> BlackBoxModel:
     """Return the model of a network that takes images of ``shape``, None where any will do."""
-    if len(shape) != 4 or shape[1] != 3:
-        raise InputError(
-            f"the input of {files[0]} has shape {tuple(shape)} (None: any), not (N, 3, H, W): "
-            "export the network for RGB images, channels first"
-        )
-    batch, _, height, width = shape
-    if max(batch or 0, height or 0, width or 0) > MAX_SIDE:
-        raise InputError(
-            f"the input of {files[0]} has shape {tuple(shape)}: no more than {MAX_SIDE} images, or "
-            "pixels a side, at a time can be run"
-        )
-    own = None if height is None or width is None else (height, width)
-    if input_spec is None:
-        input_spec = InputSpec() if own is None else InputSpec(size=own)
-    elif input_spec.size is None:
-        input_spec = replace(input_spec, size=own)
+    batch, input_spec = check_image_shape(files[0], shape, input_spec)
 
     def checked_run(x: npt.NDArray[np.float32]) -> Any:
         try:
@@ -348,7 +365,7 @@ def _translated(box: BlackBoxModel, network: GraphNetwork, runtime: str) -> ReID
 
 
 @torch.no_grad()
-def _with_warning(model: ReIDModel, path: Path) -> ReIDModel:
+def warn_if_blind(model: ReIDModel, path: Path) -> ReIDModel:
     """Return the model; warn if its features hardly differ between images of coarse noise."""
     generator = torch.Generator("cpu").manual_seed(0)
     coarse = torch.rand(8, 3, 8, 4, generator=generator, device="cpu")

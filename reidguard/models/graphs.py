@@ -77,10 +77,14 @@ class GraphNetwork(nn.Module):
                 self.buffer_names[name] = f"constant{number}"
                 self.register_buffer(f"constant{number}", value)
 
+    def constants(self) -> dict[str, Any]:
+        """Return the values that steps take besides the input, by name."""
+        buffers = {name: getattr(self, buffer) for name, buffer in self.buffer_names.items()}
+        return {**self.integers, **buffers}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for (N, 3, H, W) inputs."""
-        values: dict[str, Any] = {self.image: x, **self.integers}
-        values |= {name: getattr(self, buffer) for name, buffer in self.buffer_names.items()}
+        values = {**self.constants(), self.image: x}
         for step in self.steps:
             run = self.layers[step.run] if isinstance(step.run, str) else step.run
             results = run(*(values[name] for name in step.inputs))

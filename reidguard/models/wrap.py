@@ -60,6 +60,35 @@ class WrappedModel(ReIDModel):
         return f"features={self._source!r}"
 
 
+class FixedBatch(nn.Module):
+    """A network that takes only so many images at a time, for any number of them.
+
+    Args:
+        network: It is called with full batches; the last one is filled up.
+        size: Images in each.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Return the network's output for each image."""
+        return in_batches(self.network, inputs, self.size)
+
+
+def in_batches(network: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Any:
+    """Return what a network that takes ``size`` images at a time gives for any number of them."""
+    parts = []
+    for images in torch.split(inputs, size):
+        filled = torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
+        output = network(filled)
+        if not isinstance(output, Tensor):
+            return output
+        parts.append(output[: len(images)])
+    return torch.cat(parts)
+
+
 def _call(network: nn.Module, inputs: Tensor) -> Any:
     """Return what a network gives; one of ``torch.export`` gets the batch that it was made for."""
     size = None
@@ -68,20 +97,13 @@ def _call(network: nn.Module, inputs: Tensor) -> Any:
         size = example.shape[0] if isinstance(example, Tensor) and example.dim() else None
     if not isinstance(size, int):  # any
         return network(inputs)
-    parts = []
-    for images in torch.split(inputs, size):
-        filled = torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
-        try:
-            output = network(filled)
-        except AssertionError as error:  # a guard of torch.export
-            raise InputError(
-                f"the exported network takes other images than {tuple(filled.shape)} ({error}): "
-                "give it their size with input_spec=InputSpec(size=(height, width))"
-            ) from error
-        if not isinstance(output, Tensor):
-            return output
-        parts.append(output[: len(images)])
-    return torch.cat(parts)
+    try:
+        return in_batches(network, inputs, size)
+    except AssertionError as error:  # a guard of torch.export
+        raise InputError(
+            f"the exported network takes other images than {(size, *inputs.shape[1:])} ({error}): "
+            "give it their size with input_spec=InputSpec(size=(height, width))"
+        ) from error
 
 
 def wrap_model(

@@ -1,4 +1,4 @@
-"""Networks in ONNX as targets and surrogates on the command line, and their preprocessing."""
+"""Networks of files as targets and surrogates on the command line, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from reidguard.cli import main
 from reidguard.cli.session import model_from, preprocessing
@@ -108,3 +109,23 @@ def test_a_file_is_a_surrogate(
     assert "--model-set" in refused(
         *call[:1], *call[1:], "--surrogate", net, "--surrogate-set", "x=1"
     )
+
+
+@pytest.mark.parametrize("kind", ["net.pt2", "net.pt"])
+def test_a_file_of_torch_is_attacked(
+    kind: str, data: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, stride=4), torch.nn.ReLU()).eval()
+    example = torch.rand(1, 3, 64, 32)
+    if kind == "net.pt2":
+        torch.export.save(torch.export.export(network, (example,)), tmp_path / kind)
+    else:
+        torch.jit.script(network).save(tmp_path / kind)
+    call = ["attack", *data, "--model", str(tmp_path / kind), "--input", "bgr,64x32"]
+    call += ["--attack", "sma", "--query-every", "16", "--image-size", "64x32"]
+    assert main([*call, "--out", str(tmp_path / "run")]) == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    (spec,) = {json.dumps(m["input_spec"]) for m in manifest["settings"]["model"]["models"]}
+    assert json.loads(spec)["channels"] == "bgr"
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
+    assert 7.9 < result["attacked"]["linf_255"] < 8.1

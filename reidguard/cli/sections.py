@@ -70,6 +70,10 @@ class Reading(TypedDict, total=False):
 class Scoring(TypedDict, total=False):
     """How features are compared."""
 
+    flip: Annotated[bool, Option("average features of each image and its mirror image", False)]
+    multi_query: Annotated[
+        bool, Option("average features of all images of a query's identity by its camera", False)
+    ]
     rerank: Annotated[
         bool, Option("re-rank by k-reciprocal encodings (k1 20, k2 6, weight 0.3)", False)
     ]

@@ -43,6 +43,8 @@ class ReIDDataset:
         query_folder: Where :meth:`with_query` found the query images; None for the dataset's own.
         original: The dataset with its own query images, if ``query_folder`` replaces them.
         query_every: One in how many queries :meth:`with_query` kept.
+        multi_query: Further images of the queries' identities, for multi-query search; a reader
+            may set it.
 
     Raises:
         DataError: If an identity number is negative, or a query is a distractor.
@@ -80,6 +82,7 @@ class ReIDDataset:
         self.query_folder: Path | None = None
         self.original: ReIDDataset | None = None
         self.query_every = 1
+        self.multi_query: tuple[ReIDSample, ...] = ()
         self._fingerprints: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:

@@ -186,17 +186,18 @@ class RetrievalAutoAttack:
 
         Raises:
             InputError: If something is on another device than the model, an option has a wrong
-                value, the protocol re-ranks, or no query has a match.
+                value, the protocol has ``rerank`` or ``multi_query``, or no query has a match.
             DataError: If an image cannot be read.
             CheckpointError: If a file cannot be written, or a folder holds another run.
         """
         values = resolve(AutoAttackOptions, options)
         batch_size, query_every = values["batch_size"], values["query_every"]
         retrieval = Retrieval(model, dataset, protocol, store, batch_size)
-        if retrieval.protocol.rerank:
+        if retrieval.protocol.rerank or retrieval.protocol.multi_query:
             raise InputError(
-                "the suite attacks each query by itself, and re-ranking makes its result depend on "
-                "all queries: use a protocol without rerank, and evaluate() for single attacks"
+                "the suite attacks each query image by itself, and with rerank or multi_query its "
+                "result depends on others: use a protocol without rerank and multi_query, and "
+                "evaluate() for single attacks"
             )
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)

@@ -22,6 +22,7 @@ from reidguard.evaluation.features import (
     shards_of,
     whole,
 )
+from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import AttackedResult, EvaluationResult
 from reidguard.evaluation.retrieval import Retrieval
@@ -118,13 +119,15 @@ def evaluate(
     clean_dataset = dataset.original if replaced and dataset.original is not None else dataset
     retrieval = Retrieval(model, clean_dataset, protocol, store, values["batch_size"])
     retrieval.check_device("attack", attack)
+    queries = clean_dataset.query[::query_every]
+    groups = retrieval.query_groups(query_every, dataset)
+    searched = retrieval if groups is None else retrieval.with_dataset(groups.dataset)
     passes = {
         split: SplitPass(
-            retrieval, split, every, attack if split == side else None, with_labels, lpips
+            searched, split, every, attack if split == side else None, with_labels, lpips
         )
-        for split, every in (("gallery", 1), ("query", query_every))
+        for split, every in (("gallery", 1), ("query", query_every if groups is None else 1))
     }
-    queries = passes["query"].samples
     if replaced:
         passes["query"].replacements = dataset.query[::query_every]
     with count_gradients() as count:
@@ -137,6 +140,7 @@ def evaluate(
         if attacked is not None:
             shards[side] = attacked
         query = passes["query"].whole(shards["query"])
+        query = query if groups is None else groups.mean(query)
         gallery: Sequence[Tensor] | GalleryPart = shards["gallery"]
         if world() is not None:
             gallery = GalleryPart(shards["gallery"], passes["gallery"].rows.start)
@@ -153,8 +157,8 @@ def evaluate(
         attacked=attacked,
         attacked_8bit=attacked_8bit,
         attack=None if attack is None else _attack_dict(attack, with_labels, side, zero_gradients),
-        dataset=_dataset_dict(dataset, query_every),
-        counts=_counts(dataset, len(queries), len(skipped)),
+        dataset=_dataset_dict(dataset, query_every, groups),
+        counts=_counts(dataset, len(queries), len(skipped), groups),
         skipped=tuple(str(queries[i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
         weights=retrieval.model_key["weights"],
@@ -192,9 +196,12 @@ def _check(attack: Attack | None, with_labels: bool, side: str) -> None:
         raise InputError("with_labels is for instance attacks, which may use the identities")
 
 
-def _counts(dataset: ReIDDataset, queries: int, skipped: int) -> dict[str, int]:
+def _counts(
+    dataset: ReIDDataset, queries: int, skipped: int, groups: QueryGroups | None
+) -> dict[str, int]:
     return {
         "query": queries,
+        **({} if groups is None else {"query images": len(groups.dataset.query)}),
         "gallery": len(dataset.gallery),
         "distractors": sum(s.pid == 0 for s in dataset.gallery),
         "junk": dataset.junk,
@@ -202,13 +209,18 @@ def _counts(dataset: ReIDDataset, queries: int, skipped: int) -> dict[str, int]:
     }
 
 
-def _dataset_dict(dataset: ReIDDataset, query_every: int) -> dict[str, Any]:
+def _dataset_dict(
+    dataset: ReIDDataset, query_every: int, groups: QueryGroups | None
+) -> dict[str, Any]:
     folder = dataset.query_folder
+    prints = {split: dataset.fingerprint(split) for split in ("query", "gallery")}
+    if groups is not None:
+        prints["multi_query"] = groups.dataset.fingerprint("query")
     return {
         "name": dataset.name,
         "query_every": query_every * dataset.query_every,
         **({} if folder is None else {"query_folder": printable(str(folder))}),
-        "fingerprints": {split: dataset.fingerprint(split) for split in ("query", "gallery")},
+        "fingerprints": prints,
     }
 
 

@@ -354,8 +354,11 @@ def _was_meta_test(attack: Attack, dataset: ReIDDataset) -> bool:
 
 def _key(retrieval: Retrieval, query_every: int) -> dict[str, Any]:
     """Return what a cell depends on, apart from the attack."""
+    groups = retrieval.query_groups(query_every)
+    several = {} if groups is None else {"multi_query": groups.dataset.fingerprint("query")}
     return {
         "schema": SCHEMA,
+        **several,
         "queries": retrieval.key("query", query_every),
         "gallery": retrieval.dataset.fingerprint("gallery"),
         "metric": retrieval.metric,

@@ -31,6 +31,11 @@ class Protocol:
             same camera; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
         dtype: Float type of the images given to the attack and the model.
+        flip: Whether a feature is the mean of those of the image and of its mirror image, as
+            :class:`~reidguard.models.FlipModel` computes it.
+        multi_query: Whether a query's feature is the mean over all images of its identity by its
+            camera: those of ``dataset.multi_query`` (Market-1501's ``gt_bbox``), or, where there
+            are none, the query images. An attack on the queries perturbs each of these images.
         rerank: Whether to re-rank by k-reciprocal encodings, with the usual settings or those of a
             :class:`~reidguard.metrics.Reranking`, whose metric is that of the protocol.
 
@@ -46,6 +51,8 @@ class Protocol:
     same_camera: str = "exclude"
     max_rank: int = 50
     dtype: torch.dtype = torch.float32
+    flip: bool = False
+    multi_query: bool = False
     rerank: Reranking | bool | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +72,8 @@ class Protocol:
             raise InputError(
                 f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {self.dtype!r}"
             )
+        checked(bool, "flip", self.flip)
+        checked(bool, "multi_query", self.multi_query)
         if not isinstance(self.rerank, Reranking):
             rerank = self.rerank is not None and checked(bool, "rerank", self.rerank)
             object.__setattr__(self, "rerank", Reranking() if rerank else None)
@@ -79,5 +88,6 @@ class Protocol:
             "same_camera": self.same_camera,
             "max_rank": self.max_rank,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **{name: True for name in ("flip", "multi_query") if getattr(self, name)},
             **({"rerank": rerank} if rerank else {}),
         }

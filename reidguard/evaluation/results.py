@@ -232,8 +232,8 @@ class EvaluationResult(Result):
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         if (every := self.dataset["query_every"]) > 1:
             counts += f"; one query in {every}"
-        if "rerank" in self.protocol:
-            counts += "; re-ranked"
+        words = {"flip": "mirrored images", "multi_query": "several images", "rerank": "re-ranked"}
+        counts += "".join(f"; {word}" for name, word in words.items() if name in self.protocol)
         attack = ""
         if self.attack is not None:
             attack = f" under {self.attack['name']}, ε = {255 * self.attack['eps']:g}/255"

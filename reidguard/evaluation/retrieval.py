@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,9 +23,10 @@ from reidguard.evaluation.features import (
     to_device,
     to_float,
 )
+from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
-from reidguard.models import ReIDModel
+from reidguard.models import FlipModel, ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
 from reidguard.schema import check_instance
@@ -65,8 +67,10 @@ class Retrieval:
             raise InputError(
                 f"{dataset.name} has no query or no gallery images; nothing can be ranked"
             )
-        self.model, self.dataset = model, dataset
         self.protocol = Protocol() if protocol is None else protocol
+        self.dataset = dataset
+        flip = self.protocol.flip and not isinstance(model, FlipModel)
+        self.model = FlipModel(model) if flip else model
         self.store = FeatureStore() if store is None else store
         self.batch_size, self.progress = batch_size, progress
         self.device = module_device(model)
@@ -101,7 +105,26 @@ class Retrieval:
     @cached_property
     def model_key(self) -> dict[str, Any]:
         """What the features of the model depend on, computed at the first access."""
-        return model_key(self.model, self.protocol.image_size)
+        if not (self.protocol.flip and isinstance(self.model, FlipModel)):
+            return model_key(self.model, self.protocol.image_size)
+        return {**model_key(self.model.model, self.protocol.image_size), "flip": True}
+
+    def with_dataset(self, dataset: ReIDDataset) -> Retrieval:
+        """Return the same search of a dataset with other query images."""
+        result = copy.copy(self)
+        result.dataset = dataset
+        return result
+
+    def query_groups(self, every: int, dataset: ReIDDataset | None = None) -> QueryGroups | None:
+        """Return the images of every ``every``-th query; None unless the protocol has several.
+
+        Args:
+            every: One in how many queries is used.
+            dataset: The user's, if its query images are not those of the search.
+        """
+        if not self.protocol.multi_query:
+            return None
+        return QueryGroups.of(dataset or self.dataset, self.dataset.query[::every])
 
     @cached_property
     def gallery(self) -> Tensor:

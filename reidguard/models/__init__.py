@@ -8,6 +8,7 @@ from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
+from reidguard.models.flip import FlipModel
 from reidguard.models.module_files import load_module
 from reidguard.models.weights import LoadReport, load_weights
 from reidguard.models.wrap import wrap_model
@@ -19,6 +20,7 @@ __all__ = [
     "PCB",
     "BlackBoxModel",
     "EnsembleModel",
+    "FlipModel",
     "LoadReport",
     "Metric",
     "OSNet",

@@ -136,6 +136,19 @@ def test_reranking(target, trained, studio, tmp_path, refused, capsys):
     assert "rerank" in refused("evaluate", *target, *out)  # another run's folder
 
 
+def test_mirror_images_and_several_images(attacked, target, trained, studio, refused, capsys):
+    assert main(["evaluate", *target, "--flip", "--multi-query"]) == 0
+    shown = capsys.readouterr().out
+    assert "mirrored images; several images" in shown
+    model = load_model(trained / "model.safetensors")
+    protocol = Protocol(image_size=SIZE, flip=True, multi_query=True)
+    mean = evaluate(model, studio, None, protocol).clean.mAP
+    assert f"| {100 * mean:.1f} |" in shown
+    call = ["attack", *target, "--load", attacked / "attack.safetensors", "--multi-query"]
+    assert "leave one of them out" in refused(*call, "--save-images", "images")
+    assert "without rerank" in refused("autoattack", *target, "--multi-query")
+
+
 def test_features_are_cached_in_the_folder_of_the_option(target, private_cache, tmp_path, capsys):
     assert main(["evaluate", *target]) == 0
     assert len(list(private_cache.glob("*.safetensors"))) == 2  # gallery and query

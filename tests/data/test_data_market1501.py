@@ -135,10 +135,23 @@ def test_the_real_set_has_its_official_counts(market):
         "gallery": {"images": 19732 - 3819, "identities": 750, "cameras": 6},
         "distractors": 2798,
         "junk": 3819,
-        "notes": ["25,259 images are not read: gt_bbox (25,259)"],
+        "notes": [],
     }
     assert market.train_labels.keys().isdisjoint(s.pid for s in market.query)
     assert {s.pid for s in market.query} == {s.pid for s in market.gallery} - {0}
+
+
+def test_images_of_gt_bbox_are_for_multi_query_search(root, market):
+    assert read_market1501(root).multi_query == ()
+    assert len(market.multi_query) == 25259
+    seen = {(s.pid, s.camid) for s in market.multi_query}
+    assert {(s.pid, s.camid) for s in market.query} <= seen
+    (root / "gt_bbox").mkdir()
+    (root / "gt_bbox" / "0010_c2s1_000001_00.jpg").touch()
+    found = read_market1501(root)
+    assert [(s.pid, s.camid) for s in found.multi_query] == [(10, 2)]
+    assert found.notes == read_market1501(root).notes
+    assert not any("gt_bbox" in note for note in found.notes)
 
 
 def test_real_images_decode(market):

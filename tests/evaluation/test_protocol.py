@@ -1,23 +1,29 @@
-"""The protocol's ways to score: re-ranking, with attacked queries and in grids."""
+"""The protocol's ways to score: re-ranking, mirror images and several images of a query."""
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
 
-from reidguard.attacks import SMA
+from reidguard.attacks import SMA, DeltaAttack
+from reidguard.data import decode_image
 from reidguard.errors import InputError
 from reidguard.evaluation import (
     FeatureStore,
     Protocol,
     RetrievalAutoAttack,
+    audit,
     evaluate,
     evaluate_grid,
     extract_features,
+    save_adversarial,
 )
+from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.metrics import Reranking, rank
+from reidguard.models import FlipModel
 from reidguard.types import Budget
 
 SIZE = (64, 32)
@@ -34,11 +40,15 @@ def labels(dataset):
 
 def adversarial_features(model, attack, dataset):
     """Features of the queries attacked one by one."""
-    from reidguard.data import decode_image
-
-    x = torch.stack([decode_image(s.path, SIZE) for s in dataset.query]).float() / 255
     with torch.no_grad():
-        return model.eval().features(attack(x))
+        return model.eval().features(attack(pixels(dataset.query)))
+
+
+def noise(eps):
+    attack = DeltaAttack(Budget(eps), size=SIZE)
+    generator = torch.Generator().manual_seed(0)
+    attack.delta.data.copy_(eps * torch.randn(attack.delta.shape, generator=generator).sign())
+    return attack
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -94,12 +104,157 @@ def test_a_grid_keeps_cells_of_each_protocol_apart(model, people, tmp_path):
 
 def test_the_suite_refuses_reranking(model, people):
     suite = RetrievalAutoAttack(Budget(4 / 255), steps=1, restarts=1, squares=1)
-    with pytest.raises(InputError, match="without rerank"):
+    with pytest.raises(InputError, match="without rerank and multi_query"):
         suite.run(model, people, Protocol(image_size=SIZE, rerank=True))
+
+
+def pixels(samples):
+    return torch.stack([decode_image(s.path, SIZE) for s in samples]).float() / 255
+
+
+def mirrored_mean(model, x):
+    """The mean feature of image and mirror image, one image after the other."""
+    with torch.no_grad():
+        rows = [
+            sum(model.eval().features(image[None])[0] for image in (x[i], x[i].flip(2))) / 2
+            for i in range(len(x))
+        ]
+    return torch.stack(rows)
+
+
+def test_features_of_images_and_mirror_images(model, people):
+    protocol = Protocol(image_size=SIZE, flip=True)
+    attack = noise(4 / 255)
+    store = FeatureStore()
+    result = evaluate(model, people, attack, protocol, store=store)
+    gallery = mirrored_mean(model, pixels(people.gallery))
+    x = pixels(people.query)
+    for images, found in ((x, result.clean), (attack(x), result.attacked.ranking)):
+        expected = rank(mirrored_mean(model, images), gallery, **labels(people))
+        assert found.mAP == pytest.approx(expected.mAP, abs=1e-9)
+        assert found.first_match.tolist() == expected.first_match.tolist()
+    assert result.protocol["flip"] is True
+    assert "mirrored images" in result.to_markdown()
+    # features of single images are others, under keys of their own
+    plain = evaluate(model, people, attack, PLAIN, store=store)
+    again = evaluate(model, people, attack, protocol, store=store)
+    assert plain.clean.mAP == evaluate(model, people, attack, PLAIN).clean.mAP
+    assert torch.equal(again.clean.ap, result.clean.ap)
+    assert not torch.equal(plain.clean.ap, result.clean.ap)
+    assert plain.weights == result.weights
+
+
+def test_an_attack_that_is_bound_by_the_grid_sees_the_mirror_images(model, people):
+    flip = Protocol(image_size=SIZE, flip=True)
+    grid = evaluate_grid({"SMA": SMA(steps=3)}, {"net": model}, {"p": people}, flip)
+    own = evaluate(model, people, SMA(steps=3).bind(FlipModel(model)), flip)
+    half = evaluate(model, people, SMA(steps=3).bind(model), flip)
+    assert grid.cells[0].metric("attacked", "mAP") == own.attacked.ranking.mAP
+    assert own.attacked.ranking.mAP != half.attacked.ranking.mAP
+    report = audit(
+        model, people, protocol=flip, queries=5, probes=2, attack_steps=1, learning_steps=0
+    )
+    assert (
+        report.curve[0]["mAP"]
+        == evaluate(model, people, None, flip, query_every=-(-len(people.query) // 5)).clean.mAP
+    )  # and is mirrored once
+
+
+def several(people):
+    """The dataset with gallery images as further images of some of the queries' identities."""
+    result = copy.copy(people)
+    shown = {(s.pid, s.camid) for s in people.query[::2]}
+    result.multi_query = tuple(s for s in people.gallery if (s.pid, s.camid) in shown)
+    assert result.multi_query
+    return result
+
+
+def loop_means(features, images, queries):
+    rows = []
+    for query in queries:
+        own = [
+            f
+            for f, s in zip(features, images, strict=True)
+            if (s.pid, s.camid) == (query.pid, query.camid)
+        ]
+        rows.append(torch.stack(own).double().mean(0).float())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("query_every", [1, 3])
+def test_the_mean_of_all_images_of_an_identity_by_a_camera(model, people, query_every):
+    people = several(people)
+    attack = noise(8 / 255)
+    protocol = Protocol(image_size=SIZE, multi_query=True)
+    result = evaluate(model, people, attack, protocol, query_every=query_every, batch_size=7)
+    queries = people.query[::query_every]
+    further = {(s.pid, s.camid) for s in people.multi_query}
+    images = [s for s in people.query if (s.pid, s.camid) not in further]
+    images += people.multi_query
+    gallery = extract_features(model, people.gallery, image_size=SIZE)
+    own = labels(people)
+    own |= {f"query_{kind}s": [getattr(q, kind) for q in queries] for kind in ("pid", "camid")}
+    x = pixels(images)
+    with torch.no_grad():
+        for shown, found in ((x, result.clean), (attack(x), result.attacked.ranking)):
+            means = loop_means(model.eval().features(shown), images, queries)
+            expected = rank(means, gallery, **own)
+            assert found.mAP == pytest.approx(expected.mAP, abs=1e-9)
+            assert found.first_match.tolist() == expected.first_match.tolist()
+    used = {(q.pid, q.camid) for q in queries}
+    assert result.counts["query"] == len(queries)
+    assert result.counts["query images"] == sum((s.pid, s.camid) in used for s in images)
+    assert "several images" in result.to_markdown()
+    plain = evaluate(model, people, attack, PLAIN, query_every=query_every)
+    assert plain.clean.mAP != result.clean.mAP
+    assert plain.attacked.linf == pytest.approx(result.attacked.linf)
+
+
+def test_multi_query_without_further_images_takes_the_query_images(model, people):
+    doubled = copy.copy(people)
+    doubled.query = people.query + tuple(
+        s
+        for s in people.gallery
+        if (s.pid, s.camid) == (people.query[0].pid, people.query[0].camid)
+    )
+    assert len(doubled.query) > len(people.query)
+    result = evaluate(model, doubled, None, Protocol(image_size=SIZE, multi_query=True))
+    features = extract_features(model, doubled.query, image_size=SIZE)
+    means = loop_means(features, doubled.query, doubled.query)
+    gallery = extract_features(model, people.gallery, image_size=SIZE)
+    expected = rank(means, gallery, **labels(doubled))
+    assert result.clean.mAP == pytest.approx(expected.mAP, abs=1e-9)
+
+
+def test_all_three_together_and_what_cannot_be(model, people, tmp_path):
+    people = several(people)
+    every = Protocol(image_size=SIZE, flip=True, multi_query=True, rerank=True)
+    result = evaluate(model, people, noise(8 / 255), every)
+    groups = QueryGroups.of(people, people.query)
+    means = groups.mean(mirrored_mean(model, pixels(groups.dataset.query)))
+    gallery = mirrored_mean(model, pixels(people.gallery))
+    expected = rank(means, gallery, **labels(people), metric=Reranking())
+    assert result.clean.mAP == pytest.approx(expected.mAP, abs=1e-9)
+    assert (
+        result.to_markdown()
+        .splitlines()[0]
+        .endswith("; mirrored images; several images; re-ranked)")
+    )
+    grid = evaluate_grid({"n": SMA(steps=1)}, {"m": model}, {"d": people}, every, folder=tmp_path)
+    people.multi_query = people.multi_query[::2]  # another set of images is another cell
+    again = evaluate_grid({"n": SMA(steps=1)}, {"m": model}, {"d": people}, every, folder=tmp_path)
+    assert grid.cells[0].metric("clean", "mAP") != again.cells[0].metric("clean", "mAP")
+    save_adversarial(noise(1 / 255), people, tmp_path / "saved", image_size=SIZE)
+    with pytest.raises(InputError, match="query images of another folder"):
+        evaluate(model, people.with_query(tmp_path / "saved"), None, every)
+    suite = RetrievalAutoAttack(Budget(4 / 255), steps=1, restarts=1, squares=1)
+    with pytest.raises(InputError, match="without rerank and multi_query"):
+        suite.run(model, people, Protocol(image_size=SIZE, multi_query=True))
 
 
 def test_settings_of_the_protocol():
     assert Protocol(rerank=False) == Protocol() == Protocol(rerank=None)
     assert Protocol(rerank=True) == Protocol(rerank=Reranking())
-    with pytest.raises(InputError, match="rerank must be"):
-        Protocol(rerank=20)
+    for name in ("flip", "multi_query", "rerank"):
+        with pytest.raises(InputError, match=f"{name} must be"):
+            Protocol(**{name: 20})

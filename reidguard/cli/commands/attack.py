@@ -210,6 +210,11 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
             raise InputError(f"{name} uses no model, so it needs no --surrogate: leave it out")
     if options.with_labels and not (is_instance and attack.needs_guides):
         raise InputError(f"{name} does not use the identities: leave --with-labels out")
+    if options.multi_query and options.save_images is not None:
+        raise InputError(
+            "--save-images writes one image of each query, and --multi-query attacks several: "
+            "leave one of them out"
+        )
     if options.cube is not None and not _color_parts(attack):
         raise InputError(f"{name} has no colour table to write: leave --cube out")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import reidguard as rg
 from reidguard.cli.gate import Gate, thresholds
 from reidguard.cli.options import MACHINE, Options, command
-from reidguard.cli.sections import Machine, Reading, Surrogate
+from reidguard.cli.sections import Machine, Reading, Scoring, Surrogate
 from reidguard.options import AuditOptions
 from reidguard.schema import settings
 
@@ -62,7 +62,7 @@ app = command(
     {
         "data and model": (Surrogate,),
         "audit": (AuditOptions, Gate),
-        "evaluation": (Reading,),
+        "evaluation": (Reading, Scoring),
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,

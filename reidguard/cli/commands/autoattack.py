@@ -6,7 +6,7 @@ from typing import Annotated, TypedDict
 import reidguard as rg
 from reidguard.cli.gate import Gate, judge, thresholds
 from reidguard.cli.options import MACHINE, Flag, Options, command
-from reidguard.cli.sections import EPS, Machine, Reading, Surrogate
+from reidguard.cli.sections import EPS, Machine, Reading, Scoring, Surrogate
 from reidguard.options import AutoAttackOptions
 from reidguard.schema import settings
 
@@ -102,7 +102,7 @@ app = command(
     {
         "data and model": (Surrogate,),
         "suite": (Suite, AutoAttackOptions, Gate),
-        "evaluation": (Reading, Images),
+        "evaluation": (Reading, Scoring, Images),
         MACHINE: (Machine,),
     },
     examples=EXAMPLES,

@@ -8,8 +8,14 @@ from pathlib import Path
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
-from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
+from reidguard.data.readers.layout import (
+    MARKET_FOLDERS,
+    find_root,
+    parse_folder,
+    read_market_folders,
+)
 from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.types import ReIDSample
 
 __all__ = ["EXAMPLE", "NAME", "read_market1501"]
 
@@ -34,7 +40,8 @@ def read_market1501(root: Path | str) -> ReIDDataset:
     """List Market-1501.
 
     ``0002_c1s1_000451_03.jpg`` shows identity 2, seen by camera 1. Junk (−1) is left out and
-    counted; identity 0000 marks distractors in the gallery.
+    counted; identity 0000 marks distractors in the gallery. The images in ``gt_bbox``, if it is
+    there, are for multi-query search.
 
     Args:
         root: The folder that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``,
@@ -46,4 +53,7 @@ def read_market1501(root: Path | str) -> ReIDDataset:
     """
     root = find_root(root, LAYOUT)
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED, distractors=True)
+    if (several := root / "gt_bbox").is_dir():
+        parsed = parse_folder(several, NAME, example=EXAMPLE)
+        splits["multi_query"] = [ReIDSample(p, int(m["pid"]), int(m["camid"])) for p, m in parsed]
     return build_dataset(PUBLISHED, splits, root=root)

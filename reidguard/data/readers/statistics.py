@@ -54,7 +54,8 @@ def build_dataset(
 
     Args:
         published: Name, terms and sizes.
-        splits: Samples of "train", "query" and "gallery"; those of "junk" are only counted.
+        splits: Samples of "train", "query" and "gallery", and "multi_query" where there are some;
+            those of "junk" are only counted.
         root: Folder of the dataset. Images in it that are in no split are counted in a note.
         notes: Further notes, which come first.
     """
@@ -68,7 +69,7 @@ def build_dataset(
     read = (sample.path for samples in splits.values() for sample in samples)
     if junk != published.junk:
         differing.append(f"{junk:,} junk images; published are {published.junk:,}")
-    return ReIDDataset(
+    dataset = ReIDDataset(
         published.name,
         *(splits.get(split, ()) for split in SPLITS),
         root=root,
@@ -76,6 +77,8 @@ def build_dataset(
         junk=junk,
         notes=[*notes, *differing, *unread_images(root, read)],
     )
+    dataset.multi_query = tuple(splits.get("multi_query", ()))
+    return dataset
 
 
 def unread_images(root: Path, read: Iterable[Path], *, deep: bool = True) -> list[str]:

@@ -1,0 +1,49 @@
+"""Features of images and their mirror images, averaged."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from reidguard.models.base import ReIDModel
+from reidguard.schema import check_instance
+from reidguard.types import InputSpec
+
+__all__ = ["FlipModel"]
+
+
+class FlipModel(ReIDModel):
+    """Averages a model's features of each image and of its horizontal mirror image.
+
+    Attacks that are bound to it, or learnt on it, see both passes. It is compared as the model is,
+    has no classifier, and is not saved itself: save the model.
+
+    Args:
+        model: It is not copied.
+
+    Raises:
+        InputError: If it is no :class:`ReIDModel`.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.models import create_model
+        >>> model = create_model("osnet_x0_25").eval()
+        >>> x = torch.rand(2, 3, 64, 32)
+        >>> both = FlipModel(model).features(x)
+        >>> mean = (model.features(x) + model.features(x.flip(3))) / 2
+        >>> torch.allclose(both, mean), torch.allclose(both, model.features(x))
+        (True, False)
+    """
+
+    def __init__(self, model: ReIDModel) -> None:
+        check_instance(ReIDModel, "model", model)
+        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        super().__init__(input_spec=nothing, metric=model.metric)
+        self.model = model
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images as they are: the model prepares them."""
+        return x
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return (N, D)."""
+        return (self.model.features(inputs) + self.model.features(inputs.flip(3))) / 2

@@ -104,7 +104,7 @@ def pictures(
                 examples = adversarial_examples(
                     subject.attack, retrieval.dataset, retrieval.size, device=device
                 )
-                learnt.append(subsection("What the attack does to an image", *examples))
+                parts.append(subsection("What the attack does to an image", *examples))
             if place == 0:
                 parts.append(paragraph(LEGEND))
             parts.append(_people(subject, blur=is_real and real == "blur"))
@@ -114,7 +114,7 @@ def pictures(
         note(f"{run.path}: no pictures of people: {error}")
         parts.append(paragraph("Pictures of people are omitted: the run's data is not available."))
     if len(learnt) > 1:
-        learnt = [columns(learnt[0], "\n".join(learnt[1:]))]
+        learnt = [columns(*learnt)]
     return [*learnt, *parts]
 
 

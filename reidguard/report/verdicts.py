@@ -20,6 +20,7 @@ WHERE = {
     "cross-model & dataset": "on another network and dataset",
 }
 AS_FILES = "attacked, 8-bit"
+PATTERN = SETTINGS[-1]
 
 
 def verdict(run: Run) -> str:
@@ -147,14 +148,21 @@ def _grid(run: Run) -> str:
         for setting, (clean, left) in means.items()
     ]
     shown = [falls[0], falls[-1]] if len(falls) > 1 else falls
+    last = next(reversed(means))
+    if last != PATTERN and (left := _left_by_patterns(run, attack, last)) is not None:
+        shown[-1] += f", where the strongest fixed pattern leaves {_number(left)}"
     eps = next(c["evaluation"]["attack"]["eps"] for c in run.cells if c.get("attack") == attack)
     return f"Under {attack} at {level(eps)}, mAP goes {', and '.join(shown)}."
 
 
 def _strongest(run: Run) -> str:
-    """Return the attack of a grid under which the least mAP is left, on the mean of its cells."""
+    """Return the attack of a grid under which the least mAP is left, on the mean of its cells.
+
+    Fixed patterns are what it is compared with; they count only where nothing else was measured.
+    """
     left: dict[str, list[float]] = {}
-    for cell in run.cells:
+    attacks = [cell for cell in run.cells if cell["setting"] != PATTERN]
+    for cell in attacks or run.cells:
         mean_ap = cell["evaluation"]["attacked_8bit"]["mAP"]
         left.setdefault(str(cell.get("attack", "")), []).append(mean_ap)
     return min(left, key=lambda name: sum(left[name]) / len(left[name]))
@@ -173,6 +181,21 @@ def _means(run: Run, attack: str) -> dict[str, tuple[float, float]]:
         for setting, found in pairs.items()
         if found
     }
+
+
+def _left_by_patterns(run: Run, attack: str, setting: str) -> float | None:
+    """Return the mean mAP that fixed patterns leave where an attack was measured in a setting."""
+    places = {
+        (cell["model"], cell["dataset"])
+        for cell in run.cells
+        if str(cell.get("attack", "")) == attack and cell["setting"] == setting
+    }
+    left = [
+        cell["evaluation"]["attacked_8bit"]["mAP"]
+        for cell in run.cells
+        if cell["setting"] == PATTERN and (cell["model"], cell["dataset"]) in places
+    ]
+    return sum(left) / len(left) if left else None
 
 
 def _clean_and_attacked(run: Run) -> tuple[float, float] | None:

@@ -182,6 +182,20 @@ def test_grids_and_the_demo(tmp_path):
     assert f"mAP in %. {chart}" in said
     label = "<strong>cross-model</strong><br>B, x<br>meta, ε = 8/255"
     assert label in [row[0] for row in cells_of(html)]
+    # A fixed pattern is what the attack is compared with, however much it does.
+    patterns = {"B": 0.1, "C": 0.3}
+    content["cells"] += [
+        {
+            **{"attack": "fixed pattern", "model": model, "dataset": "x"},
+            **{"setting": "knows nothing", "evaluation": evaluation(8, attacked=left)},
+        }
+        for model, left in patterns.items()
+    ]
+    (grid / "grid.json").write_text(json.dumps(content))
+    said = text(page_of(grid))
+    assert "Under meta at ε = 8/255, mAP goes from 80.0 % to 21.0 %" in said
+    assert "51.0 % on another network, where the strongest fixed pattern leaves 21.0 %." in said
+    assert f"mAP in %. {chart}" in said
 
 
 def test_audits(tmp_path):

@@ -24,6 +24,7 @@ from reidguard.data import Augment
 from reidguard.data.images import ImageCache, decode_image, iterate_images
 from reidguard.data.loader import BatchLoader
 from reidguard.data.sampler import PKSampler
+from reidguard.data.torch_dataset import TorchSplit
 from reidguard.defenses import GuideSampling
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
@@ -165,6 +166,9 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "GuideSampling", GuideSampling, {}
     yield "PKSampler", PKSampler, {"pids": [1, 1, 2, 2], "identities": 2}
     yield "PKSampler.epoch", PKSampler([1, 1, 2, 2], 2, 2).epoch, {}
+    yield "PKSampler.set_epoch", PKSampler([1, 1, 2, 2], 2, 2).set_epoch, {}
+    yield "TorchSplit", TorchSplit, {"dataset": data}
+    yield "ReIDDataset.as_torch", data.as_torch, {}
     yield "PKSampler.rows_of", PKSampler([1, 1, 2, 2], 2, 2).rows_of, {"rank": 0, "size": 1}
     loader = BatchLoader(data, identities=2, images_per_identity=2, **size)
     yield "BatchLoader", BatchLoader, {"dataset": data, "identities": 2, **size}

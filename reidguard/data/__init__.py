@@ -8,6 +8,7 @@ from reidguard.data.layouts import Layout
 from reidguard.data.loader import BatchLoader
 from reidguard.data.loading import DATASETS, load_dataset, register_dataset
 from reidguard.data.sampler import PKSampler
+from reidguard.data.torch_dataset import ReIDItem, TorchSplit
 
 __all__ = [
     "DATASETS",
@@ -18,6 +19,8 @@ __all__ = [
     "Layout",
     "PKSampler",
     "ReIDDataset",
+    "ReIDItem",
+    "TorchSplit",
     "decode_image",
     "iterate_images",
     "join_datasets",

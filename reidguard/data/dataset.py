@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
 
 from reidguard.data.decoding import MAX_BYTES, format_names, list_images, open_rgb
 from reidguard.data.images import thread_pool
@@ -17,6 +19,9 @@ from reidguard.errors import DataError, InputError, a_few, printable
 from reidguard.records import read_file, to_path
 from reidguard.schema import checked
 from reidguard.types import ReIDSample
+
+if TYPE_CHECKING:
+    from reidguard.data.torch_dataset import TorchSplit
 
 __all__ = ["SPLITS", "CountCallback", "ReIDDataset"]
 
@@ -109,6 +114,28 @@ class ReIDDataset:
             raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         samples: tuple[ReIDSample, ...] = getattr(self, split)
         return samples
+
+    def as_torch(
+        self,
+        split: str = "train",
+        *,
+        transform: Callable[[Image.Image], Any] | None = None,
+        image_size: tuple[int, int] = (256, 128),
+    ) -> TorchSplit:
+        """Return a split as a ``torch.utils.data.Dataset``: see :class:`TorchSplit`.
+
+        Args:
+            split: "train", "query" or "gallery".
+            transform: Takes a PIL image in RGB, as torchvision's transforms do; None resizes to
+                ``image_size`` and returns a float tensor in [0, 1].
+            image_size: (height, width) of the images without a transform.
+
+        Raises:
+            InputError: If there is no such split, or an argument is wrong.
+        """
+        from reidguard.data.torch_dataset import TorchSplit
+
+        return TorchSplit(self, split, transform=transform, image_size=image_size)
 
     @property
     def train_labels(self) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ __all__ = ["PKSampler"]
 
 class PKSampler:
     """Random batches of P identities × K images, a function of (seed, epoch number).
+
+    It is also a batch sampler of torch, ``DataLoader(dataset, batch_sampler=sampler)``: each pass
+    over it is the next epoch, from 0 on or from what :meth:`set_epoch` says.
 
     In each epoch an identity's images are shuffled and cut into groups of K:
 
@@ -40,6 +43,8 @@ class PKSampler:
         >>> sampler = PKSampler([3, 3, 3, 8, 8, 9], identities=2, images_per_identity=2)
         >>> len(sampler), [batch.shape for batch in sampler.epoch(0)]
         (1, [(4,)])
+        >>> [sorted(batch) for batch in sampler] == [sorted(b.tolist()) for b in sampler.epoch(0)]
+        True
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class PKSampler:
         sizes = np.array([len(member) for member in self._members])
         self._groups = np.maximum(1, sizes // images_per_identity)
         self._batches = self._count_batches()
+        self._next = 0
 
     def _count_batches(self) -> int:
         # B batches of P different identities exist exactly if Σ min(groups, B) ≥ P·B. The
@@ -83,6 +89,21 @@ class PKSampler:
 
     def __len__(self) -> int:
         return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the next epoch, as lists of P·K positions in ``pids``."""
+        # At the first batch: a DataLoader with workers makes an iterator more than it uses.
+        number, self._next = self._next, self._next + 1
+        for batch in self.epoch(number):
+            yield batch.tolist()
+
+    def set_epoch(self, number: int) -> None:
+        """Say which epoch the next pass is, as when a training is resumed.
+
+        Raises:
+            InputError: If it is no whole number from 0 on.
+        """
+        self._next = checked(int, "the epoch's number", number, low=0, high=10**9)
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
         """Return the batches of one epoch as arrays of P·K positions in ``pids``."""

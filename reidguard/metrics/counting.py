@@ -1,10 +1,10 @@
 """Count the non-matches ahead of each match, exactly, at the price of a matrix product.
 
-Nothing is sorted. A float32 matrix product gives every distance up to a known error bound. A binary
-search among the distances of the matches tells how many other images are certainly nearer than each
-match, and the few images within the error bound of a match are compared again by their exact
-distances (:mod:`.distances`). That makes the counts independent of the chunk size, the device and
-the order of the gallery.
+The gallery is never sorted as a whole. A float32 matrix product gives every distance up to a known
+error bound. Its tiles tell how many other images are certainly nearer than each match
+(:mod:`.tiles`), and the few images within the error bound of a match are compared again by their
+exact distances (:mod:`.distances`). That makes the counts independent of the chunk size, the device
+and the order of the gallery.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.metrics.distances import blocks, pair_distances
+from reidguard.metrics.tiles import count_keys
 
 __all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
 
 SAME_CAMERA = ("exclude", "keep")
 JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
 
-CHUNK = 1024  # queries, and gallery images, compared at a time; bounds the memory
+CHUNK = 1024  # queries compared at a time; bounds the memory
+TILE = 2048  # gallery images compared at a time
 UNIT = 2.0**-24  # rounding error of one float32 operation, relative
 DEPTH = 128  # columns per matrix product: bounds how far rounding errors can pile up
 FAR = 1e38  # key of an image that is not counted; finite, so that no inf - inf appears
@@ -176,8 +178,8 @@ class PairKeys:
         self.gallery_radius = largest_square.sqrt()
 
     def _tiles(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, len(self.gallery), CHUNK):
-            yield start, min(start + CHUNK, len(self.gallery))
+        for start in range(0, len(self.gallery), TILE):
+            yield start, min(start + TILE, len(self.gallery))
 
     def prepare(self, features: Tensor, start: int, stop: int, side: int) -> Tensor:
         """Return rows for the float32 product: centred and scaled, or of unit length.
@@ -206,22 +208,33 @@ class PairKeys:
     def error_bound(self, squares: Tensor) -> Tensor:
         """Bound how far a float32 key is from the key of the exact distance, per row.
 
-        With S = |q| + |g| and n columns per product: a product errs by at most n·u·|q||g| in any
-        order of summation, each of the later sums, the centring and the rounding of thresholds
-        by a few u·S².
+        With u for one rounding, S = |q| + |g| and n columns per product: the products err by at
+        most 2nu·|q||g| in any order of summation, and each sum by u·S². The rounding of centred
+        features adds 4u·S², that of |g|² u·S², that of the exact distance 2u·S², and that of a
+        threshold u·S².
         """
         radius = squares.sqrt()[:, None]
         sums = math.ceil(self.query.shape[1] / DEPTH)
         depth = min(self.query.shape[1], DEPTH)
         total = (radius + self.gallery_radius).square()
-        return 1.05 * UNIT * (2 * depth * radius * self.gallery_radius + (sums + 20) * total) + (
+        return 1.05 * UNIT * (2 * depth * radius * self.gallery_radius + (sums + 8) * total) + (
             1e-33  # products that underflow
         )
 
-    def product(self, queries: Tensor, first: int, last: int) -> Tensor:
-        """Return the (q, g) keys of a tile; summed in steps, which bounds the rounding error."""
+    def product(self, queries: Tensor, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Return the (q, g) keys of a tile; summed in steps, which bounds the rounding error.
+
+        Args:
+            queries: (q, D) prepared rows.
+            first: First column.
+            last: One past the last column.
+            out: Memory for the keys, q·g float32 or more; None is new memory.
+        """
         rows = self.prepare(self.gallery, first, last, 1)
-        tile = self.bias[first:last].repeat(len(queries), 1)
+        size = len(queries) * len(rows)
+        out = torch.empty(size, device=self.device, dtype=torch.float32) if out is None else out
+        tile = out[:size].view(len(queries), len(rows))
+        tile.copy_(self.bias[first:last].expand_as(tile))
         for k in range(0, rows.shape[1], DEPTH):
             part = slice(k, k + DEPTH)
             torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
@@ -263,9 +276,12 @@ class NonMatchCounter(PairKeys):
         """Return the keys of the matches of queries start..stop, and how far tiles may err."""
         return self.keys(exact, squares), self.error_bound(squares)
 
-    def tile(self, queries: Tensor, start: int, first: int, last: int) -> Tensor:
-        """Return the (q, g) keys of prepared queries from ``start`` on, and gallery first..last."""
-        return self.product(queries, first, last)
+    def tile(self, queries: Tensor, start: int, first: int, last: int, out: Tensor) -> Tensor:
+        """Return the (q, g) keys of prepared queries from ``start`` on, and gallery first..last.
+
+        ``out`` is memory that they may be written to.
+        """
+        return self.product(queries, first, last, out)
 
     def match_distances(self, start: int, stop: int) -> Tensor:
         """Return the exact distances of the shard's matches, (q, m) padded with infinity."""
@@ -295,29 +311,31 @@ class NonMatchCounter(PairKeys):
         low, high = (keys - error).float(), (keys + error).float()
         high[:, :-1] = torch.minimum(high[:, :-1], low[:, 1:])
         edges = torch.stack([low, high], 2).flatten(1)
-        # Images between two edges: an even number of edges is passed outside of all bands.
-        between = torch.zeros(stop - start, 2 * width + 1, dtype=torch.int64, device=self.device)
+        # Images certainly before the band of each match, but not before the one before it.
+        certain = torch.zeros(stop - start, width, dtype=torch.int64, device=self.device)
         # Images inside a band, by how many matches they are behind.
         behind = torch.zeros(stop - start, width + 1, dtype=torch.int64, device=self.device)
-        one = between.new_ones(())
+        one = behind.new_ones(())
         # Matches and removed images must not be counted as others: set them far away, tile by tile.
-        order = torch.argsort(cols // CHUNK, stable=True)
-        per_tile = torch.bincount(cols // CHUNK, minlength=-(-len(self.gallery) // CHUNK))
-        special = torch.stack([rows, cols % CHUNK])[:, order].to(self.device)
+        order = torch.argsort(cols // TILE, stable=True)
+        per_tile = torch.bincount(cols // TILE, minlength=-(-len(self.gallery) // TILE))
+        special = torch.stack([rows, cols % TILE])[:, order].to(self.device)
         own = torch.split(special, per_tile.tolist(), dim=1)
+        size = (stop - start) * min(TILE, len(self.gallery))
+        buffers = torch.empty(2, size, dtype=torch.float32, device=self.device)
         for (first, last), (own_rows, own_cols) in zip(self._tiles(), own, strict=True):
-            tile = self.tile(queries, start, first, last)
+            tile = self.tile(queries, start, first, last, buffers[0])
             tile[own_rows, own_cols] = FAR
-            passed = torch.searchsorted(edges, tile)
-            between.scatter_add_(1, passed, one.expand_as(passed))
-            near_row, near_col = (passed & 1).nonzero(as_tuple=True)
+            counts, near_row, near_col = count_keys(tile, edges, buffers[1])
+            certain += counts[:, ::2]
+            certain[:, 1:] -= counts[:, 1:-1:2]
             if len(near_row):
                 near = self._by_row(
                     near_row, self.exact(near_row + start, near_col + first), stop - start
                 )
                 passed = torch.searchsorted(exact, near)  # equal ones stand before the match
                 behind.scatter_add_(1, passed, one.expand_as(passed))
-        return (between[:, :-1:2] + behind[:, :-1]).cumsum(1)
+        return (certain + behind[:, :-1]).cumsum(1)
 
     def _pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.matches.pairs(start, stop, self.first, self.first + len(self.gallery))

@@ -236,10 +236,10 @@ class RerankedCounter(NonMatchCounter):
         error = self.weight * self.error_bound(squares) / self._unit(start, stop)
         return exact, error + 4 * UNIT  # of distances up to 1, rounded to float32
 
-    def tile(self, queries: Tensor, start: int, first: int, last: int) -> Tensor:
+    def tile(self, queries: Tensor, start: int, first: int, last: int, out: Tensor) -> Tensor:
         """Return the (q, g) re-ranked distances, up to the error of :meth:`bands`."""
         stop = start + len(queries)
-        keys = self.product(queries, first, last).double()
+        keys = self.product(queries, first, last, out).double()
         zero = squared_norms(queries)[:, None] if self.metric == "euclidean" else 2.0
         own = (keys + zero) / self._unit(start, stop)
         others = slice(len(self.query) + first, len(self.query) + last)

@@ -169,7 +169,7 @@ def test_every_chunk_size_gives_the_same_bits_on_nearly_tied_features(metric, mo
     query, gallery, data = nearly_tied(1)
     expected = figures(assert_matches_loops(query, gallery, data, metric=metric))
     for chunk in (1, 7, 64, 149, 4096):
-        monkeypatch.setattr(counting, "CHUNK", chunk)
+        monkeypatch.setattr(counting, "TILE", chunk)
         monkeypatch.setattr(ranking, "CHUNK", chunk)
         result = rank(query, gallery, **labels(data), metric=metric)
         assert figures(result) == expected, f"chunks of {chunk}"
@@ -263,7 +263,7 @@ def test_many_matches_and_unequal_numbers_of_them(metric):
 @pytest.mark.parametrize("chunk", [1, 1024])
 def test_skipped_queries_are_reported_and_count_nowhere(chunk, monkeypatch):
     """Also where a whole chunk of them has no match."""
-    monkeypatch.setattr(counting, "CHUNK", chunk)
+    monkeypatch.setattr(counting, "TILE", chunk)
     monkeypatch.setattr(ranking, "CHUNK", chunk)
     result = rank(
         torch.tensor([[0.0], [5.0], [0.0]]),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import final
+from typing_extensions import Self, final
 
+from reidguard.attacks.pictures import attacked_picture
 from reidguard.contexts import fixed_context, fixed_defaults, wrap_methods
 from reidguard.errors import CheckpointError, InputError
 from reidguard.records import convert
@@ -97,6 +101,42 @@ class Attack(ABC, nn.Module):
             if x.device.type == "cpu":
                 check_image_values(x)
             return self.budget.project(self.perturb(x), x)
+
+    @overload
+    def apply(self, target: Image.Image | str | os.PathLike[str]) -> Image.Image: ...
+
+    @overload
+    def apply(self, target: Callable[[nn.Module], None]) -> Self: ...
+
+    def apply(self, target: Any) -> Any:
+        """Return the adversarial image of one picture.
+
+        The attack runs in eval mode on its own device, at the size of the picture. An instance
+        attack must be bound.
+
+        Args:
+            target: A Pillow image with 8 bits per channel, whose alpha is dropped, or the path of
+                an image file, which is turned as its EXIF orientation says. A function is called
+                with each module, as :meth:`torch.nn.Module.apply` does.
+
+        Returns:
+            An RGB image of the same size, each value within ⌊255·ε⌋ grey levels of the picture's in
+            RGB. Save it without loss, as PNG: JPEG changes values by more.
+
+        Raises:
+            InputError: If the image has another mode, or an instance attack is not bound.
+            DataError: If the file cannot be read.
+
+        Example:
+            >>> from reidguard.attacks import PatternAttack
+            >>> grey = Image.new("RGB", (50, 100), (90, 90, 90))
+            >>> changed = PatternAttack(Budget(8 / 255)).apply(grey)
+            >>> changed.size, changed.getextrema()
+            ((50, 100), ((82, 98), (82, 98), (82, 98)))
+        """
+        if callable(target):
+            return super().apply(target)
+        return attacked_picture(self, target)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor arguments that rebuild this attack, as JSON values."""

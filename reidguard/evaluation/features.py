@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reidguard.attacks import Attack, InstanceAttack
+from reidguard.attacks.devices import attack_device, module_device
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.data.dataset import CountCallback
@@ -24,34 +25,7 @@ from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import fingerprint, load_tensors, save_tensors
 from reidguard.types import ReIDSample
 
-__all__ = ["CountCallback", "FeatureStore", "extract_features"]
-
-
-def module_device(module: torch.nn.Module, default: torch.device | None = None) -> torch.device:
-    """Return the device of a module's parameters and buffers; ``default`` if it has none.
-
-    Raises:
-        InputError: If they are on several devices.
-    """
-    devices = {t.device for group in (module.parameters(), module.buffers()) for t in group}
-    if len(devices) > 1:
-        raise InputError(
-            f"{type(module).__name__} is spread over {', '.join(sorted(map(str, devices)))}; "
-            "move it to one device first"
-        )
-    return devices.pop() if devices else default or torch.device("cpu")
-
-
-def attack_device(attack: torch.nn.Module, default: torch.device | None = None) -> torch.device:
-    """Return the device that an attack or model works on: a bound attack's is its target's.
-
-    Raises:
-        InputError: If it is spread over several devices, or an instance attack is not bound.
-    """
-    module = attack.target.model if isinstance(attack, InstanceAttack) else attack
-    if isinstance(module, torch.nn.Module):
-        return module_device(module, default)
-    return default or torch.device("cpu")
+__all__ = ["CountCallback", "FeatureStore", "attack_device", "extract_features", "module_device"]
 
 
 def labelled(attack: Attack, samples: Sequence[ReIDSample], enabled: bool) -> Attack:

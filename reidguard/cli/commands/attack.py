@@ -53,7 +53,7 @@ EXAMPLES = """\
         --attack pattern --set kind=checkerboard --set period=32
 
   a universal attack on a black box, with 20,000 queries that show only the order of the gallery:
-    reidguard attack --data market1501:/data/market1501 --model net.onnx \
+    reidguard attack --data market1501:/data/market1501 --model net.onnx \\
         --attack universal_square --set queries=20000 --set feedback=ranks
 
   an instance attack, which optimises each query on the model and learns nothing:

@@ -35,7 +35,7 @@ from reidguard.storage import (
     library_versions,
     write_json,
 )
-from reidguard.training import MetricsFile, ProgressCallback, TensorBoard
+from reidguard.training import MetricsFile, MLflow, ProgressCallback, TensorBoard, WandB
 
 __all__ = ["RunFolder", "default_folder", "open_run"]
 
@@ -80,7 +80,7 @@ class RunFolder:
         fit: Callable[..., Learnt],
         *,
         prefix: str = "",
-        tensorboard: bool = False,
+        trackers: Mapping[str, Any] | None = None,
     ) -> tuple[Learnt, float | None]:
         """Load what the run has learnt already, or learn and save it.
 
@@ -89,7 +89,8 @@ class RunFolder:
             load: Reads the file.
             fit: Takes ``checkpoint`` and ``progress``.
             prefix: Of the names of metrics.jsonl and checkpoint.safetensors.
-            tensorboard: Whether the metrics also go to TensorBoard.
+            trackers: Values of :class:`~reidguard.cli.sections.Learning`: where the metrics go,
+                too.
 
         Returns:
             The model or attack, and the seconds of a step if any was taken now.
@@ -107,8 +108,8 @@ class RunFolder:
             return load(self / name), None
         with ExitStack() as stack:
             progress: ProgressCallback = self.display
-            if tensorboard and self.writes:
-                progress = stack.enter_context(TensorBoard(self / "tensorboard", progress))
+            if trackers and self.writes:
+                progress = self._track(trackers, progress, stack)
             metrics = MetricsFile(self / f"{prefix}metrics.jsonl", progress)
             checkpoint = self / f"{prefix}checkpoint.safetensors"
             learnt = fit(checkpoint=checkpoint, progress=stack.enter_context(metrics))
@@ -118,6 +119,20 @@ class RunFolder:
             write_json(self / MANIFEST, self.manifest)
             learnt = load(self / name)  # as a resumed run does: its result has the same bytes
         return learnt, metrics.seconds_per_step
+
+    def _track(
+        self, trackers: Mapping[str, Any], progress: ProgressCallback, stack: ExitStack
+    ) -> ProgressCallback:
+        """Return a callback that logs to the trackers which the options name, too."""
+        name = self.path.name
+        if trackers["tensorboard"]:
+            progress = stack.enter_context(TensorBoard(self / "tensorboard", progress))
+        if (project := trackers["wandb"]) is not None:
+            place = {"name": name, "dir": str(self.path), "config": self.manifest["settings"]}
+            progress = stack.enter_context(WandB(project, progress, **place))
+        if (experiment := trackers["mlflow"]) is not None:
+            progress = stack.enter_context(MLflow(experiment, progress, run_name=name))
+        return progress
 
     @property
     def _digests(self) -> dict[str, str]:

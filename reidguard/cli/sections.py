@@ -49,6 +49,8 @@ class Learning(TypedDict, total=False):
     """Options of all learning that the library has elsewhere."""
 
     tensorboard: Annotated[bool, Flag("also write metrics to RUN_DIR/tensorboard", False)]
+    wandb: Annotated[str, Flag("also log metrics to this project of Weights & Biases")]
+    mlflow: Annotated[str, Flag("also log metrics to this experiment of MLflow")]
 
 
 class MetaTest(Learning, total=False):

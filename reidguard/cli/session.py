@@ -19,7 +19,7 @@ from reidguard.cli.gate import judge
 from reidguard.cli.options import Options, fraction, image_size
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
-from reidguard.cli.sections import Scoring
+from reidguard.cli.sections import Learning, Scoring
 from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.distributed import is_first
@@ -345,8 +345,8 @@ class Session:
         products = ("model.safetensors", "result.json", "result.md")
         with open_run(self.options, run_settings, products, label) as run:
             if not run.finished:
-                fit, tensorboard = partial(fit, **recipe), self.options.tensorboard
-                model, seconds = run.learn(products[0], load_model, fit, tensorboard=tensorboard)
+                fit, trackers = partial(fit, **recipe), self.options.of(Learning)
+                model, seconds = run.learn(products[0], load_model, fit, trackers=trackers)
                 model = model.to(self.device)
                 run.finish(*self.measure(run.display, model, attack, model.provenance, seconds))
             run.print()

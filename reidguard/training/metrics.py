@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return steps
 
 
-class _StepLog:
+class StepLog:
     """A progress callback that logs steps to an output, which it opens at the first one.
 
     Args:
@@ -69,7 +69,7 @@ class _StepLog:
 
     def __exit__(self, *exception: object) -> None:
         if self._output is not None:
-            self._output.close()
+            self._close(failed=exception[0] is not None)
             self._output = None
 
     def __call__(self, progress: Progress) -> None:
@@ -96,8 +96,12 @@ class _StepLog:
         """Write the metrics of a step."""
         raise NotImplementedError
 
+    def _close(self, failed: bool) -> None:
+        """Close the output."""
+        self._output.close()
 
-class MetricsFile(_StepLog):
+
+class MetricsFile(StepLog):
     """A progress callback that writes a line of JSON for each step, each step once, in order.
 
     A resumed run repeats the steps since its last checkpoint; their old lines are dropped. Use it
@@ -149,7 +153,7 @@ class MetricsFile(_StepLog):
         self.seconds_per_step = (time.perf_counter() - began) / (progress.done - first)
 
 
-class TensorBoard(_StepLog):
+class TensorBoard(StepLog):
     """A progress callback that writes the metrics of each step for TensorBoard.
 
     Needs ``pip install "reidguard[tensorboard]"``. A resumed run repeats the steps since its last

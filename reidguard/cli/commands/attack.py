@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import reidguard as rg
 from reidguard.cli.options import MACHINE, Flag, Options, command, pathname
-from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Scoring, Surrogate
+from reidguard.cli.sections import EPS, Learning, Machine, MetaTest, Reading, Scoring, Surrogate
 from reidguard.errors import InputError
 from reidguard.options import AttackOptions, EvaluateOptions
 from reidguard.schema import options_of, resolve, settings
@@ -144,7 +144,7 @@ def run(options: Options) -> None:
             unlearnt = unlearnt.to(session.device)
             learn = partial(unlearnt.fit, source, session.dataset, session.meta_test, **fit)
             attack, seconds = folder.learn(
-                products[0], rg.load_attack, learn, tensorboard=options.tensorboard
+                products[0], rg.load_attack, learn, trackers=options.of(Learning)
             )
         elif products and folder.writes and not (folder / products[0]).exists():
             attack.save(folder / products[0])

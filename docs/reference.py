@@ -56,7 +56,8 @@ WHOLE = {
         f"reidguard.data.readers.{name}": f"Reader: {name}"
         for name in (
             "folder", "csv_file", "flat", "market1501", "dukemtmc", "msmt17", "cuhk", "viper",
-            "deepchange", "personx", "randperson", "unrealperson",
+            "deepchange", "personx", "randperson", "unrealperson", "clothes", "occluded",
+            "vehicles", "infrared",
         )
     },
 }  # fmt: skip

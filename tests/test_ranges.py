@@ -64,6 +64,7 @@ RESULTS = {
 DATA = {
     ("ReIDSample", "pid"),
     ("ReIDSample", "camid"),
+    ("ReIDSample", "clothes"),
     ("Guides", "pids"),
     ("ReIDDataset", "junk"),
     ("Budget", "eps"),

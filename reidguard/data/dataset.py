@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +50,8 @@ class ReIDDataset:
         query_every: One in how many queries :meth:`with_query` kept.
         multi_query: Further images of the queries' identities, for multi-query search; a reader
             may set it.
+        hidden: For a camera of queries, the cameras whose gallery images these queries do not
+            search, whatever they show, as the protocol of SYSU-MM01 has it; usually empty.
 
     Raises:
         DataError: If an identity number is negative, or a query is a distractor.
@@ -88,6 +90,7 @@ class ReIDDataset:
         self.original: ReIDDataset | None = None
         self.query_every = 1
         self.multi_query: tuple[ReIDSample, ...] = ()
+        self.hidden: Mapping[int, frozenset[int]] = {}
         self._fingerprints: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for split in SPLITS:
@@ -194,7 +197,8 @@ class ReIDDataset:
         """Hash a split: names, identities, cameras and every byte of the images.
 
         It depends neither on the dataset's folder nor on the order of the samples. It is the
-        SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for each sample, sorted.
+        SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for each sample, sorted;
+        with the clothes at the end of a line, where they matter.
         Computed once.
 
         Raises:
@@ -204,7 +208,7 @@ class ReIDDataset:
         if split not in self._fingerprints:
             digests = _in_threads(_file_digest, [s.path for s in samples])
             rows = sorted(
-                (name, s.pid, s.camid, digest)
+                (name, s.pid, s.camid, digest, *([s.clothes] if s.clothes else []))
                 for name, s, digest in zip(self.names(split), samples, digests, strict=True)
             )
             lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.errors import InputError, a_few
@@ -47,25 +48,38 @@ def join_datasets(
     _check_disjoint(datasets)
     joined: dict[str, list[ReIDSample]] = {split: [] for split in SPLITS}
     notes = []
-    pids = camids = 0
+    pids = camids = clothes = 0
+    hidden: dict[int, frozenset[int]] = {}
     for name, dataset in datasets.items():
         for split in set(splits):
             joined[split] += [
-                ReIDSample(s.path, s.pid + pids if s.pid else 0, s.camid + camids)
+                replace(
+                    s,
+                    pid=s.pid + pids if s.pid else 0,
+                    camid=s.camid + camids,
+                    clothes=s.clothes + clothes if s.clothes else 0,
+                )
                 for s in dataset.split(split)
             ]
         notes.append(f"{name}: identities are shifted by {pids}, cameras by {camids}")
         notes += [f"{name}: {note}" for note in dataset.notes]
+        hidden |= {
+            query + camids: frozenset(camera + camids for camera in cameras)
+            for query, cameras in dataset.hidden.items()
+        }
         samples = [s for split in SPLITS for s in dataset.split(split)]
+        clothes += max((s.clothes for s in samples), default=0)
         pids += max((s.pid for s in samples), default=0)
         camids += max((s.camid for s in samples), default=-1) + 1
-    return ReIDDataset(
+    result = ReIDDataset(
         "+".join(datasets),
         *joined.values(),
         licence="; ".join(f"{name}: {dataset.licence}" for name, dataset in datasets.items()),
         junk=sum(dataset.junk for dataset in datasets.values()) if "gallery" in splits else 0,
         notes=notes,
     )
+    result.hidden = hidden
+    return result
 
 
 def _check_disjoint(datasets: Mapping[str, ReIDDataset]) -> None:

@@ -23,6 +23,7 @@ from reidguard.evaluation.features import (
     to_device,
     to_float,
 )
+from reidguard.evaluation.labels import rank_visible, ranking_labels
 from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
@@ -196,14 +197,15 @@ class Retrieval:
         metric: str | Reranking = self.metric
         if isinstance(self.protocol.rerank, Reranking):
             metric = replace(self.protocol.rerank, metric=self.metric)
-        return rank(
-            query,
-            self.gallery if gallery is None else gallery,
-            query_pids=[s.pid for s in samples],
-            query_camids=[s.camid for s in samples],
-            gallery_pids=[s.pid for s in self.dataset.gallery],
-            gallery_camids=[s.camid for s in self.dataset.gallery],
-            metric=metric,
-            same_camera=self.protocol.same_camera,
-            max_rank=self.protocol.max_rank,
+        features: Tensor | Sequence[Tensor] | GalleryPart = (
+            self.gallery if gallery is None else gallery
         )
+        labels = ranking_labels(samples, self.dataset.gallery)
+        settings: dict[str, Any] = {
+            "metric": metric,
+            "same_camera": self.protocol.same_camera,
+            "max_rank": self.protocol.max_rank,
+        }
+        if self.dataset.hidden:
+            return rank_visible(query, features, labels, self.dataset, samples, settings)
+        return rank(query, features, **labels, **settings)

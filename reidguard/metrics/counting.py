@@ -51,8 +51,13 @@ class Matches:
             raise InputError(f"same_camera must be 'exclude' or 'keep', not {same_camera!r}")
         pids = _labels(query_pids, num_queries, "query_pids")
         g_pids = _labels(gallery_pids, num_gallery, "gallery_pids")
-        self.camids = _labels(query_camids, num_queries, "query_camids")
-        self.g_camids = _labels(gallery_camids, num_gallery, "gallery_camids")
+        self.camids = _labels(query_camids, num_queries, "query_camids", several=True)
+        self.g_camids = _labels(gallery_camids, num_gallery, "gallery_camids", several=True)
+        if self.camids.shape[1:] != self.g_camids.shape[1:]:
+            raise InputError(
+                f"query_camids have {self.camids.shape[1]} labels per image and gallery_camids "
+                f"{self.g_camids.shape[1]}; give both the same"
+            )
         if int(pids.min()) <= DISTRACTOR:
             raise InputError(
                 "query identities must be 1 or more: in a gallery 0 marks distractors and -1 junk; "
@@ -85,7 +90,7 @@ class Matches:
         cols = self._by_pid[self._first[start:stop][rows] + nth]
         match = torch.ones(len(rows), dtype=torch.bool)
         if self.exclude:
-            match = self.camids[start:stop][rows] != self.g_camids[cols]
+            match = (self.camids[start:stop][rows] != self.g_camids[cols]).all(1)
         if last is not None:
             inside = (cols >= first) & (cols < last)
             rows, cols, match = rows[inside], cols[inside] - first, match[inside]
@@ -107,7 +112,7 @@ class Matches:
     def masks(self, query: int) -> tuple[Tensor, Tensor]:
         """Return which gallery images are removed for one query, and which match it."""
         same = self.g_pids == self.pids[query]
-        own = same & (self.g_camids == self.camids[query]) & self.exclude
+        own = same & (self.g_camids == self.camids[query]).any(1) & self.exclude
         return own | self.junk, same & ~own
 
     def why_none(self) -> str:
@@ -126,9 +131,12 @@ class Matches:
         )
 
 
-def _labels(values: Labels, count: int, name: str) -> Tensor:
+def _labels(values: Labels, count: int, name: str, *, several: bool = False) -> Tensor:
+    """Return labels as (N,) int64; as (N, k), if an image may have several."""
     labels = torch.as_tensor(values).cpu()
-    if labels.dim() != 1 or len(labels) != count:
+    if several and labels.dim() == 1:
+        labels = labels[:, None]
+    if labels.dim() != 1 + several or len(labels) != count or labels[:1].numel() == 0 < count:
         raise InputError(
             f"{name} must hold one number per feature, {count} in all, "
             f"not shape {tuple(labels.shape)}"

@@ -115,9 +115,10 @@ def rank(
             blocks, so memory-mapped ones may be larger than the memory. Of several processes each
             gives its :class:`GalleryPart`, and the queries and labels of the whole dataset.
         query_pids: Q identities, from 1 up.
-        query_camids: Q cameras.
+        query_camids: Q cameras; or (Q, k) labels, such as camera and clothes, of which one that is
+            equal leaves a gallery image of the query's identity out.
         gallery_pids: G identities.
-        gallery_camids: G cameras.
+        gallery_camids: G cameras, or (G, k) labels.
         metric: ``"euclidean"`` or ``"cosine"``, as :func:`distances` defines them, or a
             :class:`Reranking` of one of them, which takes the lists of nearest images of all
             queries and gallery images: about 3 KiB per image, and all features in memory.
@@ -175,6 +176,18 @@ def rank(
             ]
         distributed = part is not None and not isinstance(metric, Reranking)
         ap, inp, first = _per_query(counters, matches, distributed=distributed)
+    return summarize(ap, inp, first, max_rank)
+
+
+def summarize(ap: Tensor, inp: Tensor, first: Tensor, max_rank: int) -> RankingResult:
+    """Return the means over the queries that have a match.
+
+    Args:
+        ap: (Q,) float64, average precision; NaN where the query has no match.
+        inp: (Q,) float64, inverse negative penalty; NaN likewise.
+        first: (Q,) int64 rank of the first match, from 1; 0 likewise.
+        max_rank: Length of the CMC curve.
+    """
     answered = first > 0
     hits = torch.bincount(first[answered].clamp(max=max_rank + 1), minlength=max_rank + 2)
     return RankingResult(

@@ -13,6 +13,7 @@ from reidguard.attacks import Attack
 from reidguard.data import ReIDDataset, decode_image
 from reidguard.evaluation import FeatureStore
 from reidguard.evaluation.features import module_device
+from reidguard.evaluation.labels import ranking_labels
 from reidguard.metrics import top_k
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
@@ -121,10 +122,7 @@ class Retrieval:
             features,
             self.store.features(model, dataset, "gallery", image_size=self.size),
             min(count, len(dataset.gallery)),
-            query_pids=[s.pid for s in samples],
-            query_camids=[s.camid for s in samples],
-            gallery_pids=[s.pid for s in dataset.gallery],
-            gallery_camids=[s.camid for s in dataset.gallery],
+            **ranking_labels(samples, dataset.gallery),
             metric=model.metric,
         )
         return indices

@@ -13,14 +13,17 @@ from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.decoding import list_images
 from reidguard.data.layouts import Layout, normal_name
 from reidguard.data.readers.statistics import Count, Published, build_dataset
-from reidguard.errors import DataError, a_few, printable
+from reidguard.errors import DataError, InputError, a_few, printable
 from reidguard.records import read_file, to_path
 from reidguard.types import ReIDSample
 
 __all__ = [
     "MARKET_FOLDERS",
+    "check_choice",
+    "draw_one_each",
     "find_root",
     "parse_folder",
+    "parse_identity_folders",
     "random_half",
     "random_split",
     "read_list",
@@ -98,6 +101,38 @@ def parse_folder(
     return parsed
 
 
+def parse_identity_folders(
+    folder: Path, pattern: re.Pattern[str], *, example: str, shift: int = 0
+) -> list[tuple[Path, int, re.Match[str]]]:
+    """List images in one subfolder per identity, whose name is its number.
+
+    Args:
+        folder: Folder of the subfolders.
+        pattern: Pattern of an image's name without its extension.
+        example: A published image name, for error messages.
+        shift: Added to the numbers.
+
+    Returns:
+        For each image its path, its identity, and the match of its name.
+
+    Raises:
+        DataError: If a folder is missing or empty or no number, or a name does not match.
+    """
+    content = f"expected there: one folder per identity with images such as {example}"
+    if not folder.is_dir():
+        raise DataError(f"the folder {folder} is missing; {content}")
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not inner:
+        raise DataError(f"the folder {folder} holds no folder; {content}")
+    if wrong := [p.name for p in inner if not re.fullmatch("[0-9]{1,9}", p.name)]:
+        raise DataError(f"folders in {folder} are no identities: {a_few(wrong)}; remove them")
+    return [
+        (path, int(place.name) + shift, match)
+        for place in inner
+        for path, match in parse_folder(place, pattern, example=example)
+    ]
+
+
 def read_market_folders(
     root: Path,
     pattern: re.Pattern[str],
@@ -128,7 +163,7 @@ def read_market_folders(
     splits: dict[str, list[ReIDSample]] = {split: [] for split in (*SPLITS, "junk")}
     for split, name in MARKET_FOLDERS.items():
         folder = root / name
-        expected = None if published is None else published.of(split).images
+        expected = None if published is None else published.of(split).images or None
         for path, match in parse_folder(folder, pattern, example=example, expected=expected):
             camid = int(match["camid"]) if camera is None else camera
             sample = ReIDSample(path, int(match["pid"]), camid)
@@ -154,7 +189,8 @@ def read_list(
     example: str,
     expected: Count,
     shift: int,
-    camera: str = "camid",
+    camera: str | int = "camid",
+    suffix: str = "",
 ) -> list[ReIDSample]:
     """Read a list file of one image per line; empty lines are skipped.
 
@@ -165,13 +201,16 @@ def read_list(
         example: A published line, for error messages.
         expected: The published size, for error messages.
         shift: Number added to each pid.
-        camera: The group of ``pattern`` that gives the camera.
+        camera: The group of ``pattern`` that gives the camera, or the camera of all images.
+        suffix: What the listed paths lack of the files' names.
 
     Raises:
         DataError: If the list is missing or empty, a line does not match or is there twice, or
             listed images are missing.
     """
-    content = f"expected: {expected.images:,} lines like {example!r}"
+    content = (
+        f"expected: {f'{expected.images:,} ' if expected.images else ''}lines like {example!r}"
+    )
     if not path.is_file():
         raise DataError(f"the list {path} is missing; {content}")
     try:
@@ -186,9 +225,9 @@ def read_list(
         if match is None or printable(line) != line:
             shown = line if len(line) <= 200 else f"{line[:200]}..."
             raise DataError(f"{path}, line {number} is {shown!r}; {content}")
-        samples.append(
-            ReIDSample(folder / match["path"], int(match["pid"]) + shift, int(match[camera]))
-        )
+        camid = camera if isinstance(camera, int) else int(match[camera])
+        image = folder / (match["path"] + suffix)
+        samples.append(ReIDSample(image, int(match["pid"]) + shift, camid))
     if not samples:
         raise DataError(f"the list {path} is empty; {content}")
     _check_files([sample.path for sample in samples], listed_in=path)
@@ -210,6 +249,38 @@ def _check_files(paths: Collection[Path], *, listed_in: Path) -> None:
             f"{len(missing):,} of the {len(paths):,} images that {listed_in} lists are missing: "
             f"{a_few(missing)}; copy them, or remove their lines"
         )
+
+
+def draw_one_each(
+    samples: Iterable[ReIDSample], seed: int, *, of_each_camera: bool = False
+) -> list[ReIDSample]:
+    """Draw one image of each identity, in their order; the same on every machine.
+
+    Args:
+        samples: Images to draw from.
+        seed: Chooses the draw, whatever the order of the samples.
+        of_each_camera: Draw one of each identity and camera.
+    """
+    groups: defaultdict[tuple[int, int], list[ReIDSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.pid, sample.camid if of_each_camera else 0].append(sample)
+
+    def ticket(sample: ReIDSample) -> bytes:
+        name = f"{seed}:{sample.path.parent.name}/{sample.path.name}"
+        return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+    return [min(groups[key], key=ticket) for key in sorted(groups)]
+
+
+def check_choice(name: str, value: object, known: Iterable[object]) -> None:
+    """Check an option that has a few values.
+
+    Raises:
+        InputError: With the values.
+    """
+    choices = list(known)
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
 
 
 def random_half(pids: Iterable[int], seed: int) -> set[int]:

@@ -1,0 +1,157 @@
+"""Tiny trees of clothes-change, occluded, vehicle and infrared sets, as public readers expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers.trees import images, listing
+
+
+def build_prcc(root: Path) -> None:
+    for pid in ("001", "002"):
+        images(root, *(f"rgb/train/{pid}/{camera}_cropped_rgb00{n}.jpg" for camera, n in TRAIN))
+    for camera in "ABC":
+        for pid in ("075", "103"):
+            images(root, *(f"rgb/test/{camera}/{pid}/cropped_rgb00{n}.jpg" for n in (1, 2)))
+    images(root, "rgb/val/005/A_cropped_rgb001.jpg", "sketch/train/001/A_001.jpg")
+
+
+TRAIN = (("A", 1), ("B", 2), ("C", 3))
+
+
+def build_ltcc(root: Path) -> None:
+    images(
+        root,
+        "train/000_1_c3_015833.png",
+        "train/007_2_c12_001843.png",
+        "query/103_1_c1_000100.png",
+        "query/103_2_c2_000200.png",
+        "test/103_1_c1_000101.png",
+        "test/103_1_c4_000102.png",
+        "test/103_2_c5_000201.png",
+        "test/104_1_c5_000301.png",
+    )
+
+
+def build_vc_clothes(root: Path) -> None:
+    images(root, "train/0001-01-01-01.jpg", "train/0002-02-01-01.jpg")
+    for folder, number in (("query", 1), ("gallery", 2)):
+        images(
+            root,
+            *(
+                f"{folder}/{pid}-0{camera}-{clothes:02}-0{number}.jpg"
+                for pid in ("0300", "0301")
+                for camera, clothes in ((1, 1), (2, 1), (3, 1), (4, 2))
+            ),
+        )
+
+
+def build_occluded_duke(root: Path) -> None:
+    images(
+        root,
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "bounding_box_train/0002_c1_f0046182.jpg",
+        "query/0005_c2_f0046985.jpg",
+        "bounding_box_test/0005_c8_f0046985.jpg",
+        "bounding_box_test/7139_c1_f0100000.jpg",
+    )
+
+
+def build_p_duke(root: Path) -> None:
+    for part, pids in (("train", ("0001", "0002")), ("test", ("0005", "0006"))):
+        for pid in pids:
+            images(
+                root,
+                f"{part}/occluded_body_images/{pid}/{pid}_c1_f0046302.jpg",
+                f"{part}/whole_body_images/{pid}/{pid}_c2_f0046182.jpg",
+            )
+
+
+def build_occluded_reid(root: Path) -> None:
+    for pid in ("001", "002"):
+        images(root, f"occluded_body_images/{pid}/{pid}_01.tif")
+        images(root, *(f"whole_body_images/{pid}/{pid}_0{n}.tif" for n in (6, 7)))
+
+
+def build_partial_reid(root: Path) -> None:
+    for pid in ("001", "060"):
+        images(root, *(f"{part}_body_images/{pid}_001.jpg" for part in ("partial", "whole")))
+        images(root, f"occluded_body_images/{pid}_001.jpg")
+
+
+def build_veri(root: Path) -> None:
+    images(
+        root,
+        "image_train/0001_c001_00016450_0.jpg",
+        "image_train/0003_c020_00016450_0.jpg",
+        "image_query/0002_c002_00030600_0.jpg",
+        "image_test/0002_c003_00030605_0.jpg",
+        "image_test/0005_c002_00030605_1.jpg",
+    )
+
+
+VEHICLES = {"train_list": [(1, 7), (2, 7), (3, 8)]} | {
+    f"test_list_{size}": [(n, n // 3) for n in range(9, 9 + 6 * (1 + size // 800))]
+    for size in (800, 1600, 2400)
+}
+
+
+def build_vehicleid(root: Path) -> None:
+    for name, pairs in VEHICLES.items():
+        listing(root / "train_test_split", f"{name}.txt", *(f"{n:07} {pid}" for n, pid in pairs))
+        images(root / "image", *(f"{n:07}.jpg" for n, _ in pairs))
+
+
+def build_sysu(root: Path) -> None:
+    for name, pids in (("train", "1,3"), ("val", "5"), ("test", "10,6")):
+        listing(root / "exp", f"{name}_id.txt", pids)
+    for camera in range(1, 7):
+        for pid in (1, 3, 5, 6, 10):
+            if (camera, pid) not in ((4, 10), (2, 3)):
+                images(root, *(f"cam{camera}/{pid:04}/{n:04}.jpg" for n in range(1, 5)))
+
+
+def build_regdb(root: Path) -> None:
+    for trial in range(1, 11):
+        for split, pids in (("train", (0, 1)), ("test", (0, 1))):
+            for part, view in (("visible", "v"), ("thermal", "t")):
+                lines = [
+                    f"{part.title()}/{person}/{view}_{person:05}_{n}.bmp {pid}"
+                    for pid in pids
+                    for person in [pid + (1 if split == "train" else 3) + 4 * (trial % 2)]
+                    for n in (1, 2)
+                ]
+                listing(root / "idx", f"{split}_{part}_{trial}.txt", *lines)
+                images(root, *(line.split()[0] for line in lines))
+
+
+def build_llcm(root: Path) -> None:
+    listing(root / "idx", "test_id.txt", "4,9")
+    for part in ("vis", "nir"):
+        lines = [
+            f"{part}/cam{c}/{p + 1:04}/{p + 1:04}_c0{c}.jpg {p}" for p in (0, 1) for c in (1, 2)
+        ]
+        listing(root / "idx", f"train_{part}.txt", *lines)
+        images(root, *(line.split()[0] for line in lines))
+        for camera in (1, 2, 8):
+            for pid in (4, 9):
+                images(root, *(f"test_{part}/cam{camera}/{pid:04}/{pid:04}_{n}.jpg" for n in "abc"))
+
+
+Tree = tuple[str, Callable[[Path], None]]  # official folder, builder
+TREES: dict[str, Tree] = {
+    "prcc": ("prcc", build_prcc),
+    "ltcc": ("LTCC_ReID", build_ltcc),
+    "vc-clothes": ("VC-Clothes", build_vc_clothes),
+    "occluded-duke": ("Occluded_Duke", build_occluded_duke),
+    "p-dukemtmc-reid": ("P-DukeMTMC-reid", build_p_duke),
+    "occluded-reid": ("Occluded_REID", build_occluded_reid),
+    "partial-reid": ("Partial_REID", build_partial_reid),
+    "veri-776": ("VeRi", build_veri),
+    "vehicleid": ("VehicleID_V1.0", build_vehicleid),
+    "sysu-mm01": ("SYSU-MM01", build_sysu),
+    "regdb": ("RegDB", build_regdb),
+    "llcm": ("LLCM", build_llcm),
+}
+TEST_ONLY = {"occluded-reid", "partial-reid"}

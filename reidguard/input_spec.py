@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,15 @@ PREPROCESSING: dict[str, tuple[str | int, ...]] = {
     "value_range": (1, 255),
     "interpolation": ("bilinear", "bicubic", "nearest"),
 }
+
+
+def channel_values(values: Sequence[float], images: Tensor) -> Tensor:
+    """Return one number per channel, (3, 1, 1), in the dtype and on the device of images.
+
+    Unlike ``images.new_tensor(values)`` it does not wait for a GPU.
+    """
+    host = torch.tensor(values, dtype=images.dtype, device="cpu")
+    return host.to(images.device, non_blocking=True).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -96,9 +106,9 @@ class InputSpec:
         if self.channels == "bgr":
             images = images.flip(1)
         # (value_range · images - mean) / std in one pass, constants rounded once
-        scale = images.new_tensor([self.value_range / s for s in self.std]).view(3, 1, 1)
-        shift = images.new_tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])
-        return torch.addcmul(shift.view(3, 1, 1), images, scale)
+        scale = channel_values([self.value_range / s for s in self.std], images)
+        shift = channel_values([-m / s for m, s in zip(self.mean, self.std, strict=True)], images)
+        return torch.addcmul(shift, images, scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; what is as most networks have it is left out."""

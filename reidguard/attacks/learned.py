@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from typing_extensions import Self, Unpack
 
@@ -104,7 +105,8 @@ class LearnedAttack(Attack):
         learner = usual.make_learner(values["learner"])
         check_same_device(self, model)
         used = [d for d in datasets[: 1 + learner.needs_meta_test] if d is not None]
-        loaders = batch_loaders(used, values)
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        loaders = batch_loaders(used, values, device=device)
         facts = {
             "learner": LEARNERS.name_of(type(learner)),
             "learner_options": learner.config(),

@@ -179,7 +179,8 @@ class PatternAttack(Attack):
     def perturb(self, x: Tensor) -> Tensor:
         """Return x plus the pattern, computed in float32 at least."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        return x.to(wide) + self.pattern(x.shape[2], x.shape[3]).to(x.device, wide)
+        pattern = self.pattern(x.shape[2], x.shape[3])
+        return x.to(wide) + pattern.to(x.device, wide, non_blocking=True)
 
 
 def _numbers(name: str, values: Sequence[float], count: int, **limits: float) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reidguard.contexts import fixed_defaults
 from reidguard.errors import InputError
+from reidguard.input_spec import channel_values
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import BatchShard, check_images
 
@@ -105,8 +106,8 @@ class Augment:
             rows = shard.rows.cpu()
             boxes, mirrored, holes = boxes[rows], mirrored[rows], holes[rows]
         images = _cut(images, boxes, mirrored, padding="zeros" if self.crop == "pad" else "border")
-        fill = images.new_tensor(self.erase_value).view(3, 1, 1)
-        return torch.where(_inside(holes, height, width).to(images.device), fill, images)
+        inside = _inside(holes, height, width).to(images.device, non_blocking=True)
+        return torch.where(inside, channel_values(self.erase_value, images), images)
 
     def _crop_boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Return (N, 4): top, left, height, width in pixels; "pad" may start outside the image."""
@@ -171,9 +172,8 @@ def _cut(images: Tensor, boxes: Tensor, mirrored: Tensor, *, padding: str) -> Te
         ),
         1,
     )
-    grid = F.affine_grid(
-        theta.to(images.device, images.dtype), [n, 3, height, width], align_corners=False
-    )
+    theta = theta.to(images.device, images.dtype, non_blocking=True)
+    grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     cut = F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return cut.clamp(0, 1)  # interpolation weights sum to 1 only up to rounding
 

@@ -146,6 +146,13 @@ def _iterate(
         yield from prefetch(prepare, places)
 
 
+def to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Move uint8 images; to a GPU from pinned memory, without waiting."""
+    if device.type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
 class ImageCache:
     """Cache of a split's images as uint8; each is decoded once, when first needed.
 

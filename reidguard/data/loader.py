@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reidguard.contexts import fixed_context
 from reidguard.data.augment import Augment
 from reidguard.data.dataset import ReIDDataset
-from reidguard.data.images import ImageCache, prefetch
+from reidguard.data.images import ImageCache, prefetch, to_device
 from reidguard.data.sampler import PKSampler
 from reidguard.distributed import World
 from reidguard.schema import checked
@@ -104,7 +104,7 @@ class BatchLoader:
         if self.shard is not None:
             positions = positions[self.shard.rows.numpy()]
         indices = torch.from_numpy(positions)
-        images = self.cache.batch(positions).to(self.device).to(torch.float32) / 255
+        images = to_device(self.cache.batch(positions), self.device).to(torch.float32) / 255
         if self.augment is not None:
             images = self.augment(images, self._generator(number, position), self.shard)
         labels, camids = self._labels[indices], self._camids[indices]

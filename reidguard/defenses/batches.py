@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reidguard.data import Augment, BatchLoader
+from reidguard.input_spec import channel_values
 from reidguard.objectives.defense import DefenseBatch
 from reidguard.training.loop import derived_seed
 from reidguard.types import ReIDBatch
@@ -76,7 +77,8 @@ class AdversarialBatches:
         shard = batch.shard
         number = len(batch) if shard is None else shard.total
         order = torch.randperm(number, generator=generator)
-        attacked = order[: round(self.fraction * number)].sort().values.to(batch.images.device)
+        attacked = order[: round(self.fraction * number)].sort().values
+        attacked = attacked.to(batch.images.device, non_blocking=True)
         chosen, new_shard = (attacked, None) if shard is None else shard.choose(attacked)
         if shard is not None and new_shard is not None and self.clean:
             new_shard = shard.followed_by(new_shard)
@@ -90,7 +92,7 @@ class AdversarialBatches:
                 ones = (1.0, 1.0, 1.0)
                 eraser = replace(self.augment, flip=0.0, crop="none", erase_value=ones)
                 holes = eraser(torch.zeros_like(batch.images), generator, shard)[:, :1] > 0
-                fill = images.new_tensor(self.augment.erase_value).view(3, 1, 1)
+                fill = channel_values(self.augment.erase_value, images)
                 images = torch.where(holes[rows], fill, images)
         return DefenseBatch(
             images,

@@ -14,6 +14,7 @@ from reidguard.attacks.devices import attack_device, module_device
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.data.dataset import CountCallback
+from reidguard.data.images import to_device
 from reidguard.distributed import gather_rows, rows_here
 from reidguard.errors import CheckpointError, InputError
 from reidguard.files import remove_leftovers
@@ -33,13 +34,6 @@ def labelled(attack: Attack, samples: Sequence[ReIDSample], enabled: bool) -> At
     if enabled and isinstance(attack, InstanceAttack):
         return attack.with_labels([sample.pid for sample in samples])
     return attack
-
-
-def to_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """Move uint8 images; to a GPU from pinned memory, without waiting."""
-    if device.type == "cuda":
-        return pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.to(device)
 
 
 def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

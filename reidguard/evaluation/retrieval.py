@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reidguard.attacks import Attack, Guides, InstanceAttack
 from reidguard.data import ReIDDataset, iterate_images
+from reidguard.data.images import to_device
 from reidguard.errors import InputError
 from reidguard.evaluation.features import (
     CountCallback,
@@ -20,7 +21,6 @@ from reidguard.evaluation.features import (
     features_key,
     labelled,
     module_device,
-    to_device,
     to_float,
 )
 from reidguard.evaluation.labels import rank_visible, ranking_labels

@@ -13,12 +13,12 @@ from reidguard.attacks import Attack, InstanceAttack
 from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
+from reidguard.data.images import to_device
 from reidguard.errors import InputError
 from reidguard.evaluation.features import (
     CountCallback,
     attack_device,
     labelled,
-    to_device,
     to_float,
 )
 from reidguard.files import atomic_write

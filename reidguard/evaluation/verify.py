@@ -12,8 +12,9 @@ from torch import Tensor
 from reidguard.attacks import Attack
 from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
+from reidguard.data.images import to_device
 from reidguard.errors import InputError
-from reidguard.evaluation.features import CountCallback, attack_device, to_device, to_float
+from reidguard.evaluation.features import CountCallback, attack_device, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import count_gradients

@@ -195,8 +195,8 @@ def _joint_batch_norm(
     number = x.numel() // x.shape[1]
     mean = wide.sum(own) / max(number, 1)
     squares = (wide - mean.view(shape)).square().sum(own)
-    here = torch.cat((mean, squares, mean.new_tensor([number])))
-    slot = torch.tensor([dist.get_rank()], device=x.device)
+    here = torch.cat((mean, squares, mean.new_full((1,), number)))
+    slot = torch.full((1,), dist.get_rank(), device=x.device)
     all_of = gather(here[None], BatchShard(slot, dist.get_world_size()))
     means, all_squares, numbers = torch.split(all_of, [x.shape[1], x.shape[1], 1], dim=1)
     total = numbers.sum()

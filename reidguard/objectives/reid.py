@@ -142,7 +142,7 @@ def _pairs(pids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     same = pids[:, None] == pids[None, :]
     positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     valid = positive.any(1) & ~same.all(1)
-    if not valid.is_cuda and not bool(valid.any()):
+    if valid.device.type == "cpu" and not bool(valid.any()):
         raise InputError(
             f"no image of this batch of {len(pids)} has both another image of its "
             "identity and one of another; sample P identities × K images with P, K ≥ 2"
@@ -232,7 +232,7 @@ def identity_loss(
         )
     smoothing = checked(float, "smoothing", smoothing, low=0, high=1)
     _check_reduction(reduction)
-    if len(pids) and not pids.is_cuda:
+    if len(pids) and pids.device.type == "cpu":
         low, high = (int(v) for v in torch.aminmax(pids))
         if low < 0 or high >= logits.shape[1]:
             raise InputError(

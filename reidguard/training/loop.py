@@ -181,7 +181,7 @@ def learn(
     test_stream = _stream(meta_test, step) if learner.needs_meta_test and meta_test else None
     if progress is not None:
         progress(Progress("learning", step, steps))
-    pending: tuple[int, StepResult] | None = None
+    pending: _Losses | None = None
     with count_gradients() as count:
         count.needed, count.usable = saved.gradients
         while step < steps:
@@ -192,12 +192,12 @@ def learn(
             other = next(test_stream).to(device) if test_stream is not None else None
             with seeded(derived_seed(values["seed"], step), device):
                 result = learner.step(module, objective, batch, other, optimizer=optimizer)
-            # The loss of the step before is read only now, so that a GPU never waits for the host.
+            # The loss of the step before is read only now, so that a GPU always has work.
             _report(pending, steps, progress, saved.hint)
             optimizer.step()
             hooks.after_step()
             step += 1
-            pending = (step, result)
+            pending = _Losses(step, result)
             if step == steps or (checkpoint is not None and step % values["checkpoint_every"] == 0):
                 _report(pending, steps, progress, saved.hint)
                 pending = None
@@ -224,8 +224,41 @@ def derived_seed(*key: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
+class _Losses:
+    """The losses of a step, on their way to the host.
+
+    To read a number of a GPU waits for all that it has been given to do, the next step included.
+    So the copy starts with the step's own work, and reading waits for the copy alone.
+    """
+
+    def __init__(self, step: int, result: StepResult) -> None:
+        self.step = step
+        losses = {"loss": result.train_loss}
+        if result.test_loss is not None:
+            losses["test_loss"] = result.test_loss
+        device = result.train_loss.device
+        if copied := _event(device):
+            # into pinned memory
+            losses = {k: v.to("cpu", non_blocking=True) for k, v in losses.items()}
+            copied.record(torch.cuda.current_stream(device))
+        self.copied, self.losses = copied, losses
+
+    def read(self) -> dict[str, float]:
+        """Return the losses by name."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return {name: float(loss) for name, loss in self.losses.items()}
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """Return an event of a GPU; None for another device, which is read directly."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
 def _report(
-    pending: tuple[int, StepResult] | None,
+    pending: _Losses | None,
     steps: int,
     progress: ProgressCallback | None,
     hint: str,
@@ -233,18 +266,15 @@ def _report(
     """Check the losses of a step and pass them to ``progress``."""
     if pending is None:
         return
-    done, result = pending
-    metrics = {"loss": float(result.train_loss)}
-    if result.test_loss is not None:
-        metrics["test_loss"] = float(result.test_loss)
+    metrics = pending.read()
     for name, value in metrics.items():
         if not abs(value) < float("inf"):
             raise TrainingError(
-                f"the {name.replace('_', ' ')} of step {done} is {value}: lower the learning rate, "
-                f"or look for NaN in the model's weights{hint}"
+                f"the {name.replace('_', ' ')} of step {pending.step} is {value}: lower the "
+                f"learning rate, or look for NaN in the model's weights{hint}"
             )
     if progress is not None:
-        progress(Progress("learning", done, steps, metrics))
+        progress(Progress("learning", pending.step, steps, metrics))
 
 
 @dataclass(eq=False)

@@ -315,7 +315,7 @@ class InstanceAttack(Attack):
     def uniform(self, x: Tensor, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Return (N, ``*shape``) draws from [0, 1), the same for the same image on any device."""
         draws = [torch.rand(shape, generator=g) for g in self.generators(x, purpose)]
-        return torch.stack(draws).to(x)
+        return torch.stack(draws).to(x, non_blocking=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the target, which copies and pickles leave out."""

@@ -243,7 +243,8 @@ class GradientAttack(InstanceAttack):
 def _can_rise(objective: Objective, features: Tensor, value: Tensor, target: Target) -> Tensor:
     """Return (N,) bool: where the objective is not at its maximum, seen from nearby features."""
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(features.shape[1], generator=generator).to(features)
+    direction = torch.randn(features.shape[1], generator=generator)
+    direction = direction.to(features, non_blocking=True)
     length = 1e-3 * features.abs().amax(1, keepdim=True)
     shift = torch.where(length > 0, length, 1e-3) * direction
     metric = target.model.metric

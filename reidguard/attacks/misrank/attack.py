@@ -277,7 +277,7 @@ def nearest_positive_triplet(
         nearest = distances.masked_fill(~positive, torch.inf).argmin(1)
         furthest = distances.masked_fill(same, -torch.inf).argmax(1)
         valid = positive.any(1) & ~same.all(1)
-        if not valid.is_cuda and not bool(valid.any()):
+        if valid.device.type == "cpu" and not bool(valid.any()):
             raise InputError(
                 "no image of this batch has both another image of its identity and one of another; "
                 "take identities and images_per_identity of at least 2"

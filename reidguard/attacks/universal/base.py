@@ -14,6 +14,7 @@ from typing_extensions import Self, Unpack
 
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
 from reidguard.data import BatchLoader, ReIDDataset
+from reidguard.data.images import to_device
 from reidguard.distributed import gather, world
 from reidguard.errors import InputError
 from reidguard.models import EnsembleModel, ReIDModel
@@ -174,8 +175,8 @@ def with_representations(
     parts = []
     for start in range(own.start, own.stop, 64):
         stop = min(start + 64, own.stop)
-        pixels = loader.cache.batch(range(start, stop))
-        parts.append(loss.representation(view, pixels.to(device).float() / 255))
+        pixels = to_device(loader.cache.batch(range(start, stop)), device)
+        parts.append(loss.representation(view, pixels.float() / 255))
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))

@@ -85,7 +85,7 @@ def expand(coefficients: Tensor, basis: str, height: int, width: int) -> Tensor:
     rows, columns = coefficients.shape[2:]
     with torch.autocast(coefficients.device.type, enabled=False):
         down, across = (
-            _matrix(basis, nodes, pixels).to(coefficients)
+            _matrix(basis, nodes, pixels).to(coefficients, non_blocking=True)
             for nodes, pixels in ((rows, height), (columns, width))
         )
         return scale(basis, (rows, columns)) * (down @ coefficients @ across.T)

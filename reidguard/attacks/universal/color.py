@@ -166,7 +166,7 @@ class ColorAttack(UniversalAttack):
     def _identity(self, nodes: int) -> Tensor:
         axis = torch.linspace(0, 1, nodes, dtype=self.offset.dtype, device="cpu")
         colors = torch.meshgrid(axis, axis, axis, indexing="ij")
-        return torch.stack(colors).to(self.offset.device)
+        return torch.stack(colors).to(self.offset.device, non_blocking=True)
 
     @torch.no_grad()
     def clip_parameters(self) -> None:

@@ -135,6 +135,14 @@ def test_hacnn_cuts_a_quarter_of_the_height(align_corners):
     torch.testing.assert_close(region, expected)
 
 
+def test_hacnn_files_are_loaded_with_a_note_on_their_age():
+    network = read_table(FOLDER / "torchreid_hacnn.json")
+    with on_meta():
+        model = create_model("hacnn")
+    report = match_tensors(model, FOLDER, network.state())[1]
+    assert "need align_corners=True" in str(report)
+
+
 def test_hacnn_regions_start_one_below_the_other():
     model = HACNN(size=(64, 32))
     centres = model.ha1(torch.rand(2, 128, 16, 8))[1]

@@ -119,7 +119,7 @@ def _choose(place: Path, matches: list[tuple[str, Layout]]) -> Recognition:
     name, layout = chosen[0]
     example = next((n for entry in layout.entries for n in first_images(place / entry)), "")
     entries = [entry.removesuffix("/*") for entry in layout.entries if entry != "."]
-    reason = [f"{place} holds {', '.join(entries)}"] if entries else [str(place)]
+    reason = [f"{place} holds {a_few(entries, shown=6)}"] if entries else [str(place)]
     reason += [f"images such as {example}"] if example else []
     others = {name for name, _ in matches} - set(names)
     reason += [f"its name tells it from {', '.join(sorted(others))}"] if others else []

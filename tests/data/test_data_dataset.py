@@ -358,7 +358,7 @@ def test_options_go_to_the_reader(tmp_path, monkeypatch):
 
 def test_names_that_begin_alike_are_proposed():
     with pytest.raises(RegistryError) as error:
-        load_dataset("cuhk03:/data")
+        load_dataset("cuhk03-np:/data")
     proposed = str(error.value).partition("?")[0]
     assert "did you mean 'cuhk03-np-" in proposed
     assert "cuhk01" not in proposed

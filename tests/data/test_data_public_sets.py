@@ -299,7 +299,51 @@ def test_llcm_draws_as_its_authors_do(tmp_path):
     assert pairs(dataset, "train")[:4] == [(10_000, 1), (10_000, 2), (10_001, 1), (10_001, 2)]
 
 
+def test_clonedperson(tmp_path):
+    dataset = load_dataset("clonedperson", plant(tmp_path, *TREES["clonedperson"]))
+    assert pairs(dataset, "train") == [(700000, 0), (700001, 1)]
+    assert pairs(dataset, "query") == [(705227, 2)]
+    assert pairs(dataset, "gallery") == [(705227, 0), (705228, 2)]
+
+
+def test_cuhk03_of_torchreid(tmp_path):
+    root = plant(tmp_path, *TREES["cuhk03"])
+    dataset = load_dataset("cuhk03", root)
+    assert dataset.name == "cuhk03-detected"
+    assert rows(dataset, "train")[0] == ("images_detected/1_001_1_01.png", 10_000, 1)
+    assert pairs(dataset, "query") == [(4, 1), (5, 1)]
+    assert pairs(dataset, "gallery") == [(4, 2), (5, 2)]
+    classic = load_dataset(f"cuhk03:{root}?boxes=labeled&protocol=classic&trial=19")
+    assert classic.query == classic.gallery
+    assert rows(classic, "query")[0] == ("images_labeled/1_003_1_01.png", 4, 1)
+    with pytest.raises(InputError, match="has 1 splits, so there is no trial 1"):
+        load_dataset("cuhk03", root, trial=1)
+    (root / "splits_new_detected.json").write_text('[{"train": 3}]')
+    with pytest.raises(DataError, match="let torchreid make it again"):
+        load_dataset("cuhk03", root)
+
+
+def test_market1501_with_more_distractors(tmp_path):
+    images(
+        tmp_path,
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "query/0010_c2s1_000001_00.jpg",
+        "bounding_box_test/0010_c5s1_000001_01.jpg",
+        "images/0000_c1s1_000001_00.jpg",
+        "images/-1_c6s2_000001_00.jpg",
+    )
+    plain = load_dataset(tmp_path)
+    assert "2 images are not read: images (2)" in plain.notes
+    assert any("distractors_500k=true adds" in note for note in plain.notes)
+    more = load_dataset(f"{tmp_path}?distractors_500k=true")
+    assert more.name == "market1501-500k"
+    assert pairs(more, "gallery") == [(10, 5), (0, 6), (0, 1)]
+    assert more.summary()["distractors"] == 2
+
+
 MISSING = [
+    ("clonedperson", "test/query", "query is missing"),
+    ("cuhk03", "images_detected", "torchreid extracts from cuhk-03.mat"),
     ("prcc", "rgb/test/C", "folder .*C is missing; expected there: one folder per identity"),
     ("ltcc", "test", "test is missing; expected there: images, named like 103_1_c12"),
     ("vc-clothes", "query", "query is missing"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.public_trees import TREES
 from helpers.trees import DRAWN, FIXED, build_duke, build_np, images, plant
 from reidguard.data import DATASETS, Layout, ReIDDataset, load_dataset, register_dataset
 from reidguard.data.loading import LAYOUTS
@@ -25,6 +26,17 @@ OWN_FOLDER = {"cuhk03-np-labeled", "cuhk03-np-detected"}
 
 def build_market(root: Path) -> None:
     images(root, *MARKET)
+
+
+def build_msmt_in_market_folders(root: Path) -> None:
+    images(
+        root,
+        "bounding_box_train/0000_c1_0000.jpg",
+        "bounding_box_train/1040_c15_0017.jpg",
+        "query/0000_c14_0002.jpg",
+        "bounding_box_test/0000_c3_0102.jpg",
+        "bounding_box_test/3059_001_03_0303afternoon_0015_0.jpg",
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in FIXED if case != "personx-456"] + [*DRAWN])
@@ -64,14 +76,7 @@ def test_market1501_is_found_under_the_folders_that_people_have(tmp_path, folder
 
 
 def test_msmt17_in_folders_of_market1501(tmp_path):
-    images(
-        tmp_path,
-        "bounding_box_train/0000_c1_0000.jpg",
-        "bounding_box_train/1040_c15_0017.jpg",
-        "query/0000_c14_0002.jpg",
-        "bounding_box_test/0000_c3_0102.jpg",
-        "bounding_box_test/3059_001_03_0303afternoon_0015_0.jpg",
-    )
+    build_msmt_in_market_folders(tmp_path)
     dataset = load_dataset(tmp_path)
     assert dataset.name == "msmt17"
     assert [(s.pid, s.camid) for s in dataset.train] == [(1, 1), (1041, 15)]
@@ -142,14 +147,14 @@ def test_a_csv_file_and_folders_of_identities_need_no_name(tmp_path):
 def test_unread_images_are_counted_in_a_note(tmp_path):
     build_market(tmp_path)
     assert not any("not read" in note for note in load_dataset(tmp_path).notes)
-    images(tmp_path, "gt_bbox/1.jpg", "gt_bbox/2.jpg", "extra/deep/3.png", ".hidden/4.png")
+    images(tmp_path, "other/1.jpg", "other/2.jpg", "extra/deep/3.png", ".hidden/4.png")
     (tmp_path / "query" / "5.txt").touch()
-    expected = "3 images are not read: extra (1), gt_bbox (2)"
+    expected = "3 images are not read: extra (1), other (2)"
     assert load_dataset(tmp_path).notes[-1] == expected
     assert load_dataset("market1501", tmp_path).summary()["notes"][-1] == expected
     table = tmp_path / "people.csv"
-    table.write_text("path,pid,camid,split\ngt_bbox/1.jpg,7,1,query\n")
-    assert load_dataset(table).notes == ("1 image is not read: gt_bbox (1)",)
+    table.write_text("path,pid,camid,split\nother/1.jpg,7,1,query\n")
+    assert load_dataset(table).notes == ("1 image is not read: other (1)",)
 
 
 def test_a_strangers_layout_is_recognised(tmp_path, monkeypatch):
@@ -182,6 +187,35 @@ def test_options_beside_a_path_are_of_the_readers_types(tmp_path):
         load_dataset(f"msmt17:{msmt}?with_validation=maybe")
     viper = plant(tmp_path, *DRAWN["viper"])
     assert load_dataset(f"viper:{viper}?seed=3").train == load_dataset("viper", viper, seed=3).train
+
+
+ROWS = {
+    # what a row is called: (folders, what lies there, pattern of image names)
+    "Market-1501": ("Market-1501", build_market, None),
+    "market1501/Market-1501-v15.09.15": ("market1501/Market-1501-v15.09.15", build_market, None),
+    **{folder: (folder, build, None) for _, folder, build, _ in FIXED.values()},
+    **{folder: (folder, build, None) for folder, build in DRAWN.values()},
+    **{folder: (folder, build, None) for folder, build in TREES.values()},
+    "MSMT17 in Market-1501's folders": ("MSMT17", build_msmt_in_market_folders, None),
+    "crops": ("crops", lambda root: images(root, "0001_03.jpg", "0001_04.jpg"), "{pid}_{n}"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no camera")
+def test_the_docs_state_what_each_tree_is_taken_for(tmp_path):
+    """The table of docs/datasets.rst: each tree, and what `reidguard data PATH` says of it."""
+    lines = []
+    for number, (name, (folder, build, pattern)) in enumerate(ROWS.items()):
+        above = tmp_path / str(number)
+        build(above / folder)
+        path = above / folder if pattern else above
+        options = {} if pattern is None else {"pattern": pattern}
+        dataset = load_dataset(path, **options)
+        said = dataset.notes[0].replace(f"{above}/", "")
+        lines += [f"   * - {name}", f"     - {dataset.name}", f"     - {said}"]
+    page = (Path(__file__).parents[2] / "docs" / "datasets.rst").read_text("utf-8")
+    table = page.partition("   * - Tree\n     - Dataset\n     - First note\n")[2]
+    assert table.partition("\n\n")[0].split("\n") == lines
 
 
 def flat(dataset: ReIDDataset) -> dict[str, list[tuple[str, int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,29 @@ def build_llcm(root: Path) -> None:
                 images(root, *(f"test_{part}/cam{camera}/{pid:04}/{pid:04}_{n}.jpg" for n in "abc"))
 
 
+def build_clonedperson(root: Path) -> None:
+    images(
+        root,
+        "train/700000_s02_c00_f023389.jpg",
+        "train/700001_s06_c01_f023413.jpg",
+        "test/query/705227_s02_c02_f001117.jpg",
+        "test/gallery/705227_s12_c00_f003229.jpg",
+        "test/gallery/705228_s06_c02_f005521.jpg",
+    )
+
+
+def build_cuhk03(root: Path) -> None:
+    for boxes in ("detected", "labeled"):
+        names = [f"1_{pid:03}_{view}_0{view}.png" for pid in (1, 2, 3, 4) for view in (1, 2)]
+        images(root / f"images_{boxes}", *names)
+        rows = [(f"/old/machine/{n}", int(n[2:5]), int(n[6]) - 1) for n in names]
+        train = [(name, pid - 1, camid) for name, pid, camid in rows[:4]]
+        new = {"train": train, "query": rows[4::2], "gallery": rows[5::2], "num_train_pids": 2}
+        listing(root, f"splits_new_{boxes}.json", json.dumps([new]))
+        classic = {"train": train, "query": rows[4:], "gallery": rows[4:]}
+        listing(root, f"splits_classic_{boxes}.json", json.dumps([classic] * 20))
+
+
 Tree = tuple[str, Callable[[Path], None]]  # official folder, builder
 TREES: dict[str, Tree] = {
     "prcc": ("prcc", build_prcc),
@@ -153,5 +177,7 @@ TREES: dict[str, Tree] = {
     "sysu-mm01": ("SYSU-MM01", build_sysu),
     "regdb": ("RegDB", build_regdb),
     "llcm": ("LLCM", build_llcm),
+    "clonedperson": ("clonedperson", build_clonedperson),
+    "cuhk03": ("cuhk03", build_cuhk03),
 }
 TEST_ONLY = {"occluded-reid", "partial-reid"}

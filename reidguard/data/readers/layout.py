@@ -20,6 +20,7 @@ from reidguard.types import ReIDSample
 __all__ = [
     "MARKET_FOLDERS",
     "check_choice",
+    "check_files",
     "draw_one_each",
     "find_root",
     "parse_folder",
@@ -230,11 +231,16 @@ def read_list(
         samples.append(ReIDSample(image, int(match["pid"]) + shift, camid))
     if not samples:
         raise DataError(f"the list {path} is empty; {content}")
-    _check_files([sample.path for sample in samples], listed_in=path)
+    check_files([sample.path for sample in samples], listed_in=path)
     return samples
 
 
-def _check_files(paths: Collection[Path], *, listed_in: Path) -> None:
+def check_files(paths: Collection[Path], *, listed_in: Path) -> None:
+    """Check that listed images exist, and are listed once.
+
+    Raises:
+        DataError: Naming a few of them.
+    """
     if twice := [str(path) for path, times in Counter(paths).items() if times > 1]:
         raise DataError(f"{listed_in} lists images twice: {a_few(twice)}; remove one line")
     folders: defaultdict[Path, list[Path]] = defaultdict(list)

@@ -61,6 +61,8 @@ def attack_fingerprint(attack: Attack, image_size: tuple[int, int] = (256, 128))
             tensors = (guides.features, guides.known, guides.index)
             parts["guides"] = [tensor_fingerprint(tensor) for tensor in tensors]
         parts["labels"] = None if pids is None else pids.tolist()
+        if target.cameras is not None:
+            parts["cameras"] = target.cameras.tolist()
     return fingerprint(parts)
 
 

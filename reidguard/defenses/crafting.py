@@ -20,6 +20,7 @@ from reidguard.errors import InputError, RegistryError
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.batch_norm import sync_layers, without_memory
+from reidguard.nn.cameras import with_cameras
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.registry import Registry
 from reidguard.storage import fingerprint, weights_fingerprint
@@ -60,25 +61,30 @@ class Crafter:
     def __call__(self, batch: ReIDBatch, chosen: Tensor) -> Tensor:
         """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W)."""
         attack, images = self.attack, batch.images[chosen]
-        if not isinstance(attack, InstanceAttack) or is_bound(attack):
+        if not isinstance(attack, InstanceAttack):
             return attack(images)
+        cameras = batch.camids[chosen]
+        if is_bound(attack):
+            return attack.with_cameras(cameras)(images)
         if self.mode == "train":
             model = shared_copy(self.model)
             # No module, of which the attack would take an inference view.
-            target = cast(Embedder, SimpleNamespace(features=model.features, metric=model.metric))
+            names = ("features", "metric", "cameras")
+            target = cast(Embedder, SimpleNamespace(**{n: getattr(model, n) for n in names}))
         else:
             target = model = inference_view(self.model, fold=False)
         with _without_trace(model) if self.mode == "train" else nullcontext():
             if attack.needs_guides:
                 with torch.no_grad(), sync_layers(batch.shard):
-                    features = gather(target.features(batch.images), batch.shard)
+                    seen = with_cameras(target, batch.camids)
+                    features = gather(seen.features(batch.images), batch.shard)
                 # Identity 0 would mark distractors.
                 guides = Guides(features, gather(batch.pids, batch.shard) + 1)
                 bound = attack.bind(target, guides).with_labels(batch.pids[chosen] + 1)
             else:
                 bound = attack.bind(target)
             with sync_layers(None if batch.shard is None else part_of(batch.shard, chosen)):
-                return bound(images)
+                return bound.with_cameras(cameras)(images)
 
     def refresh(self, dataset: ReIDDataset, **options: Any) -> None:
         """Relearn the attack against the model, with the learner "plain"."""

@@ -28,6 +28,7 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.metrics import RankingResult
 from reidguard.models import ReIDModel
+from reidguard.nn.cameras import cameras_of
 from reidguard.nn.gradients import count_gradients
 from reidguard.options import AuditOptions
 from reidguard.schema import documented, resolve
@@ -170,8 +171,9 @@ class AuditRun:
                 self.retrieval.to_input(pixels),
                 self.options["eps"],
                 self.options["seed"],
+                cameras_of(samples[place]),
             )
-            for _, pixels in self.retrieval.read(samples)
+            for place, pixels in self.retrieval.read(samples)
         ]
         return GradientProbe.concatenated(probes), len(samples)
 

@@ -24,6 +24,7 @@ from reidguard.metrics import RankingResult
 from reidguard.metrics.quality import achieved_linf
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, probe_cameras, with_cameras
 from reidguard.nn.gradients import ZERO_LIMIT, check_graph, count_gradients, graph_needed
 from reidguard.storage import ResumableStore
 from reidguard.types import ReIDSample
@@ -97,7 +98,8 @@ def _is_differentiable(model: ReIDModel, retrieval: Retrieval) -> bool:
     with torch.enable_grad():
         try:
             with graph_needed(model):
-                check_graph(inference_view(model).features(x), model)
+                view = with_cameras(inference_view(model), probe_cameras(model, 1))
+                check_graph(view.features(x), model)
         except InputError:
             return False
     return True
@@ -242,7 +244,7 @@ class SuiteRun:
         samples: list[ReIDSample],
         pixels: Tensor,
     ) -> None:
-        model = inference_view(self.retrieval.model)
+        model = with_cameras(inference_view(self.retrieval.model), cameras_of(samples))
         with torch.no_grad(), count_gradients() as count:
             x = self.retrieval.to_input(pixels)
             *kinds, saved = self.retrieval.perturb(attack, x, samples, with_labels=True)

@@ -30,6 +30,7 @@ from reidguard.metrics import GalleryPart, RankingResult
 from reidguard.metrics.quality import achieved_linf, psnr, ssim_and_ms_ssim
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, with_cameras
 from reidguard.nn.gradients import (
     ZERO_LIMIT,
     GradientCount,
@@ -365,17 +366,18 @@ class SplitPass:
         with torch.no_grad():
             for place, pixels in self.retrieval.read(samples):
                 x = self.retrieval.to_input(pixels)
+                seen = with_cameras(model, cameras_of(samples[place]))
                 if extract:
-                    clean.append(model.features(x))
+                    clean.append(seen.features(x))
                 if self.attack is not None:
                     *kinds, _ = self.retrieval.perturb(
                         self.attack, x, samples[place], self.with_labels
                     )
                     for accumulator, images in zip(self.accumulators, kinds, strict=True):
-                        accumulator.add(model.features(images), images, x)
+                        accumulator.add(seen.features(images), images, x)
                 elif self.replacements:
                     images = self.retrieval.to_input(next(replacements)[1])
-                    self.accumulators[1].add(model.features(images), images, x)
+                    self.accumulators[1].add(seen.features(images), images, x)
                 progress(done + place.stop)
         if extract:
             store = self.retrieval.store

@@ -21,6 +21,7 @@ from reidguard.files import remove_leftovers
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, depends_on_cameras, with_cameras
 from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.storage import fingerprint, load_tensors, save_tensors
@@ -29,10 +30,18 @@ from reidguard.types import ReIDSample
 __all__ = ["CountCallback", "FeatureStore", "attack_device", "extract_features", "module_device"]
 
 
-def labelled(attack: Attack, samples: Sequence[ReIDSample], enabled: bool) -> Attack:
-    """Return the attack for one batch; an instance attack gets the identities if ``enabled``."""
-    if enabled and isinstance(attack, InstanceAttack):
-        return attack.with_labels([sample.pid for sample in samples])
+def for_samples(attack: Attack, samples: Sequence[ReIDSample], with_labels: bool) -> Attack:
+    """Return the attack for one batch.
+
+    An instance attack gets the identities if ``with_labels``, and the cameras if its target model
+    depends on them.
+    """
+    if not isinstance(attack, InstanceAttack):
+        return attack
+    if with_labels:
+        attack = attack.with_labels([sample.pid for sample in samples])
+    if depends_on_cameras(attack.target.model):
+        attack = attack.with_cameras(cameras_of(samples))
     return attack
 
 
@@ -83,7 +92,8 @@ def extract_features(
     view = inference_view(model)
     with torch.no_grad():
         for place, pixels in iterate_images(samples, image_size, batch_size):
-            parts.append(view.features(to_float(to_device(pixels, device), dtype)))
+            seen = with_cameras(view, cameras_of(samples[place]))
+            parts.append(seen.features(to_float(to_device(pixels, device), dtype)))
             if progress is not None:
                 progress(place.stop, len(samples))
     return torch.cat(parts)

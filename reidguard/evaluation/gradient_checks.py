@@ -13,6 +13,7 @@ from reidguard.errors import InputError
 from reidguard.evaluation.audit_report import Finding, make_finding
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import with_cameras
 from reidguard.nn.gradients import check_graph, graph_needed
 from reidguard.objectives import normalized_features
 
@@ -54,7 +55,9 @@ class GradientProbe:
         return cls(**{name: torch.cat([vars(p)[name] for p in probes]).cpu() for name in names})
 
 
-def probe_gradients(model: ReIDModel, x: Tensor, eps: float, seed: int) -> GradientProbe:
+def probe_gradients(
+    model: ReIDModel, x: Tensor, eps: float, seed: int, cameras: Tensor | None = None
+) -> GradientProbe:
     """Measure gradients at :data:`STARTS` random points of the ε-ball around each image.
 
     Args:
@@ -62,11 +65,12 @@ def probe_gradients(model: ReIDModel, x: Tensor, eps: float, seed: int) -> Gradi
         x: (N, 3, H, W) in [0, 1].
         eps: Radius of the ball, in [0, 1] units.
         seed: Fixes the points.
+        cameras: (N,) cameras of the images, for a model whose features depend on them.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     generator = torch.Generator().manual_seed(seed)
     probes = []
-    model = inference_view(model)
+    model = with_cameras(inference_view(model), cameras)
     with torch.inference_mode(False), torch.enable_grad():
         with torch.no_grad():
             clean = normalized_features(model, x)

@@ -19,7 +19,7 @@ from reidguard.evaluation.features import (
     FeatureStore,
     attack_device,
     features_key,
-    labelled,
+    for_samples,
     module_device,
     to_float,
 )
@@ -177,7 +177,7 @@ class Retrieval:
             The adversarial images (N, 3, H, W): as the attack returns them, rounded to 8 bits but
             in [0, 1], and these as uint8, as a PNG file stores them.
         """
-        images = labelled(inference_view(attack), samples, with_labels)(x)
+        images = for_samples(inference_view(attack), samples, with_labels)(x)
         saved = attack.budget.quantize(images, x)
         return images, to_float(saved, self.protocol.dtype), saved
 

@@ -18,7 +18,7 @@ from reidguard.errors import InputError
 from reidguard.evaluation.features import (
     CountCallback,
     attack_device,
-    labelled,
+    for_samples,
     to_float,
 )
 from reidguard.files import atomic_write
@@ -107,7 +107,7 @@ def save_adversarial(
         samples = [queries[i] for i in missing]
         for place, pixels in iterate_images(samples, image_size, batch_size):
             x = to_float(to_device(pixels, device))
-            x_adv = labelled(view, samples[place], with_labels)(x)
+            x_adv = for_samples(view, samples[place], with_labels)(x)
             saved = attack.budget.quantize(x_adv, x).cpu()
             list(pool.map(write_png, [directory / files[i] for i in missing[place]], saved))
             if progress is not None:

@@ -6,6 +6,7 @@ from reidguard.models.architectures.osnet import OSNet
 from reidguard.models.architectures.pcb import PCB
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
+from reidguard.models.cameras import CameraModel
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
 from reidguard.models.flip import FlipModel
@@ -19,6 +20,7 @@ __all__ = [
     "MODELS",
     "PCB",
     "BlackBoxModel",
+    "CameraModel",
     "EnsembleModel",
     "FlipModel",
     "LoadReport",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -64,6 +64,10 @@ class ReIDModel(ABC, nn.Module):
     #: Names under which parameters serve only the training labels. Checkpoints may lack them.
     head_prefixes: tuple[str, ...] = ("classifier.",)
 
+    #: Numbers of the cameras that features depend on; None if they depend on the image alone. Only
+    #: models with cameras get those of the samples: see :class:`CameraModel`.
+    cameras: range | None = None
+
     #: How the pixels of inputs are laid out. Convolutions are fastest on channels-last, on the CPU
     #: and the GPU alike (OSNet x0.25: half the time of a pass).
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
@@ -116,11 +120,12 @@ class ReIDModel(ABC, nn.Module):
         inputs = self.input_spec.apply(x).contiguous(memory_format=self.memory_format)
         return inputs if weight is None else inputs.to(weight.dtype)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return the test-time embedding, before any L2 normalisation.
 
         Args:
             x: (N, 3, H, W) images in [0, 1], any size.
+            cameras: (N,) their cameras, which only a :class:`CameraModel` uses.
 
         Returns:
             (N, D).

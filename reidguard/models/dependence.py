@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from reidguard.models.base import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import probe_cameras, with_cameras
 
 __all__ = ["FeatureDependence", "feature_dependence"]
 
@@ -64,7 +65,8 @@ def _follow(model: ReIDModel, without_data: bool) -> FeatureDependence:
     device = next((tensor.device for tensor in weights.values()), torch.device("cpu"))
     size = model.input_spec.size or (256, 128)
     with torch.inference_mode(False), torch.no_grad(), _Origins(weights.items()) as origins:
-        features = view.features(torch.zeros(1, 3, *size, device=device))
+        seen = with_cameras(view, probe_cameras(view, 1))
+        features = seen.features(torch.zeros(1, 3, *size, device=device))
     return FeatureDependence(origins.of([features]), int(features.shape[1]))
 
 

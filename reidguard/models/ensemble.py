@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reidguard.errors import InputError
 from reidguard.models.base import ReIDModel
+from reidguard.nn.cameras import with_cameras
 from reidguard.types import InputSpec
 
 __all__ = ["EnsembleModel"]
@@ -50,12 +51,28 @@ class EnsembleModel(ReIDModel):
         nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         super().__init__(input_spec=nothing, metric="cosine")
         self.members = nn.ModuleList(members)
+        known = [member.cameras for member in members if member.cameras is not None]
+        if known:
+            self.cameras = range(max(r.start for r in known), min(r.stop for r in known))
+            if not self.cameras:
+                raise InputError(
+                    "the members know different cameras: take models of the same dataset"
+                )
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return the images as they are: members prepare them."""
         return x
 
+    def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Return (N, sum of the members' widths); see :meth:`ReIDModel.features`.
+
+        Args:
+            x: (N, 3, H, W) images in [0, 1], any size.
+            cameras: (N,) their cameras, for the members whose features depend on them.
+        """
+        models = [with_cameras(cast(ReIDModel, member), cameras) for member in self.members]
+        return torch.cat([F.normalize(model.features(x)) for model in models], 1)
+
     def embed(self, inputs: Tensor) -> Tensor:
-        """Return (N, sum of the members' widths)."""
-        models = [cast(ReIDModel, member) for member in self.members]
-        return torch.cat([F.normalize(model.features(inputs)) for model in models], 1)
+        """Return the features of images, which members prepare."""
+        return self.features(inputs)

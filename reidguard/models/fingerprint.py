@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reidguard.contexts import seeded
 from reidguard.models.base import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import probe_cameras, with_cameras
 from reidguard.storage import fingerprint, weights_fingerprint
 
 __all__ = ["model_key", "output_digest", "probe_images", "tensor_digest"]
@@ -55,6 +56,7 @@ def model_key(model: nn.Module, image_size: tuple[int, int] = (256, 128)) -> dic
         {
             "input_spec": part.input_spec.to_dict(),
             "metric": part.metric,
+            **({} if part.cameras is None else {"cameras": [part.cameras[0], part.cameras[-1]]}),
             "build_spec": json.loads(json.dumps(part.build_spec, default=repr)),
         }
         for part in inner
@@ -62,8 +64,12 @@ def model_key(model: nn.Module, image_size: tuple[int, int] = (256, 128)) -> dic
     key = {"weights": weights_fingerprint(model), "models": models}
     if inner:
         size = next((part.input_spec.size for part in inner if part.input_spec.size), image_size)
-        key["features"] = output_digest(inner[0], lambda view, x: view.features(x), size)
+        key["features"] = output_digest(inner[0], _features, size)
     return key
+
+
+def _features(model: ReIDModel, x: Tensor) -> Tensor:
+    return with_cameras(model, probe_cameras(model, len(x))).features(x)
 
 
 def output_digest(module: M, run: Callable[[M, Tensor], Tensor], size: tuple[int, int]) -> str:

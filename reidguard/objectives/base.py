@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reidguard.distributed import gather
 from reidguard.nn.batch_norm import sync_layers
+from reidguard.nn.cameras import with_cameras
 from reidguard.nn.gradients import check_graph, graph_needed, watch
 from reidguard.objectives.diversity import diverse
 from reidguard.registry import Registry
@@ -111,11 +112,12 @@ class FeatureObjective:
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one if this is a shard of it."""
         shard = batch.shard
+        model = with_cameras(self.model, batch.camids)
         with sync_layers(shard):
             clean = batch.features
             if clean is None:
                 with torch.no_grad():
-                    clean = self.loss.representation(self.model, batch.images)
+                    clean = self.loss.representation(model, batch.images)
             inputs = attack(batch.images)
             if self.diversity > 0:
                 # Every process makes the draws of the joint batch, and uses those of its rows.
@@ -124,7 +126,7 @@ class FeatureObjective:
                 draws = draws if shard is None else draws[shard.rows.to(inputs.device)]
                 inputs = diverse(inputs, draws, self.diversity)
             with graph_needed(self.model):
-                adversarial = self.loss.representation(self.model, inputs)
+                adversarial = self.loss.representation(model, inputs)
             if inputs.requires_grad:
                 check_graph(adversarial, self.model)
         loss = self.loss(

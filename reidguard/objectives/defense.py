@@ -12,6 +12,7 @@ from torch import Tensor
 from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError
 from reidguard.nn.batch_norm import sync_layers, without_memory
+from reidguard.nn.cameras import with_cameras
 from reidguard.objectives.reid import Loss, Reduction, ReIDObjective
 from reidguard.types import BatchShard, ReIDBatch
 
@@ -86,9 +87,11 @@ class DefenseObjective:
         if 0 in numbers:
             return objective(model, batch)
         with sync_layers(shards[0]):
-            clean = model(batch.images[rows[0]], domain=batch.domain)
+            seen = with_cameras(model, batch.camids[rows[0]])
+            clean = seen(batch.images[rows[0]], domain=batch.domain)
         with sync_layers(shards[1]), without_memory(model):
-            other = model(batch.images[rows[1]], domain=batch.domain)
+            seen = with_cameras(model, batch.camids[rows[1]])
+            other = seen(batch.images[rows[1]], domain=batch.domain)
         logits = None if clean.logits is None else _joined(clean.logits, other.logits, shards)
         pids = _joined(batch.pids[rows[0]], batch.pids[rows[1]], shards)
         return objective.loss(_joined(clean.embeddings, other.embeddings, shards), logits, pids)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reidguard.distributed import gather
 from reidguard.errors import InputError
 from reidguard.nn.batch_norm import sync_layers
+from reidguard.nn.cameras import with_cameras
 from reidguard.objectives.misranking import row_distance
 from reidguard.schema import MAX_SEED, checked
 from reidguard.types import BatchShard, ReIDBatch
@@ -284,7 +285,7 @@ class ReIDObjective:
             InputError: If the model has no classifier, or the batch does not suit the losses.
         """
         with sync_layers(batch.shard):
-            output = model(batch.images, domain=self.domain)
+            output = with_cameras(model, batch.camids)(batch.images, domain=self.domain)
         return self.loss(output.embeddings, output.logits, batch.pids, batch.shard)
 
     def loss(
@@ -360,7 +361,7 @@ class AGWObjective(nn.Module):
         """
         shard = batch.shard
         with sync_layers(shard):
-            output = model(batch.images, domain=self.domain)
+            output = with_cameras(model, batch.camids)(batch.images, domain=self.domain)
         if not isinstance(output.embeddings, Tensor) or not isinstance(output.logits, Tensor):
             raise InputError(
                 "AGW's losses need a model with a classifier and one embedding of an image, "

@@ -17,6 +17,7 @@ from reidguard.evaluation.labels import ranking_labels
 from reidguard.metrics import top_k
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, with_cameras
 from reidguard.report.attack_figures import adversarial_8bit, identity_name
 from reidguard.report.html import rank_list
 from reidguard.report.images import as_image
@@ -109,15 +110,23 @@ class Retrieval:
     def _ranking(self, queries: Sequence[int], images: Tensor | None, count: int) -> Tensor:
         """Return the gallery indices (N, count) of the best matches; -1 where there are fewer."""
         model, dataset = self.model, self.dataset
+        samples = [dataset.query[query] for query in queries]
         if images is None:
             features = self.store.features(model, dataset, "query", image_size=self.size)
             features = features[list(queries)]
         else:
             device, view = module_device(model), inference_view(model)
             with torch.no_grad():
-                batches = (batch.to(device).float() / 255 for batch in torch.split(images, BATCH))
-                features = torch.cat([view.features(batch) for batch in batches])
-        samples = [dataset.query[query] for query in queries]
+                features = torch.cat(
+                    [
+                        with_cameras(view, cameras).features(batch.to(device).float() / 255)
+                        for batch, cameras in zip(
+                            torch.split(images, BATCH),
+                            torch.split(cameras_of(samples), BATCH),
+                            strict=True,
+                        )
+                    ]
+                )
         _, indices = top_k(
             features,
             self.store.features(model, dataset, "gallery", image_size=self.size),

@@ -24,6 +24,7 @@ from reidguard.errors import InputError
 from reidguard.learners import FirstOrderLearner
 from reidguard.models import ReIDModel, ReIDOutput, load_model
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import probe_cameras, with_cameras
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.types import ReIDBatch
 
@@ -40,9 +41,20 @@ def images(count: int = 4, size: tuple[int, int] = (48, 24), seed: int = 0) -> T
     return pixels.float() / 255
 
 
-def _batch(seed: int = 0) -> ReIDBatch:
+def _batch(model: ReIDModel, seed: int = 0) -> ReIDBatch:
     pids = torch.tensor([0, 0, 1, 1])
-    return ReIDBatch(images(seed=seed), pids, torch.zeros_like(pids), torch.arange(4))
+    cameras = probe_cameras(model, 4)
+    camids = torch.zeros_like(pids) if cameras is None else cameras
+    return ReIDBatch(images(seed=seed), pids, camids, torch.arange(4))
+
+
+def _features(model: ReIDModel, x: Tensor) -> Tensor:
+    """Return features; a model whose features depend on cameras gets some that it knows."""
+    return with_cameras(model, probe_cameras(model, len(x))).features(x)
+
+
+def _outputs(model: ReIDModel, x: Tensor, domain: str | None = None) -> ReIDOutput:
+    return with_cameras(model, probe_cameras(model, len(x)))(x, domain=domain)
 
 
 def _build(make: ModelFactory, num_classes: Mapping[str, int] | None) -> ReIDModel:
@@ -85,19 +97,19 @@ def check_features(make: ModelFactory) -> None:
     """(N, D) finite features of images of any size and dtype, each image on its own."""
     model = _build(make, None).eval()
     x = images()
-    features = model.features(x)
+    features = _features(model, x)
     assert features.dim() == 2, f"features have shape {tuple(features.shape)}, not (N, D)"
     assert len(features) == len(x), f"{len(features)} features of {len(x)} images"
     assert bool(torch.isfinite(features).all()), "features are not finite"
     assert features.std(0).max() > 0, "all images have the same features"
-    _close(model.features(x[:1]), features[:1], "an image's features depend on its batch")
+    _close(_features(model, x[:1]), features[:1], "an image's features depend on its batch")
     for size in ((7, 5), (90, 31)):
-        shape = model.features(images(2, size)).shape
+        shape = _features(model, images(2, size)).shape
         assert shape == (2, features.shape[1]), f"images of {size} give {shape}"
-    assert model.features(x.double()).shape == features.shape
+    assert _features(model, x.double()).shape == features.shape
     for wrong in (x[0], (x * 255).to(torch.uint8)):
         try:
-            model.features(wrong)
+            _features(model, wrong)
         except InputError:
             continue
         raise AssertionError(f"images of {tuple(wrong.shape)}, {wrong.dtype} are not refused")
@@ -109,7 +121,9 @@ def check_eval_is_pure(make: ModelFactory) -> None:
     model = _build(make, None).eval()
     x, before = images(), state_of(model)
     original = x.clone()
-    assert torch.equal(model.features(x), model.features(x)), "features differ from call to call"
+    assert torch.equal(_features(model, x), _features(model, x)), (
+        "features differ from call to call"
+    )
     assert torch.equal(x, original), "the images were written to"
     assert_same_state(before, state_of(model))
 
@@ -121,16 +135,16 @@ def check_output(make: ModelFactory) -> None:
     assert dict(model.num_classes) == _NUM_CLASSES, f"num_classes is {model.num_classes}"
     x = images()
     for domain, identities in _NUM_CLASSES.items():
-        output = model(x, domain=domain)
+        output = _outputs(model, x, domain)
         assert isinstance(output, ReIDOutput), f"the call gives a {type(output).__name__}"
-        _close(output.features, model.features(x), "features and forward differ")
+        _close(output.features, _features(model, x), "features and forward differ")
         parts, scores = _listed(output.embeddings), _listed(output.logits)
         assert parts, "no embeddings"
         assert scores, "no logits, though num_classes was given"
         assert all(len(part) == len(x) and part.dim() == 2 for part in parts), "embeddings: (N, E)"
         shapes = [tuple(part.shape) for part in scores]
         assert shapes == [(len(x), identities)] * len(scores), f"logits of {domain}: {shapes}"
-    assert _build(make, None).eval()(x).logits is None, "logits without num_classes"
+    assert _outputs(_build(make, None).eval(), x).logits is None, "logits without num_classes"
 
 
 def check_domains(make: ModelFactory) -> None:
@@ -138,7 +152,7 @@ def check_domains(make: ModelFactory) -> None:
     model = _build(make, _NUM_CLASSES).eval()
     for wrong in (None, "three"):
         try:
-            model(images(), domain=wrong)
+            _outputs(model, images(), wrong)
         except InputError:
             continue
         raise AssertionError(f"model(x, domain={wrong!r}) is no InputError")
@@ -148,12 +162,12 @@ def check_gradients(make: ModelFactory) -> None:
     """The images get a gradient from the features, the parameters one from the training loss."""
     model = _build(make, _NUM_CLASSES).eval()
     x = images().requires_grad_()
-    (slope,) = torch.autograd.grad(model.features(x).square().sum(), x, allow_unused=True)
+    (slope,) = torch.autograd.grad(_features(model, x).square().sum(), x, allow_unused=True)
     assert slope is not None, "no gradient reaches the images"
     assert bool(torch.isfinite(slope).all()), "the images' gradient is not finite"
     assert float(slope.abs().max()) > 0, "the images' gradient is zero"
     model.train()
-    ReIDObjective(domain="one", margin=5.0)(model, _batch()).backward()  # type: ignore[no-untyped-call]
+    ReIDObjective(domain="one", margin=5.0)(model, _batch(model)).backward()  # type: ignore[no-untyped-call]
     reached = [n for n, p in model.named_parameters() if p.grad is not None]
     body = [n for n in reached if not n.startswith(model.head_prefixes)]
     trained = [
@@ -172,11 +186,11 @@ def check_gradients(make: ModelFactory) -> None:
 def check_inference_view(make: ModelFactory) -> None:
     """An inference view computes what the model in eval mode does, and leaves it as it is."""
     model = _build(make, _NUM_CLASSES).eval()
-    expected = model.features(images())
+    expected = _features(model, images())
     model.train()
     before = state_of(model)
-    _close(inference_view(model).features(images()), expected, "features of a view differ")
-    plain = inference_view(model, fold=False).features(images())
+    _close(_features(inference_view(model), images()), expected, "features of a view differ")
+    plain = _features(inference_view(model, fold=False), images())
     assert torch.equal(plain, expected), "features of a view that is not folded differ"
     assert_same_state(before, state_of(model))
 
@@ -185,12 +199,12 @@ def check_copies(make: ModelFactory) -> None:
     """Defenses copy a model, learners call it with other weights, files rebuild it."""
     model = _build(make, _NUM_CLASSES).eval()
     with torch.no_grad():
-        expected = model.features(images())
-        assert torch.equal(copy.deepcopy(model).features(images()), expected), "a copy differs"
+        expected = _features(model, images())
+        assert torch.equal(_features(copy.deepcopy(model), images()), expected), "a copy differs"
     model.train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     FirstOrderLearner(inner="sgd", inner_lr=1e-3).step(
-        model, ReIDObjective(domain="one", margin=5.0), _batch(0), _batch(1)
+        model, ReIDObjective(domain="one", margin=5.0), _batch(model, 0), _batch(model, 1)
     )
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), f"a learner's step changed {name}"
@@ -202,7 +216,7 @@ def check_copies(make: ModelFactory) -> None:
         again = load_model(Path(folder) / "model.safetensors")
     with torch.no_grad():
         for domain in _NUM_CLASSES:
-            output, rebuilt = (m(images(), domain=domain) for m in (model, again))
+            output, rebuilt = (_outputs(m, images(), domain) for m in (model, again))
             assert torch.equal(output.features, rebuilt.features), "a saved model's features differ"
             pairs = zip(_listed(output.logits), _listed(rebuilt.logits), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs), "a saved model's logits differ"

@@ -21,6 +21,7 @@ from reidguard.errors import InputError
 from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import probe_cameras, with_cameras
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.options import TRAIN_DEFAULTS, LoopOptions, TrainOptions
 from reidguard.schema import documented, resolve, select, settings
@@ -228,7 +229,8 @@ def _embeddings(
     """Return the embeddings of two black images, for their shape and the number of parts."""
     black = next(model.parameters()).new_zeros(2, 3, *image_size)
     with torch.no_grad():
-        output = inference_view(model)(black, domain=domain)
+        view = with_cameras(inference_view(model), probe_cameras(model, len(black)))
+    output = view(black, domain=domain)
     embeddings: Tensor | Sequence[Tensor] = output.embeddings
     return embeddings
 

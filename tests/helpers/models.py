@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.batches import rng
-from reidguard.models import ReIDModel, create_model
+from reidguard.models import CameraModel, ReIDModel, create_model
 from reidguard.types import InputSpec
 
 
@@ -23,6 +23,26 @@ class TinyNet(ReIDModel):
 
     def embed(self, inputs: Tensor) -> Tensor:
         return self.body(inputs).mean((2, 3))
+
+
+class CameraNet(CameraModel):
+    """A small smooth network; each camera multiplies its features by a row of its own."""
+
+    def __init__(self, num_classes: Any = None, cameras: int = 4, first_camera: int = 1) -> None:
+        super().__init__(
+            input_spec=InputSpec(size=(32, 16)),
+            metric="euclidean",
+            num_classes=num_classes,
+            cameras=cameras,
+            first_camera=first_camera,
+        )
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Tanh(), nn.Conv2d(8, 6, 2))
+        self.table = nn.Parameter(torch.randn(max(cameras, 1), 6))
+        self.build_classifiers(6)
+
+    def embed(self, inputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        features = self.body(inputs).mean((2, 3))
+        return features if rows is None else features * self.table[rows]
 
 
 class SmoothEmbedder(nn.Module):

@@ -18,6 +18,7 @@ from reidguard.attacks.base import Attack
 from reidguard.contexts import fixed_context
 from reidguard.errors import InputError
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import with_cameras
 from reidguard.objectives import normalized_features
 from reidguard.types import Embedder
 
@@ -142,11 +143,13 @@ class Target:
         model: Gives ``features`` and has a ``metric``.
         prototypes: Of the guides; None without guides.
         pids: (N,) labels of the next call's images; None if they are not given.
+        cameras: (N,) cameras of these images; None if they are not given.
     """
 
     model: Embedder
     prototypes: Prototypes | None
     pids: Tensor | None = None
+    cameras: Tensor | None = None
 
     def identities(self, clean: Tensor) -> Tensor:
         """Return the identity index of each image: its label, else that of the nearest guide."""
@@ -246,14 +249,24 @@ class InstanceAttack(Attack):
         Raises:
             InputError: If the attack is not bound, or the pids are no list of whole numbers.
         """
-        target = self.target
-        labels = torch.as_tensor(pids)
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise InputError(
-                f"pids must be N whole numbers, not {labels.dtype} {tuple(labels.shape)}"
-            )
-        bound = copy.copy(self)
-        bound._target = replace(target, pids=labels.long())
+        bound, labels = copy.copy(self), _whole_numbers("pids", pids)
+        bound._target = replace(self.target, pids=labels)
+        return bound
+
+    @fixed_context()
+    def with_cameras(self, cameras: Tensor | Sequence[int]) -> Self:
+        """Return this bound attack with the cameras of the next call's images.
+
+        A target model whose features depend on the camera needs them; others ignore them.
+
+        Args:
+            cameras: (N,) cameras of the images, as the samples of a dataset number them.
+
+        Raises:
+            InputError: If the attack is not bound, or the cameras are no list of whole numbers.
+        """
+        bound, numbers = copy.copy(self), _whole_numbers("cameras", cameras)
+        bound._target = replace(self.target, cameras=numbers)
         return bound
 
     @property
@@ -279,7 +292,7 @@ class InstanceAttack(Attack):
         Args:
             x: (N, 3, H, W), at least float32, constant.
             clean: (N, D) normalized features of ``x``, constant.
-            target: Model, prototypes and labels.
+            target: Model, with the cameras of ``x`` if it needs any, prototypes and labels.
         """
 
     def perturb(self, x: Tensor) -> Tensor:
@@ -294,8 +307,9 @@ class InstanceAttack(Attack):
             return x
         _check_device(target.model, x, "images")
         # Outside inference mode, in which gradients cannot be had, tensors are copied first.
-        if isinstance(target.model, nn.Module):
-            target = replace(target, model=inference_view(target.model))
+        model = target.model
+        view = inference_view(model) if isinstance(model, nn.Module) else model
+        target = replace(target, model=with_cameras(view, target.cameras))
         with torch.inference_mode(False), torch.enable_grad():
             images = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
             with torch.no_grad():
@@ -320,6 +334,15 @@ class InstanceAttack(Attack):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the target, which copies and pickles leave out."""
         return {name: value for name, value in self.__dict__.items() if name != "_target"}
+
+
+def _whole_numbers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    numbers = torch.as_tensor(values)
+    if numbers.dim() != 1 or numbers.is_floating_point():
+        raise InputError(
+            f"{name} must be N whole numbers, not {numbers.dtype} {tuple(numbers.shape)}"
+        )
+    return numbers.long()
 
 
 def _check_device(model: Embedder, tensor: Tensor, name: str) -> None:

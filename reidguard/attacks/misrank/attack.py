@@ -19,6 +19,7 @@ from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.metrics.quality import ms_ssim
 from reidguard.models import ReIDModel
+from reidguard.nn.cameras import with_cameras
 from reidguard.nn.gradients import check_graph, graph_needed, watch
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.objectives.misranking import row_distance
@@ -224,7 +225,7 @@ class MisRankObjective:
         # A tensor of its own, whose gradient is that of the re-ID losses alone.
         seen = adversarial.view_as(adversarial)
         with graph_needed(self.model):
-            features, logits = class_scores(self.model, seen)
+            features, logits = class_scores(with_cameras(self.model, batch.camids), seen)
         if seen.requires_grad:
             check_graph(logits[0], self.model)
             watch(seen, logits[0], None)

@@ -19,6 +19,7 @@ from reidguard.distributed import gather, world
 from reidguard.errors import InputError
 from reidguard.models import EnsembleModel, ReIDModel
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, with_cameras
 from reidguard.objectives import ATTACK_LOSSES, AttackLoss, EnsembleLoss, FeatureObjective
 from reidguard.options import AttackOptions, LoopOptions
 from reidguard.schema import documented, select, settings
@@ -176,7 +177,8 @@ def with_representations(
     for start in range(own.start, own.stop, 64):
         stop = min(start + 64, own.stop)
         pixels = to_device(loader.cache.batch(range(start, stop)), device)
-        parts.append(loss.representation(view, pixels.float() / 255))
+        seen = with_cameras(view, cameras_of(loader.samples[start:stop]))
+        parts.append(loss.representation(seen, pixels.float() / 255))
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))

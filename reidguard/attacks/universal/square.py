@@ -24,6 +24,7 @@ from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import with_cameras
 from reidguard.objectives import (
     ATTACK_LOSSES,
     AttackLoss,
@@ -228,7 +229,8 @@ class RetrievalObjective:
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the mean score of a batch."""
-        features = normalized_features(self.model, attack(batch.images))
+        model = with_cameras(self.model, batch.camids)
+        features = normalized_features(model, attack(batch.images))
         distance = torch.cdist(features, self.gallery.to(features.dtype))
         rows = torch.arange(len(features), device=features.device)
         others = torch.ones_like(distance, dtype=torch.bool)

@@ -75,6 +75,8 @@ INTERNAL = {
     "parameter_groups",
     "resized",
     "with_labels",
+    "with_cameras",
+    "features",
     "build_classifiers",
     "key",
     "config",
@@ -84,6 +86,11 @@ ATTACKS: dict[str, dict[str, Any]] = {"misrank": {"size": (16, 16), "width": 2}}
 MODELS: dict[str, dict[str, Any]] = {
     name: {"size": (32, 16), "backbone": "test_resnet"} for name in ("ide", "pcb", "agw")
 }
+MODELS |= {
+    name: {"size": (64, 32), "backbone": "test_vit", "cameras": 2}
+    for name in ("transreid", "clip_reid")
+}
+MODELS["solider"] = {"size": (64, 32), "backbone": "swin_tiny"}
 
 
 @pytest.fixture(scope="module")

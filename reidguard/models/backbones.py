@@ -28,8 +28,16 @@ __all__ = [
 Stem = Literal["resnet", "fast-reid", "no-relu"]
 
 
-def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -> Any:
+def build_backbone(
+    name: str, size: tuple[int, int], pretrained: bool = False, **changes: Any
+) -> Any:
     """Build a timm network without its classifier, for images of (height, width).
+
+    Args:
+        name: Of timm.
+        size: Height and width.
+        pretrained: Start from timm's weights.
+        **changes: Arguments of timm's network in place of those of the name.
 
     Raises:
         InputError: If timm knows no such network, or cannot build it for this size.
@@ -42,8 +50,8 @@ def build_backbone(name: str, size: tuple[int, int], pretrained: bool = False) -
         # Transformers are built for one image size.
         cfg = timm.models.get_pretrained_cfg(name)
         fixed = cfg is not None and cfg.fixed_input_size
-        options: dict[str, Any] = {"img_size": size} if fixed else {}
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        options = {"num_classes": 0, **({"img_size": size} if fixed else {}), **changes}
+        return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm asserts, and its downloads fail in many ways
         if pretrained:
             raise CheckpointError(

@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["PREFIXES", "head_rule", "known_layout", "name_head", "rename", "without_wrappers"]
+__all__ = [
+    "PREFIXES",
+    "Rule",
+    "head_rule",
+    "known_layout",
+    "name_head",
+    "rename",
+    "without_wrappers",
+]
 
 T = TypeVar("T")
 
@@ -41,6 +49,13 @@ LAYOUTS = (
         "the paper's released IDE",
         "its defended models lack the first ReLU: use 'ide' with stem='no-relu' for those",
     ),
+    (
+        r"base\.(cls_token|patch_embed\.proj\.)",
+        "TransReID",
+        "use 'transreid', with cameras=6 for Market-1501, and parts=False if it has no b1",
+    ),
+    (r"base\.semantic_embed_w\.", "SOLIDER", "use 'solider' with its backbone"),
+    (r"image_encoder\.", "CLIP-ReID", "use 'clip_reid', with cameras if it has cv_embed"),
     (
         r"bottleneck\.running_mean",
         "the AGW survey's code",

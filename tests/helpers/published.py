@@ -18,6 +18,9 @@ from torch import Tensor
 FOLDER = Path(__file__).parents[1] / "models" / "published"
 
 
+INTEGERS = ("num_batches_tracked", "relative_position_index")
+
+
 @dataclass(frozen=True)
 class PublishedNetwork:
     """A network of other code: its source, such as "owner/name@commit", and our counterpart."""
@@ -32,7 +35,7 @@ class PublishedNetwork:
         return {
             name: torch.empty(
                 shape,
-                dtype=torch.long if name.endswith("num_batches_tracked") else torch.float32,
+                dtype=torch.long if name.endswith(INTEGERS) else torch.float32,
                 device="meta",
             )
             for name, shape in self.tensors.items()

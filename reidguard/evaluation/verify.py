@@ -14,7 +14,7 @@ from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset, iterate_images
 from reidguard.data.images import to_device
 from reidguard.errors import InputError
-from reidguard.evaluation.features import CountCallback, attack_device, to_float
+from reidguard.evaluation.features import CountCallback, attack_device, for_samples, to_float
 from reidguard.metrics.quality import achieved_linf
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import count_gradients
@@ -94,27 +94,30 @@ def verify(
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)
     image_size = checked(tuple[int, int], "image_size", image_size, low=1, high=MAX_SIDE)
     check_instance(Attack, "attack", attack)
+    view = inference_view(attack)
     if isinstance(images, ReIDDataset):
         samples = images.split(split)
         total = len(samples)
-        batches: Iterator[Tensor] = (b for _, b in iterate_images(samples, image_size, batch_size))
+        batches: Iterator[tuple[Attack, Tensor]] = (
+            (for_samples(view, samples[place], with_labels=False), pixels)
+            for place, pixels in iterate_images(samples, image_size, batch_size)
+        )
         device = attack_device(attack)
     else:
         check_instance(Tensor, "images", images)
         check_images(to_float(images[:0]) if images.dtype == torch.uint8 else images)
         total = len(images)
-        batches = iter(torch.split(images, batch_size))
+        batches = ((view, batch) for batch in torch.split(images, batch_size))
         device = attack_device(attack, images.device)
     if total == 0:
         raise InputError("there are no images to verify the attack on")
     measurements = []
     done = 0
-    view = inference_view(attack)
     with torch.no_grad(), count_gradients(type(attack).__name__):
-        for batch in batches:
+        for prepared, batch in batches:
             x = to_device(batch, device)
             x = to_float(x) if x.dtype == torch.uint8 else x
-            measurements.append(_measure(view, x))
+            measurements.append(_measure(prepared, x))
             done += len(batch)
             if progress is not None:
                 progress(done, total)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from reidguard.models.base import ReIDModel
+from reidguard.nn.cameras import with_cameras
 from reidguard.schema import check_instance
 from reidguard.types import InputSpec
 
@@ -39,11 +42,17 @@ class FlipModel(ReIDModel):
         nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         super().__init__(input_spec=nothing, metric=model.metric)
         self.model = model
+        self.cameras = model.cameras
 
     def prepare(self, x: Tensor) -> Tensor:
         """Return the images as they are: the model prepares them."""
         return x
 
+    def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Return the (N, D) mean of both features; see :meth:`ReIDModel.features`."""
+        model = with_cameras(self.model, cameras)
+        return (model.features(x) + model.features(x.flip(3))) / 2
+
     def embed(self, inputs: Tensor) -> Tensor:
-        """Return (N, D)."""
-        return (self.model.features(inputs) + self.model.features(inputs.flip(3))) / 2
+        """Return the features of images, which the model prepares."""
+        return self.features(inputs)

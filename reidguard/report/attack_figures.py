@@ -10,6 +10,7 @@ from torch import Tensor
 from reidguard.attacks import Attack, ColorAttack, DeltaAttack
 from reidguard.attacks.universal.color import interpolate_colors
 from reidguard.data import ReIDDataset, decode_image
+from reidguard.evaluation.features import for_samples
 from reidguard.nn import inference_view
 from reidguard.report.html import (
     figure,
@@ -131,7 +132,7 @@ def adversarial_examples(
     rows = []
     for sample in (dataset.query[i] for i in evenly_spaced(range(len(dataset.query)), count)):
         clean = decode_image(sample.path, size)
-        adversarial = adversarial_8bit(attack, clean[None].to(device))[0].cpu()
+        adversarial = adversarial_8bit(attack, clean[None].to(device), [sample])[0].cpu()
         change = (adversarial.float() - clean.float()) / 255
         largest = round(255 * float(change.abs().max()))
         views = (
@@ -144,11 +145,12 @@ def adversarial_examples(
     return rows
 
 
-def adversarial_8bit(attack: Attack, pixels: Tensor) -> Tensor:
-    """Return the adversarial images of uint8 images (N, 3, H, W), quantized to uint8."""
+def adversarial_8bit(attack: Attack, pixels: Tensor, samples: Sequence[ReIDSample]) -> Tensor:
+    """Return the adversarial images of the uint8 images (N, 3, H, W) of samples, in uint8."""
     x = pixels.float() / 255
+    prepared = for_samples(inference_view(attack), samples, with_labels=False)
     with torch.no_grad():
-        return attack.budget.quantize(inference_view(attack)(x), x)
+        return attack.budget.quantize(prepared(x), x)
 
 
 def identity_name(sample: ReIDSample) -> str:

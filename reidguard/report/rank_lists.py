@@ -57,8 +57,12 @@ class Retrieval:
             queries: Indices of the queries.
         """
         device = module_device(self.model)
-        batches = torch.split(self._clean(queries), BATCH)
-        return torch.cat([adversarial_8bit(attack, batch.to(device)).cpu() for batch in batches])
+        parts = []
+        for start in range(0, len(queries), BATCH):
+            part = queries[start : start + BATCH]
+            samples = [self.dataset.query[query] for query in part]
+            parts.append(adversarial_8bit(attack, self._clean(part).to(device), samples).cpu())
+        return torch.cat(parts)
 
     def rank1_correct(
         self, queries: Sequence[int] | None = None, images: Tensor | None = None

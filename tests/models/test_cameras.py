@@ -15,11 +15,20 @@ from reidguard.attacks.fingerprint import attack_fingerprint
 from reidguard.data import BatchLoader, decode_image
 from reidguard.defenses import AdversarialTraining
 from reidguard.errors import InputError
-from reidguard.evaluation import Protocol, audit, evaluate, evaluate_grid, save_adversarial
+from reidguard.evaluation import (
+    FeatureStore,
+    Protocol,
+    audit,
+    evaluate,
+    evaluate_grid,
+    save_adversarial,
+    verify,
+)
 from reidguard.metrics import rank
 from reidguard.models import EnsembleModel, create_model, register_model
 from reidguard.models.fingerprint import model_key
 from reidguard.objectives import MisrankingTriplet, PairWiseLoss
+from reidguard.report.rank_lists import Retrieval
 from reidguard.testing import MODEL_CHECKS, small_dataset
 from reidguard.training import train_model
 from reidguard.types import Budget
@@ -54,10 +63,10 @@ def own_features(model, samples) -> Tensor:
     return torch.cat([own_feature(model, image(s), s.camid) for s in samples]).detach()
 
 
-def ranking(model, people, query: Tensor):
+def ranking(model, people, query: Tensor, gallery: Tensor | None = None):
     return rank(
         query,
-        own_features(model, people.gallery),
+        own_features(model, people.gallery) if gallery is None else gallery,
         query_pids=[s.pid for s in people.query],
         query_camids=[s.camid for s in people.query],
         gallery_pids=[s.pid for s in people.gallery],
@@ -108,6 +117,13 @@ def test_sma_equals_a_loop_over_samples(model, people, tmp_path):
         for adversarial, s in zip(images, people.query, strict=True)
     ]
     assert torch.equal(result.attacked.ranking.ap, ranking(model, people, torch.cat(features)).ap)
+    assert verify(attack, people, image_size=SIZE, split="query").passed
+    shown = Retrieval(model, people, FeatureStore(), SIZE)
+    queries = range(len(people.query))
+    pictures = shown.attacked(attack, queries).float() / 255
+    assert ((pictures - images).abs() < 1.01 / 255).float().mean() > 0.999
+    matched = {q for q in queries if result.attacked_8bit.ranking.first_match[q] == 1}
+    assert set(shown.rank1_correct(images=(255 * pictures).byte())) == matched
     folder = save_adversarial(attack, people, tmp_path / "sma", image_size=SIZE)
     for sample, adversarial in zip(people.query, images, strict=True):
         saved = decode_image(folder / f"{sample.path.stem}.png", SIZE).float() / 255
@@ -162,6 +178,24 @@ def test_errors_name_the_cure(model, people):
         SMA().bind(model).with_cameras([0.5])
     with pytest.raises(InputError, match="at least 2"):
         CameraNet(cameras=1)
+
+
+def test_mirror_images_and_several_queries(model, people):
+    protocol = Protocol(image_size=SIZE, flip=True)
+    result = evaluate(model, people, protocol=protocol)
+    parts = []
+    for sample in people.query:
+        x = image(sample)
+        both = [own_feature(model, a, sample.camid) for a in (x, x.flip(3))]
+        parts.append(sum(both).detach() / 2)
+    gallery = own_features(model, people.gallery)
+    mirrored = [own_feature(model, image(s).flip(3), s.camid) for s in people.gallery]
+    expected = ranking(
+        model, people, torch.cat(parts), (gallery + torch.cat(mirrored).detach()) / 2
+    )
+    assert torch.equal(result.clean.ap, expected.ap)
+    several = Protocol(image_size=SIZE, multi_query=True)
+    assert evaluate(model, people, protocol=several).clean.mAP > 0
 
 
 def test_a_model_without_cameras_ignores_them(people):

@@ -17,6 +17,7 @@ from reidguard.errors import InputError
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.cameras import cameras_of, check_cameras
 from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
 from reidguard.options import LearnedAttackOptions
 from reidguard.schema import resolve
@@ -106,6 +107,8 @@ class LearnedAttack(Attack):
         check_same_device(self, model)
         used = [d for d in datasets[: 1 + learner.needs_meta_test] if d is not None]
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        for dataset in used:
+            check_cameras(model, cameras_of(dataset.train))
         loaders = batch_loaders(used, values, device=device)
         facts = {
             "learner": LEARNERS.name_of(type(learner)),

@@ -23,6 +23,7 @@ from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.learners.bilevel import BilevelLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.cameras import cameras_of, check_cameras
 from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
 from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
 from reidguard.objectives.reid import Loss, Reduction
@@ -201,6 +202,8 @@ class AdversarialTraining(Defense):
         if "identity" in self.losses:
             domains = dict(zip(domains_of(model, datasets), datasets, strict=True))
         robust = with_classifiers(model, domains, seed=derived_seed(values["seed"], "classifiers"))
+        for dataset in datasets:
+            check_cameras(model, cameras_of(dataset.train))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         loaders = batch_loaders(
             datasets, values, augment=geometry(values["augment"]), device=device

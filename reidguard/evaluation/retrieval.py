@@ -30,6 +30,7 @@ from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
 from reidguard.models import FlipModel, ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
+from reidguard.nn.cameras import cameras_of, check_cameras
 from reidguard.schema import check_instance
 from reidguard.types import ReIDSample
 
@@ -68,6 +69,7 @@ class Retrieval:
             raise InputError(
                 f"{dataset.name} has no query or no gallery images; nothing can be ranked"
             )
+        check_cameras(model, cameras_of((*dataset.query, *dataset.gallery)))
         self.protocol = Protocol() if protocol is None else protocol
         self.dataset = dataset
         flip = self.protocol.flip and not isinstance(model, FlipModel)

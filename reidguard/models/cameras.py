@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
+from reidguard.nn.cameras import check_cameras
 from reidguard.schema import checked
 from reidguard.types import InputSpec
 
@@ -109,7 +110,8 @@ class CameraModel(ReIDModel):
         """Return the (N,) rows of cameras in the embedding, on the device of ``x``; None without.
 
         Raises:
-            InputError: If the cameras are missing, of another number than the images, or unknown.
+            InputError: If the cameras are missing, of another number than the images, or (checked
+                on the CPU only) unknown. ``fit`` and ``evaluate`` check those of a dataset first.
         """
         if self.cameras is None:
             return None
@@ -126,12 +128,6 @@ class CameraModel(ReIDModel):
                 f"cameras must be one whole number for each of the {len(x)} images, not "
                 f"{numbers.dtype} of shape {tuple(numbers.shape)}"
             )
-        if len(numbers):
-            low, high = (int(v) for v in torch.aminmax(numbers))
-            if low < self.cameras[0] or high > self.cameras[-1]:
-                raise InputError(
-                    f"the images are of cameras {low} to {high}, and this {type(self).__name__} "
-                    f"knows cameras {known}: create it with first_camera=<the dataset's first "
-                    "number>, or evaluate it on the dataset that it was trained on"
-                )
-        return numbers.to(x.device, torch.int64) - self.cameras[0]
+        if numbers.device.type == "cpu":
+            check_cameras(self, numbers)
+        return numbers.to(x.device, torch.int64, non_blocking=True) - self.cameras[0]

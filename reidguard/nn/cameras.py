@@ -8,9 +8,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from reidguard.errors import InputError
 from reidguard.types import ReIDSample
 
-__all__ = ["cameras_of", "depends_on_cameras", "probe_cameras", "with_cameras"]
+__all__ = [
+    "cameras_of",
+    "check_cameras",
+    "depends_on_cameras",
+    "probe_cameras",
+    "with_cameras",
+]
 
 M = TypeVar("M")
 
@@ -23,6 +30,28 @@ def depends_on_cameras(model: object) -> bool:
 def cameras_of(samples: Sequence[ReIDSample]) -> Tensor:
     """Return the (N,) int64 cameras of samples."""
     return torch.tensor([sample.camid for sample in samples], dtype=torch.int64)
+
+
+def check_cameras(model: Any, cameras: Tensor) -> None:
+    """Refuse cameras that a model does not know; on a GPU this waits for the device.
+
+    Args:
+        model: A model without cameras takes any.
+        cameras: (N,) whole numbers.
+
+    Raises:
+        InputError: Naming both ranges, and the cure.
+    """
+    if not depends_on_cameras(model) or not len(cameras):
+        return
+    known: range = model.cameras
+    low, high = (int(number) for number in torch.aminmax(cameras))
+    if low < known[0] or high > known[-1]:
+        raise InputError(
+            f"the images are of cameras {low} to {high}, and the {type(model).__name__} knows "
+            f"cameras {known[0]} to {known[-1]}: create it with first_camera=<the dataset's first "
+            "number>, or take images of the dataset that it was trained on"
+        )
 
 
 def probe_cameras(model: Any, count: int) -> Tensor | None:

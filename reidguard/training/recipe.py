@@ -21,7 +21,7 @@ from reidguard.errors import InputError
 from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
 from reidguard.nn import inference_view
-from reidguard.nn.cameras import probe_cameras, with_cameras
+from reidguard.nn.cameras import cameras_of, check_cameras, probe_cameras, with_cameras
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.options import TRAIN_DEFAULTS, LoopOptions, TrainOptions
 from reidguard.schema import documented, resolve, select, settings
@@ -136,6 +136,7 @@ def train_model(
         values["augment"] = recipe.augment
     domain = _domain_of(model, dataset)
     device = next(model.parameters()).device
+    check_cameras(model, cameras_of(dataset.train))
     (loader,) = batch_loaders([dataset], values, augment=values["augment"], device=device)
     objective, losses = _objective(model, domain, values)
     facts: dict[str, Any] = {

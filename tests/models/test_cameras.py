@@ -172,8 +172,18 @@ def test_errors_name_the_cure(model, people):
     for wrong in ([0, 1], [4, 5]):
         with pytest.raises(InputError, match="first_camera"):
             model.features(x, cameras=wrong)
-    with pytest.raises(InputError, match=r"cameras 2 to 4, .* 0 to 3"):
+    with pytest.raises(InputError, match=r"cameras 1 to 4, .* 0 to 3"):
         evaluate(CameraNet(first_camera=0), people, protocol=PROTOCOL)
+    options = {"steps": 1, "identities": 4, "images_per_identity": 4, "image_size": SIZE}
+    late = CameraNet(num_classes=4, first_camera=3)
+    for fit in (
+        lambda: DeltaAttack(size=SIZE).fit(late, people, **options),
+        lambda: rg.create_attack("universal_square").fit(late, people, identities=4),
+        lambda: train_model(late, people, **options),
+        lambda: AdversarialTraining(SMA()).fit(late, people, **options),
+    ):
+        with pytest.raises(InputError, match=r"cameras 1 to 4, .* 3 to 6"):
+            fit()
     with pytest.raises(InputError, match="whole numbers"):
         SMA().bind(model).with_cameras([0.5])
     with pytest.raises(InputError, match="at least 2"):

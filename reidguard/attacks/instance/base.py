@@ -18,7 +18,7 @@ from reidguard.attacks.base import Attack
 from reidguard.contexts import fixed_context
 from reidguard.errors import InputError
 from reidguard.nn import inference_view
-from reidguard.nn.cameras import with_cameras
+from reidguard.nn.cameras import check_cameras, with_cameras
 from reidguard.objectives import normalized_features
 from reidguard.types import Embedder
 
@@ -309,6 +309,10 @@ class InstanceAttack(Attack):
         # Outside inference mode, in which gradients cannot be had, tensors are copied first.
         model = target.model
         view = inference_view(model) if isinstance(model, nn.Module) else model
+        if target.cameras is not None:
+            check_cameras(model, target.cameras)
+            cameras = target.cameras.to(x.device, non_blocking=True)
+            target = replace(target, cameras=cameras)
         target = replace(target, model=with_cameras(view, target.cameras))
         with torch.inference_mode(False), torch.enable_grad():
             images = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)

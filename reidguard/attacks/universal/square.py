@@ -24,7 +24,7 @@ from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
-from reidguard.nn.cameras import with_cameras
+from reidguard.nn.cameras import cameras_of, check_cameras, with_cameras
 from reidguard.objectives import (
     ATTACK_LOSSES,
     AttackLoss,
@@ -154,6 +154,7 @@ class UniversalSquare(DeltaAttack):
                 f"queries={self.queries} are fewer than the {2 * batch} of one step: allow more, "
                 "or take fewer identities or images_per_identity"
             )
+        check_cameras(model, cameras_of(meta_train.train))
         (loader,) = batch_loaders([meta_train], values)
         view = inference_view(model)
         objective, source = self._objective(view, meta_train, loader, values)

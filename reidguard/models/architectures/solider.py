@@ -168,7 +168,7 @@ class _SemanticSwin(nn.Module):
     def forward(self, x: Tensor, weight: float) -> Tensor:
         """Return the (N, C) mean of the last maps."""
         x = self.patch_embed(x)
-        pair = x.new_tensor([weight, 1 - weight])
+        pair = torch.cat((x.new_full((1,), weight), x.new_full((1,), 1 - weight)))
         for number, stage in enumerate(self.stages.children()):
             for block in cast(_Stage, stage).blocks.children():
                 x = block(x)

@@ -20,7 +20,7 @@ from reidguard.contexts import fixed_context, fixed_defaults
 from reidguard.data import Augment
 from reidguard.data.loader import BatchLoader
 from reidguard.evaluation.features import extract_features
-from reidguard.metrics import top_k
+from reidguard.metrics import Reranking, top_k
 from reidguard.virtual import render_person
 
 SIZE = (32, 16)
@@ -162,9 +162,9 @@ def ranked(model: TinyNet, data: rg.ReIDDataset, folder: Path) -> Any:
     }
     labels["gallery_camids"] = list(range(1, 7))
     labels["query_pids"] = labels["gallery_pids"] = [1, 1, 2, 2, 3, 3]
-    return vars(rg.rank(features, features.flip(0), **labels)), top_k(
-        features, features.flip(0), 2, **labels
-    )
+    plain = vars(rg.rank(features, features.flip(0), **labels))
+    reranked = vars(rg.rank(features, features.flip(0), **labels, metric=Reranking(k1=2, k2=2)))
+    return plain, reranked, top_k(features, features.flip(0), 2, **labels)
 
 
 CALLS: dict[str, Callable[[TinyNet, rg.ReIDDataset, Path], Any]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,8 @@ class QueryGroups:
     def of(cls, dataset: ReIDDataset, queries: Sequence[ReIDSample]) -> QueryGroups:
         """Find the images of some queries of a dataset.
 
-        They are those of ``dataset.multi_query`` that show the query's identity by its camera;
-        where there is none, the query images that do.
+        They are those of ``dataset.multi_query`` that show the query's identity by its camera, in
+        its clothes where the dataset names them; where there is none, the query images that do.
 
         Raises:
             InputError: If the query images are those of another folder.
@@ -43,18 +43,18 @@ class QueryGroups:
                 "multi_query compares the mean of several images of the dataset, so it cannot take "
                 "the query images of another folder: leave one of them out"
             )
-        groups: dict[tuple[int, int], list[ReIDSample]] = {}
+        groups: dict[Hashable, list[ReIDSample]] = {}
         for source in (dataset.query, dataset.multi_query):
-            found: defaultdict[tuple[int, int], list[ReIDSample]] = defaultdict(list)
+            found: defaultdict[Hashable, list[ReIDSample]] = defaultdict(list)
             for sample in source:
-                found[sample.pid, sample.camid].append(sample)
+                found[_shown(sample)].append(sample)
             groups.update(found)
         images: list[ReIDSample] = []
-        places: dict[tuple[int, int], list[int]] = {}
-        for key in dict.fromkeys((q.pid, q.camid) for q in queries):
+        places: dict[Hashable, list[int]] = {}
+        for key in dict.fromkeys(map(_shown, queries)):
             places[key] = list(range(len(images), len(images) + len(groups[key])))
             images += groups[key]
-        rows = [places[q.pid, q.camid] for q in queries]
+        rows = [places[_shown(query)] for query in queries]
         width = max(map(len, rows))
         members = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
         return cls(dataset._with_queries(images), members)
@@ -73,3 +73,7 @@ class QueryGroups:
             rows = (column >= 0).nonzero().flatten()
             sums[rows] += features[column[rows]].double()
         return (sums / counts[:, None]).to(features.dtype)
+
+
+def _shown(sample: ReIDSample) -> Hashable:
+    return sample.pid, sample.camid, sample.clothes

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reidguard.contexts import fixed_context
 from reidguard.distributed import gather_rows, rows_here
 from reidguard.errors import InputError
 from reidguard.metrics.counting import (
@@ -75,6 +76,7 @@ class Reranking:
             )
         object.__setattr__(self, "weight", checked(float, "weight", self.weight, low=0, high=1))
 
+    @fixed_context()
     def distances(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Return the re-ranked distances that :func:`rank` compares. For small uses.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -224,6 +225,20 @@ def test_multi_query_without_further_images_takes_the_query_images(model, people
     gallery = extract_features(model, people.gallery, image_size=SIZE)
     expected = rank(means, gallery, **labels(doubled))
     assert result.clean.mAP == pytest.approx(expected.mAP, abs=1e-9)
+
+
+def test_images_in_other_clothes_are_no_images_of_the_query(people):
+    shown = [replace(s, clothes=1 + n % 2) for n, s in enumerate(several(people).multi_query)]
+    dressed = copy.copy(people)
+    dressed.query = tuple(replace(s, clothes=1) for s in people.query)
+    dressed.multi_query = tuple(shown)
+    groups = QueryGroups.of(dressed, dressed.query)
+    for query, row in zip(dressed.query, groups.members.tolist(), strict=True):
+        images = [groups.dataset.query[i] for i in row if i >= 0]
+        own = (query.pid, query.camid, 1)
+        assert {(s.pid, s.camid, s.clothes) for s in images} == {own}
+        alike = [s for s in shown if (s.pid, s.camid, s.clothes) == own]
+        assert sorted(s.path for s in images) == sorted(s.path for s in alike or [query])
 
 
 def test_all_three_together_and_what_cannot_be(model, people, tmp_path):

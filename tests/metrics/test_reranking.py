@@ -140,6 +140,7 @@ def test_every_chunk_size_gives_the_same_bits(metric, monkeypatch):
         for module in (counting, ranking, reranking, neighbours):
             monkeypatch.setattr(module, "CHUNK", chunk)
         monkeypatch.setattr(neighbours, "WIDTH", 3 * chunk)
+        monkeypatch.setattr(counting, "TILE", chunk)
         monkeypatch.setattr(reranking, "ROOM", room)
         monkeypatch.setattr(sparse, "ROOM", room)
         assert torch.equal(chosen.distances(query, gallery), exact), f"chunks of {chunk}"

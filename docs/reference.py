@@ -57,7 +57,7 @@ WHOLE = {
         for name in (
             "folder", "csv_file", "flat", "market1501", "dukemtmc", "msmt17", "cuhk", "viper",
             "deepchange", "personx", "randperson", "unrealperson", "clothes", "occluded",
-            "vehicles", "infrared", "clonedperson", "cuhk03",
+            "vehicles", "infrared", "clonedperson", "cuhk03", "tracklets",
         )
     },
 }  # fmt: skip

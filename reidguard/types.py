@@ -219,6 +219,8 @@ class ReIDSample:
         camid: Camera, from 0 on.
         clothes: Clothes that the identity wears, from 1 on, where a ranking leaves out gallery
             images of the query's identity in the query's clothes; 0 where clothes do not matter.
+        tracklet: Number of the tracklet that the image is a frame of, from 1 on; a ranking compares
+            the mean features of tracklets. 0 for a single image.
 
     Raises:
         InputError: If the path is none, or a number is no whole number in its range.
@@ -233,13 +235,14 @@ class ReIDSample:
     pid: int
     camid: int
     clothes: int = 0
+    tracklet: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, Path) or "\0" in str(self.path):
             if not isinstance(self.path, str | os.PathLike) or "\0" in os.fsdecode(self.path):
                 raise InputError(f"path must be the path of an image file, not {self.path!r}")
             object.__setattr__(self, "path", Path(os.fsdecode(self.path)))
-        for name, least in (("pid", -1), ("camid", 0), ("clothes", 0)):
+        for name, least in (("pid", -1), ("camid", 0), ("clothes", 0), ("tracklet", 0)):
             value = getattr(self, name)
             number = value if type(value) is int else as_whole_number(value)
             if number is None or not least <= number < 2**63:

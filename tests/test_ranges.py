@@ -65,6 +65,7 @@ DATA = {
     ("ReIDSample", "pid"),
     ("ReIDSample", "camid"),
     ("ReIDSample", "clothes"),
+    ("ReIDSample", "tracklet"),
     ("Guides", "pids"),
     ("ReIDDataset", "junk"),
     ("Budget", "eps"),

@@ -198,7 +198,7 @@ class ReIDDataset:
 
         It depends neither on the dataset's folder nor on the order of the samples. It is the
         SHA-256 of one JSON line ``[name, pid, camid, sha256 of the file]`` for each sample, sorted;
-        with the clothes at the end of a line, where they matter.
+        with clothes and tracklet at the end of a line that has them.
         Computed once.
 
         Raises:
@@ -208,7 +208,7 @@ class ReIDDataset:
         if split not in self._fingerprints:
             digests = _in_threads(_file_digest, [s.path for s in samples])
             rows = sorted(
-                (name, s.pid, s.camid, digest, *([s.clothes] if s.clothes else []))
+                (name, s.pid, s.camid, digest, *_extra_labels(s))
                 for name, s, digest in zip(self.names(split), samples, digests, strict=True)
             )
             lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -316,6 +316,12 @@ class ReIDDataset:
         changed._names = {}
         changed._fingerprints = {k: h for k, h in self._fingerprints.items() if k != "query"}
         return changed
+
+
+def _extra_labels(sample: ReIDSample) -> tuple[int, ...]:
+    """Return clothes and tracklet, if the sample has any."""
+    labels = (sample.clothes, sample.tracklet)
+    return labels if any(labels) else ()
 
 
 def _samples(split: str, samples: Sequence[ReIDSample]) -> tuple[ReIDSample, ...]:

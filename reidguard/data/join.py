@@ -48,7 +48,7 @@ def join_datasets(
     _check_disjoint(datasets)
     joined: dict[str, list[ReIDSample]] = {split: [] for split in SPLITS}
     notes = []
-    pids = camids = clothes = 0
+    pids = camids = clothes = tracklets = 0
     hidden: dict[int, frozenset[int]] = {}
     for name, dataset in datasets.items():
         for split in set(splits):
@@ -58,6 +58,7 @@ def join_datasets(
                     pid=s.pid + pids if s.pid else 0,
                     camid=s.camid + camids,
                     clothes=s.clothes + clothes if s.clothes else 0,
+                    tracklet=s.tracklet + tracklets if s.tracklet else 0,
                 )
                 for s in dataset.split(split)
             ]
@@ -69,6 +70,7 @@ def join_datasets(
         }
         samples = [s for split in SPLITS for s in dataset.split(split)]
         clothes += max((s.clothes for s in samples), default=0)
+        tracklets += max((s.tracklet for s in samples), default=0)
         pids += max((s.pid for s in samples), default=0)
         camids += max((s.camid for s in samples), default=-1) + 1
     result = ReIDDataset(

@@ -24,6 +24,7 @@ from reidguard.evaluation.autoattack_result import AutoAttackResult
 from reidguard.evaluation.autoattack_run import SuiteRun
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import CountCallback, FeatureStore
+from reidguard.evaluation.labels import has_tracklets
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
@@ -198,6 +199,11 @@ class RetrievalAutoAttack:
                 "the suite attacks each query image by itself, and with rerank or multi_query its "
                 "result depends on others: use a protocol without rerank and multi_query, and "
                 "evaluate() for single attacks"
+            )
+        if has_tracklets(dataset.query):
+            raise InputError(
+                "the suite attacks each query image by itself, and a tracklet is the mean of its "
+                "frames: use evaluate() for single attacks"
             )
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)

@@ -22,6 +22,7 @@ from reidguard.evaluation.features import (
     shards_of,
     whole,
 )
+from reidguard.evaluation.labels import has_tracklets, heads
 from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import AttackedResult, EvaluationResult
@@ -143,7 +144,9 @@ def evaluate(
         query = passes["query"].whole(shards["query"])
         query = query if groups is None else groups.mean(query)
         gallery: Sequence[Tensor] | GalleryPart = shards["gallery"]
-        if world() is not None:
+        if has_tracklets(dataset.gallery):
+            gallery = [passes["gallery"].whole(shards["gallery"])]
+        elif world() is not None:
             gallery = GalleryPart(shards["gallery"], passes["gallery"].rows.start)
         return retrieval.rank(query, queries, gallery)
 
@@ -151,6 +154,7 @@ def evaluate(
     attacked, attacked_8bit = passes[side].results(ranking)
     seconds["ranking"] = time.perf_counter() - clock
     skipped = clean_ranking.skipped.tolist()
+    units = heads(queries)
     if attack is not None:
         warn_of_zero_gradients(type(attack).__name__, zero_gradients)
     return EvaluationResult(
@@ -159,8 +163,8 @@ def evaluate(
         attacked_8bit=attacked_8bit,
         attack=None if attack is None else _attack_dict(attack, with_labels, side, zero_gradients),
         dataset=_dataset_dict(dataset, query_every, groups),
-        counts=_counts(dataset, len(queries), len(skipped), groups),
-        skipped=tuple(str(queries[i].path) for i in skipped),
+        counts=_counts(dataset, len(units), len(skipped), groups),
+        skipped=tuple(str(units[i].path) for i in skipped),
         protocol={**retrieval.protocol.to_dict(), "metric": retrieval.metric},
         weights=retrieval.model_key["weights"],
         seconds=seconds,
@@ -200,11 +204,12 @@ def _check(attack: Attack | None, with_labels: bool, side: str) -> None:
 def _counts(
     dataset: ReIDDataset, queries: int, skipped: int, groups: QueryGroups | None
 ) -> dict[str, int]:
+    gallery = heads(dataset.gallery)
     return {
         "query": queries,
         **({} if groups is None else {"query images": len(groups.dataset.query)}),
-        "gallery": len(dataset.gallery),
-        "distractors": sum(s.pid == 0 for s in dataset.gallery),
+        "gallery": len(gallery),
+        "distractors": sum(s.pid == 0 for s in gallery),
         "junk": dataset.junk,
         "skipped": skipped,
     }

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
-from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.metrics import GalleryPart, RankingResult, rank
 from reidguard.metrics.counting import JUNK
 from reidguard.metrics.ranking import summarize
 from reidguard.types import ReIDSample
 
-__all__ = ["rank_visible", "ranking_labels"]
+__all__ = ["has_tracklets", "heads", "pool_tracklets", "rank_visible", "ranking_labels"]
 
 
 class RankingLabels(TypedDict):
@@ -52,8 +51,8 @@ def rank_visible(
     query: Tensor,
     gallery: Tensor | Sequence[Tensor] | GalleryPart,
     labels: RankingLabels,
-    dataset: ReIDDataset,
-    samples: Sequence[ReIDSample],
+    hidden: Mapping[int, frozenset[int]],
+    samples: tuple[Sequence[ReIDSample], Sequence[ReIDSample]],
     settings: dict[str, Any],
 ) -> RankingResult:
     """Rank for each query the gallery without the cameras that are hidden from it.
@@ -62,20 +61,21 @@ def rank_visible(
         query: (Q, D) features.
         gallery: Features, as :func:`~reidguard.metrics.rank` takes them.
         labels: Of :func:`ranking_labels`.
-        dataset: Its ``hidden`` says which cameras queries do not search.
-        samples: The Q samples that ``query`` is of.
+        hidden: For a camera of queries, the cameras of the gallery that they do not search.
+        samples: The Q samples that ``query`` is of, and those of the gallery.
         settings: Further arguments of :func:`~reidguard.metrics.rank`.
     """
     groups: dict[frozenset[int], list[int]] = {}
-    for row, sample in enumerate(samples):
-        groups.setdefault(frozenset(dataset.hidden.get(sample.camid, ())), []).append(row)
+    queries, images = samples
+    for row, sample in enumerate(queries):
+        groups.setdefault(frozenset(hidden.get(sample.camid, ())), []).append(row)
     if len(groups) == 1 and not next(iter(groups)):
         return rank(query, gallery, **labels, **settings)
-    ap = torch.full((len(samples),), math.nan, dtype=torch.float64)
-    inp, first = ap.clone(), torch.zeros(len(samples), dtype=torch.int64)
-    for hidden, places in groups.items():
+    ap = torch.full((len(queries),), math.nan, dtype=torch.float64)
+    inp, first = ap.clone(), torch.zeros(len(queries), dtype=torch.int64)
+    for unseen, places in groups.items():
         rows = torch.tensor(places)
-        pids = torch.tensor([JUNK if s.camid in hidden else s.pid for s in dataset.gallery])
+        pids = torch.tensor([JUNK if s.camid in unseen else s.pid for s in images])
         own: RankingLabels = {
             "query_pids": labels["query_pids"][rows],
             "query_camids": labels["query_camids"][rows],
@@ -89,3 +89,36 @@ def rank_visible(
     if not bool((first > 0).any()):
         raise InputError("no query has a match in the part of the gallery that it searches")
     return summarize(ap, inp, first, settings["max_rank"])
+
+
+def has_tracklets(samples: Sequence[ReIDSample]) -> bool:
+    """Return whether any of the samples is a frame of a tracklet."""
+    return any(sample.tracklet for sample in samples)
+
+
+def heads(samples: Sequence[ReIDSample]) -> list[ReIDSample]:
+    """Return the first frame of each tracklet, and the single images, in their order."""
+    return [samples[rows[0]] for rows in _frames(samples)]
+
+
+def pool_tracklets(features: Tensor, samples: Sequence[ReIDSample]) -> Tensor:
+    """Return the mean feature of each tracklet, and those of single images, (T, D).
+
+    Args:
+        features: (N, D) of the frames.
+        samples: The N samples, in any order; the result is in that of :func:`heads`.
+    """
+    groups = _frames(samples)
+    means = features.new_empty(len(groups), features.shape[1])
+    for number, rows in enumerate(groups):
+        means[number] = features[rows].double().mean(0).to(features.dtype)
+    return means
+
+
+def _frames(samples: Sequence[ReIDSample]) -> list[list[int]]:
+    """Return the places of each tracklet's frames; a single image is one of its own."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, sample in enumerate(samples):
+        key = (1, sample.tracklet) if sample.tracklet else (0, row)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())

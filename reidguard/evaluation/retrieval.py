@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from reidguard.attacks import Attack, Guides, InstanceAttack
@@ -23,7 +24,13 @@ from reidguard.evaluation.features import (
     module_device,
     to_float,
 )
-from reidguard.evaluation.labels import rank_visible, ranking_labels
+from reidguard.evaluation.labels import (
+    has_tracklets,
+    heads,
+    pool_tracklets,
+    rank_visible,
+    ranking_labels,
+)
 from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
@@ -189,12 +196,13 @@ class Retrieval:
         samples: Sequence[ReIDSample],
         gallery: Sequence[Tensor] | GalleryPart | None = None,
     ) -> RankingResult:
-        """Rank the gallery for queries.
+        """Rank the gallery for queries; tracklets are queries, and images of it, by their mean.
 
         Args:
             query: (Q, D) features.
             samples: The Q samples that they are of.
-            gallery: Features in shards; None for the clean ones of the whole gallery.
+            gallery: Features in shards; None for the clean ones of the whole gallery. Of tracklets
+                all shards are needed.
         """
         metric: str | Reranking = self.metric
         if isinstance(self.protocol.rerank, Reranking):
@@ -202,12 +210,19 @@ class Retrieval:
         features: Tensor | Sequence[Tensor] | GalleryPart = (
             self.gallery if gallery is None else gallery
         )
-        labels = ranking_labels(samples, self.dataset.gallery)
+        images: Sequence[ReIDSample] = self.dataset.gallery
+        if has_tracklets((*samples, *images)):
+            assert not isinstance(features, GalleryPart)
+            frames = features if isinstance(features, Tensor) else torch.cat(list(features))
+            query, features = pool_tracklets(query, samples), pool_tracklets(frames, images)
+            samples, images = heads(samples), heads(images)
+        labels = ranking_labels(samples, images)
         settings: dict[str, Any] = {
             "metric": metric,
             "same_camera": self.protocol.same_camera,
             "max_rank": self.protocol.max_rank,
         }
         if self.dataset.hidden:
-            return rank_visible(query, features, labels, self.dataset, samples, settings)
+            both = (samples, images)
+            return rank_visible(query, features, labels, self.dataset.hidden, both, settings)
         return rank(query, features, **labels, **settings)

@@ -1,4 +1,4 @@
-"""Tiny trees of clothes-change, occluded, vehicle and infrared sets, as public readers expect."""
+"""Tiny trees of sets with protocols of their own, as public readers expect them."""
 
 from __future__ import annotations
 
@@ -163,6 +163,55 @@ def build_cuhk03(root: Path) -> None:
         listing(root, f"splits_classic_{boxes}.json", json.dumps([classic] * 20))
 
 
+def mars_names(pid: str, camera: int, number: int, frames: int) -> list[str]:
+    return [f"{pid}C{camera}T{number:04}F{frame:03}.jpg" for frame in range(1, frames + 1)]
+
+
+MARS = {
+    # part: tracklets of identity, camera, number, frames
+    "train": [("0001", 1, 1, 3), ("0001", 2, 1, 20), ("0003", 1, 1, 2)],
+    "test": [
+        ("00-1", 1, 1, 2),
+        ("0000", 3, 1, 4),
+        ("0002", 1, 1, 31),
+        ("0002", 1, 2, 2),
+        ("0002", 4, 1, 3),
+        ("0002", 5, 1, 2),
+    ],
+}
+
+
+def build_mars(root: Path) -> None:
+    import numpy as np
+    from scipy.io import savemat
+
+    for part, tracklets in MARS.items():
+        names, tracks = [], []
+        for pid, camera, number, frames in tracklets:
+            own = mars_names(pid, camera, number, frames)
+            tracks.append([len(names) + 1, len(names) + frames, int(pid.lstrip("0") or 0), camera])
+            names += own
+        images(root, *(f"bbox_{part}/{name[:4]}/{name}" for name in names))
+        listing(root / "info", f"{part}_name.txt", *names)
+        variable = {f"track_{part}_info": np.array(tracks)}
+        savemat(root / "info" / f"tracks_{part}_info.mat", variable)
+    savemat(root / "info" / "query_IDX.mat", {"query_IDX": np.array([[3, 6]])})
+
+
+def build_ilids(root: Path) -> None:
+    people = ["person001", "person002", "person004", "person007"]
+    for camera in (1, 2):
+        for person in people:
+            place = f"i-LIDS-VID/sequences/cam{camera}/{person}"
+            images(root, *(f"{place}/cam{camera}_{person}_{n:05}.png" for n in range(1, 4)))
+    splits = [
+        {"train": [people[t % 4], people[(t + 1) % 4]], "test": [people[t - 2], people[t - 1]]}
+        for t in range(2, 4)
+    ]
+    listing(root, "splits.json", json.dumps(splits * 5))
+    (root / "train-test people splits").mkdir()
+
+
 Tree = tuple[str, Callable[[Path], None]]  # official folder, builder
 TREES: dict[str, Tree] = {
     "prcc": ("prcc", build_prcc),
@@ -179,5 +228,7 @@ TREES: dict[str, Tree] = {
     "llcm": ("LLCM", build_llcm),
     "clonedperson": ("clonedperson", build_clonedperson),
     "cuhk03": ("cuhk03", build_cuhk03),
+    "mars": ("mars", build_mars),
+    "ilids-vid": ("ilids-vid", build_ilids),
 }
 TEST_ONLY = {"occluded-reid", "partial-reid"}

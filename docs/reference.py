@@ -46,7 +46,6 @@ PACKAGES = {
     "reidguard.nn": "Inference views",
     "reidguard.testing": "Testing plugins",
     "reidguard.distributed": "Several processes",
-    "benchmarks.paper": "The paper's tables",
 }
 # Modules whose members are options of load_dataset and of other functions, on a page of their own.
 WHOLE = {

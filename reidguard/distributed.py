@@ -3,7 +3,7 @@
 `torchrun` starts the processes; :func:`join` connects them. A loader gives each its
 :class:`~reidguard.types.BatchShard` of the same joint batch. The model sees the shard;
 :func:`gather` brings the features of all shards together, so that every process mines in, and
-averages over, the joint batch; :func:`average` makes one gradient of those of all processes. The
+averages over, the joint batch; ``average`` makes one gradient of those of all processes. The
 result is what one process would compute with the joint batch, up to rounding.
 
 Every collective here is a linear map whose derivative is its transpose, a collective again. So
@@ -31,21 +31,10 @@ from reidguard.types import BatchShard
 
 __all__ = [
     "World",
-    "add_up",
-    "agree",
-    "average",
-    "entered_by_first",
-    "from_all",
-    "from_first",
     "gather",
-    "gather_equal",
-    "gather_rows",
     "is_first",
     "join",
-    "part_of",
     "rows_here",
-    "shard_of",
-    "shared_outcome",
     "world",
 ]
 

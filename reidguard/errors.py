@@ -18,9 +18,6 @@ __all__ = [
     "RegistryError",
     "TrainingError",
     "ZeroGradientWarning",
-    "a_few",
-    "did_you_mean",
-    "printable",
 ]
 
 # Control characters, line separators, marks that reorder text, and the halves of surrogate pairs
@@ -57,6 +54,10 @@ class ReIDGuardError(Exception):
 
     Attributes:
         reported: Whether another process, which raises it too, tells the user.
+
+    Example:
+        >>> issubclass(InputError, (ReIDGuardError, ValueError))
+        True
     """
 
     reported = False
@@ -66,27 +67,69 @@ class ReIDGuardError(Exception):
 
 
 class InputError(ReIDGuardError, ValueError):
-    """An argument has the wrong shape, type, range or value."""
+    """An argument has the wrong shape, type, range or value.
+
+    Example:
+        >>> import reidguard
+        >>> reidguard.Budget(2.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: ...
+    """
 
 
 class RegistryError(ReIDGuardError, LookupError):
-    """A name is unknown to a registry, or already registered."""
+    """A name is unknown to a registry, or already registered.
+
+    Example:
+        >>> import reidguard
+        >>> reidguard.create_attack("detla")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.RegistryError: unknown attack 'detla': did you mean ...
+    """
 
 
 class DataError(ReIDGuardError, ValueError):
-    """A dataset is missing, incomplete, damaged, or does not fit the protocol."""
+    """A dataset is missing, incomplete, damaged, or does not fit the protocol.
+
+    Example:
+        >>> import reidguard
+        >>> reidguard.load_dataset("market1501:/nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.DataError: ...
+    """
 
 
 class CheckpointError(ReIDGuardError, ValueError):
-    """A file of weights or a run cannot be read or written, is unsafe, or does not match."""
+    """A file of weights or a run cannot be read or written, is unsafe, or does not match.
+
+    Example:
+        >>> import reidguard
+        >>> reidguard.load_model("nothing.safetensors")
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.CheckpointError: there is no file nothing.safetensors
+    """
 
 
 class TrainingError(ReIDGuardError, RuntimeError):
-    """Training failed, for instance because the loss is not finite."""
+    """Training failed, for instance because the loss is not finite.
+
+    Example:
+        >>> issubclass(TrainingError, ReIDGuardError)
+        True
+    """
 
 
 class ZeroGradientWarning(UserWarning):
-    """Gradients of the attacked model are zero or not finite, which only looks like robustness."""
+    """Gradients of the attacked model are zero or not finite, which only looks like robustness.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", ZeroGradientWarning)  # doctest: +SKIP
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:

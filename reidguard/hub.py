@@ -82,6 +82,9 @@ def from_pretrained(
     Raises:
         CheckpointError: If there is no such folder or repository, the hub cannot be reached, or
             the file is damaged.
+
+    Example:
+        >>> model = from_pretrained("owner/name", revision="v1")  # doctest: +SKIP
     """
     path = to_path(name_or_path) / WEIGHTS
     if not path.parent.is_dir():
@@ -120,6 +123,9 @@ def push_to_hub(
     Raises:
         InputError: As for :func:`save_pretrained`, or if ``repo_id`` is invalid.
         CheckpointError: If the hub cannot be reached or refuses the upload.
+
+    Example:
+        >>> url = push_to_hub(model, "owner/name", private=True)  # doctest: +SKIP
     """
     if not REPO_ID.fullmatch(repo_id):
         raise InputError(f"the id of a repository is 'owner/name', not {repo_id!r}")

@@ -37,7 +37,11 @@ __all__ = [
 
 
 class LoopOptions(TypedDict, total=False):
-    """Options of :func:`learn <reidguard.training.learn>`, the loop of attacks and models."""
+    """Options of :func:`learn <reidguard.training.learn>`, the loop of attacks and models.
+
+    Example:
+        >>> short: LoopOptions = {"steps": 100, "checkpoint": "run.safetensors"}
+    """
 
     steps: Annotated[
         int | None,
@@ -65,7 +69,11 @@ class LoopOptions(TypedDict, total=False):
 
 
 class FitOptions(LoopOptions, total=False):
-    """Options of everything that learns from images."""
+    """Options of everything that learns from images.
+
+    Example:
+        >>> short: FitOptions = {"epochs": 1, "image_size": (128, 64)}
+    """
 
     epochs: Annotated[
         int | None,
@@ -105,7 +113,11 @@ class FitOptions(LoopOptions, total=False):
 
 
 class LearnedAttackOptions(FitOptions, total=False):
-    """Options of every learned attack; all that :meth:`MisRank.fit <reidguard.MisRank.fit>` has."""
+    """Options of every learned attack; all that :meth:`MisRank.fit <reidguard.MisRank.fit>` has.
+
+    Example:
+        >>> joint: LearnedAttackOptions = {"learner": "joint", "steps": 100}
+    """
 
     learner: Annotated[
         "MetaLearner | str | None", Option("a learner or its registered name", recorded=False)
@@ -117,7 +129,12 @@ class LearnedAttackOptions(FitOptions, total=False):
 
 
 class AttackOptions(LearnedAttackOptions, total=False):
-    """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`."""
+    """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`.
+
+    Example:
+        >>> diverse: AttackOptions = {"diversity": 0.7, "objective": "misranking"}
+        >>> attack.fit(model, data, **diverse)  # doctest: +SKIP
+    """
 
     objective: Annotated["AttackLoss | str | None", Option("a loss or its registered name")]
     clip: Annotated[
@@ -145,7 +162,11 @@ class AttackOptions(LearnedAttackOptions, total=False):
 
 
 class ModelOptions(FitOptions, total=False):
-    """Options of everything that trains a re-ID model."""
+    """Options of everything that trains a re-ID model.
+
+    Example:
+        >>> plain: ModelOptions = {"augment": None, "weight_decay": 0.0}
+    """
 
     weight_decay: Annotated[float, Option("weight decay of Adam", 5e-4, low=0, high=1e6)]
     augment: Annotated[
@@ -155,7 +176,12 @@ class ModelOptions(FitOptions, total=False):
 
 
 class TrainOptions(ModelOptions, total=False):
-    """Options of :func:`train_model <reidguard.train_model>`."""
+    """Options of :func:`train_model <reidguard.train_model>`.
+
+    Example:
+        >>> long: TrainOptions = {"recipe": "agw", "epochs": 120}
+        >>> train_model(model, data, **long)  # doctest: +SKIP
+    """
 
     recipe: Annotated[
         Literal["paper", "agw"], Option("losses, schedule and defaults of other options", "paper")
@@ -177,7 +203,12 @@ TRAIN_DEFAULTS = {
 
 
 class DefenseOptions(ModelOptions, total=False):
-    """Options of :meth:`AdversarialTraining.fit <reidguard.AdversarialTraining.fit>`."""
+    """Options of :meth:`AdversarialTraining.fit <reidguard.AdversarialTraining.fit>`.
+
+    Example:
+        >>> small: DefenseOptions = {"epochs": 10, "recompute": True}
+        >>> hardened = defense.fit(model, data, **small)  # doctest: +SKIP
+    """
 
     recompute: Annotated[
         bool,
@@ -200,7 +231,11 @@ DEFENSE_DEFAULTS = {
 
 
 class BatchOptions(TypedDict, total=False):
-    """Options of everything that extracts features."""
+    """Options of everything that extracts features.
+
+    Example:
+        >>> small: BatchOptions = {"batch_size": 16}
+    """
 
     batch_size: Annotated[
         int,
@@ -215,7 +250,11 @@ class BatchOptions(TypedDict, total=False):
 
 
 class MeasureOptions(BatchOptions, total=False):
-    """Options of everything that evaluates queries."""
+    """Options of everything that evaluates queries.
+
+    Example:
+        >>> quick: MeasureOptions = {"query_every": 8}
+    """
 
     query_every: Annotated[
         int, Option("use every n-th query, for a quick look", 1, low=1, high=10**9)
@@ -223,7 +262,12 @@ class MeasureOptions(BatchOptions, total=False):
 
 
 class GridOptions(MeasureOptions, total=False):
-    """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`."""
+    """Options of :func:`evaluate_grid <reidguard.evaluate_grid>`.
+
+    Example:
+        >>> quick: GridOptions = {"query_every": 8, "patterns": False}
+        >>> result = evaluate_grid(attacks, models, datasets, **quick)  # doctest: +SKIP
+    """
 
     patterns: Annotated[
         bool, Option("measure fixed patterns, too, where a learnt attack is transferred", True)
@@ -231,7 +275,12 @@ class GridOptions(MeasureOptions, total=False):
 
 
 class EvaluateOptions(MeasureOptions, total=False):
-    """Options of :func:`evaluate <reidguard.evaluate>`."""
+    """Options of :func:`evaluate <reidguard.evaluate>`.
+
+    Example:
+        >>> gallery: EvaluateOptions = {"side": "gallery", "batch_size": 32}
+        >>> result = evaluate(model, data, attack, **gallery)  # doctest: +SKIP
+    """
 
     with_labels: Annotated[
         bool,
@@ -248,7 +297,12 @@ class EvaluateOptions(MeasureOptions, total=False):
 
 
 class AutoAttackOptions(MeasureOptions, total=False):
-    """Options of :meth:`RetrievalAutoAttack.run <reidguard.RetrievalAutoAttack.run>`."""
+    """Options of :meth:`RetrievalAutoAttack.run <reidguard.RetrievalAutoAttack.run>`.
+
+    Example:
+        >>> quick: AutoAttackOptions = {"query_every": 32, "audit_queries": 0}
+        >>> result = RetrievalAutoAttack().run(model, data, **quick)  # doctest: +SKIP
+    """
 
     early_stop: Annotated[
         bool, Option("attack a broken query no further; robust mAP is then not measured", False)
@@ -262,7 +316,12 @@ class AutoAttackOptions(MeasureOptions, total=False):
 
 
 class AuditOptions(BatchOptions, total=False):
-    """Options of :func:`audit <reidguard.audit>`."""
+    """Options of :func:`audit <reidguard.audit>`.
+
+    Example:
+        >>> quick: AuditOptions = {"queries": 24, "learning_steps": 0}
+        >>> report = audit(model, data, **quick)  # doctest: +SKIP
+    """
 
     eps: Annotated[
         float,
@@ -292,7 +351,12 @@ class AuditOptions(BatchOptions, total=False):
 
 
 class VirtualOptions(TypedDict, total=False):
-    """Options of :func:`read_virtual <reidguard.virtual.read_virtual>`."""
+    """Options of :func:`read_virtual <reidguard.virtual.read_virtual>`.
+
+    Example:
+        >>> few: VirtualOptions = {"train_identities": 10, "height": 64}
+        >>> data = load_dataset("virtual:plaza", **few)  # doctest: +SKIP
+    """
 
     train_identities: Annotated[int, Option("training identities", 100, low=1, high=5000)]
     test_identities: Annotated[

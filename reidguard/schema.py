@@ -79,6 +79,10 @@ class Option:
         recorded: Whether the result depends on the option, so that :func:`settings` has it.
         aliases: Names that other libraries have for it; an error for these suggests the option.
         type: Its type, which :func:`options_of` reads from the annotation.
+
+    Example:
+        >>> Option("steps in all", low=1, high=100, type=int).check("steps", 5)
+        5
     """
 
     help: str
@@ -252,7 +256,13 @@ def resolve(group: Any, values: Mapping[str, Any], **defaults: Any) -> dict[str,
 
 
 def select(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a group out of the resolved ones of a larger group."""
+    """Return the options of a group out of the resolved ones of a larger group.
+
+    Example:
+        >>> from reidguard.options import BatchOptions
+        >>> select(BatchOptions, {"batch_size": 8, "query_every": 2})
+        {'batch_size': 8}
+    """
     return {name: values[name] for name in options_of(group)}
 
 
@@ -283,6 +293,18 @@ def documented(group: Any, **defaults: Any) -> Callable[[Function], Function]:
     Args:
         group: The group of options.
         defaults: Defaults of the function where the group's are None, as values or in words.
+
+    Example:
+        >>> from reidguard.options import BatchOptions
+        >>> @documented(BatchOptions)
+        ... def run(**options):
+        ...     '''Do something.
+        ...
+        ...     Args:
+        ...         **options: Any of the options.
+        ...     '''
+        >>> "batch_size" in run.__doc__
+        True
     """
 
     def decorate(function: Function) -> Function:

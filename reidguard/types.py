@@ -44,6 +44,13 @@ def check_images(images: Tensor) -> None:
 
     Raises:
         InputError: Naming the actual type or shape, and how to fix it.
+
+    Example:
+        >>> check_images(torch.rand(1, 3, 4, 2))
+        >>> check_images(torch.rand(3, 4, 2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: ...
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor, not {type(images).__name__}")
@@ -64,6 +71,13 @@ def check_image_values(images: Tensor) -> None:
 
     Raises:
         InputError: With the actual range.
+
+    Example:
+        >>> check_image_values(torch.rand(1, 3, 4, 2))
+        >>> check_image_values(torch.full((1, 3, 4, 2), 2.0))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        reidguard.errors.InputError: ...
     """
     if images.numel() == 0:
         return
@@ -79,7 +93,14 @@ Metric = Literal["euclidean", "cosine"]
 
 
 class Embedder(Protocol):
-    """Protocol of a model in attacks and rankings: features, and the metric that compares them."""
+    """Protocol of a model in attacks and rankings: features, and the metric that compares them.
+
+    Example:
+        >>> from reidguard.models import create_model
+        >>> model: Embedder = create_model("osnet_x0_25")
+        >>> model.metric
+        'cosine'
+    """
 
     @property
     def metric(self) -> Metric:

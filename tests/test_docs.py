@@ -136,6 +136,17 @@ def test_every_class_and_function_says_what_it_is(reference: ModuleType) -> None
                 assert reference.summary(value)[-1] in ".:", f"{package}.{name}"
 
 
+def test_every_class_and_function_has_an_example(reference: ModuleType) -> None:
+    for package, names in reference.public_names().items():
+        for name in names:
+            value = getattr(importlib.import_module(package), name)
+            if not inspect.isclass(value) and not inspect.isfunction(value):
+                continue
+            members = vars(value).values() if inspect.isclass(value) else ()
+            texts = [inspect.getdoc(each) or "" for each in (value, *members)]
+            assert any(">>>" in text for text in texts), f"{package}.{name}"
+
+
 def test_the_comparison_counts_right() -> None:
     page = (DOCS / "comparison.rst").read_text("utf-8")
     own = dict(re.findall(r"^   \* - (.+)\n     - (.+)$", page, re.M))

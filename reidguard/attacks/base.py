@@ -52,6 +52,14 @@ class Attack(ABC, nn.Module):
 
     Args:
         budget: The L∞ ball around every image.
+
+    Example:
+        >>> class Darker(Attack):
+        ...     def perturb(self, x):
+        ...         return 0.5 * x
+        >>> x = torch.full((1, 3, 2, 2), 0.5)
+        >>> round(255 * float((Darker(Budget(8 / 255))(x) - x).min()))  # projected onto the ball
+        -8
     """
 
     provenance: dict[str, Any] | None = None
@@ -194,7 +202,15 @@ A = TypeVar("A", bound=type[Attack])
 
 
 def register_attack(name: str) -> Any:
-    """Return a class decorator that registers an :class:`Attack` under ``name``."""
+    """Return a class decorator that registers an :class:`Attack` under ``name``.
+
+    Example:
+        >>> @register_attack("my_brighter")  # doctest: +SKIP
+        ... class Brighter(Attack):
+        ...     def perturb(self, x):
+        ...         return x + 1
+        >>> attack = create_attack("my_brighter")  # doctest: +SKIP
+    """
     return ATTACKS.register(name)
 
 

@@ -38,6 +38,11 @@ class FitDefaults:
         momentum: Decay of MI-SGD's accumulated gradient.
         clip: Clip the parameters to their bounds after each step.
         objective: Registered name of the loss; None for an attack with an objective of its own.
+
+    Example:
+        >>> from reidguard import MetaAttack
+        >>> MetaAttack(size=(64, 32)).fit_defaults.learner
+        'maml'
     """
 
     learner: str | None = "plain"
@@ -57,7 +62,13 @@ class FitDefaults:
 
 
 class LearnedAttack(Attack):
-    """An attack with parameters, learned on training images and then applied to any image."""
+    """An attack with parameters, learned on training images and then applied to any image.
+
+    Example:
+        >>> from reidguard import DeltaAttack, MisRank, SMA
+        >>> [issubclass(attack, LearnedAttack) for attack in (DeltaAttack, MisRank, SMA)]
+        [True, True, False]
+    """
 
     fit_defaults: FitDefaults = FitDefaults()
     """Values of those arguments of :meth:`fit` that are left out."""

@@ -122,6 +122,12 @@ def iterate_images(
 
     Raises:
         DataError: Naming the file, if one cannot be read.
+
+    Example:
+        >>> from reidguard.testing import small_dataset
+        >>> with small_dataset() as data:
+        ...     [tuple(pixels.shape) for _, pixels in iterate_images(data.query, (32, 16), 3)]
+        [(3, 3, 32, 16), (1, 3, 32, 16)]
     """
     size = _check_size(image_size)
     batch_size = checked(int, "batch_size", batch_size, low=1, high=10**6)

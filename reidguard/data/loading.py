@@ -42,6 +42,13 @@ def register_dataset(name: str, *layouts: Layout) -> Callable[[Reader], Reader]:
         name: Name of the dataset.
         layouts: What its folder holds, so that :func:`load_dataset` recognises it without its
             name.
+
+    Example:
+        >>> from reidguard.data import ReIDDataset
+        >>> @register_dataset("my_empty")  # doctest: +SKIP
+        ... def empty(root):
+        ...     return ReIDDataset("empty", [])
+        >>> data = load_dataset("my_empty:/data")  # doctest: +SKIP
     """
     register = DATASETS.register(name)
 

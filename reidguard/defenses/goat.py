@@ -33,6 +33,11 @@ class GuideSampling(GradientAttack):
         steps: Iterations.
         step_size: Length of a step in [0, 1] pixel units.
         seed: Fixes start and guides, with the content of the image.
+
+    Example:
+        >>> attack = GuideSampling(push=2, steps=5)
+        >>> attack.needs_guides
+        True
     """
 
     needs_guides: ClassVar[bool] = True
@@ -90,6 +95,11 @@ class GOAT(AdversarialTraining):
     Every image of a batch is adversarial: :class:`GuideSampling`, 7 steps
     of 1/255 against guides of the batch, on the model in train mode. ``attack_mode="eval"`` attacks
     what will be tested. See :class:`AdversarialTraining` for the other arguments.
+
+    Example:
+        >>> defense = GOAT()
+        >>> type(defense.attack).__name__, defense.adversarial
+        ('GuideSampling', 1.0)
     """
 
     attack: Attack = field(default_factory=GuideSampling)

@@ -346,6 +346,11 @@ class MixedTraining(AdversarialTraining):
     """Adversarial training on two domains at once, without meta-learning: Table 17's No. 3.
 
     See :class:`AdversarialTraining` for the arguments.
+
+    Example:
+        >>> from reidguard import DeltaAttack
+        >>> MixedTraining(DeltaAttack(size=(64, 32))).learner
+        'joint'
     """
 
     _: KW_ONLY
@@ -360,6 +365,12 @@ class ReleasedMetaDefense(MetaDefense):
     Triplet loss only, learning rate 2e-4, and an inner step by the gradient's sign, which is what
     a first step of Adam is; it has no derivative, so the learner is "first_order". Its errors
     are not repeated: ``docs/defenses.rst`` lists them.
+
+    Example:
+        >>> from reidguard import DeltaAttack
+        >>> defense = ReleasedMetaDefense(DeltaAttack(size=(64, 32)))
+        >>> defense.losses
+        ('triplet',)
     """
 
     _: KW_ONLY

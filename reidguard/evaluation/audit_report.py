@@ -61,6 +61,10 @@ class Finding:
         limit: Where the check warns.
         evidence: Measurements by name. Metrics and ε lie in [0, 1].
         cure: What to do about it; empty where nothing is to be done.
+
+    Example:
+        >>> Finding("curve", "ok", "mAP falls as ε rises").level
+        'ok'
     """
 
     name: str
@@ -91,6 +95,12 @@ class AuditReport(Result):
         transfer: Per attack, the mAP under it when made on the model and when made on the
             surrogate.
         facts: Model, dataset and options of the audit.
+
+    Example:
+        >>> finding = Finding("curve", "warning", "mAP rises with ε")
+        >>> report = AuditReport((finding,), (), (), {"dataset": "market1501", "queries": 100})
+        >>> [warning.name for warning in report.warnings]
+        ['curve']
     """
 
     findings: tuple[Finding, ...]

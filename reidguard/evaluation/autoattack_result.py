@@ -34,6 +34,11 @@ class MemberResult:
         forward: Forward passes per query that it was run on, including those that measure.
         backward: Backward passes per query.
         note: Why it was not run; empty if it was.
+
+    Example:
+        >>> member = MemberResult("square", 1, 20, 15, 3, 0.2, 8 / 255, 100, 0)
+        >>> member.broken / member.queries
+        0.75
     """
 
     name: str
@@ -59,6 +64,13 @@ class WorstCase:
             run with ``early_stop`` it is exact up to ``broken_rank``.
         broken: (Q,) bool.
         linf: Largest change of any pixel of any query, in [0, 1] units.
+
+    Example:
+        >>> import torch
+        >>> ap, match = torch.tensor([1.0, 0.0]), torch.tensor([1, 9])
+        >>> worst = WorstCase(ap, match, match > 1, 8 / 255)
+        >>> worst.ap.mean()
+        tensor(0.5000)
     """
 
     ap: Tensor
@@ -97,6 +109,11 @@ class AutoAttackResult(Result):
         audit: What :meth:`AuditReport.to_dict` returns; None without an audit.
         findings: The suite's own warnings.
         facts: Budget, options, dataset, protocol and weights.
+
+    Example:
+        >>> from reidguard import RetrievalAutoAttack
+        >>> result = RetrievalAutoAttack().run(model, dataset)  # doctest: +SKIP
+        >>> result.worst_8bit.ap.nanmean()  # robust mAP  # doctest: +SKIP
     """
 
     clean: RankingResult

@@ -84,6 +84,12 @@ def extract_features(
     Raises:
         DataError: If an image cannot be read.
         InputError: If there are no samples.
+
+    Example:
+        >>> from reidguard.testing import small_dataset, small_model
+        >>> with small_dataset() as data:
+        ...     extract_features(small_model(), data.gallery, image_size=(32, 16)).shape[0]
+        12
     """
     if not samples:
         raise InputError("there are no samples to extract features of")

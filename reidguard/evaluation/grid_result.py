@@ -30,6 +30,11 @@ class GridCell:
             not unseen then, whatever the setting says.
         evaluation: What :meth:`EvaluationResult.to_dict` returns; for a fixed pattern, its
             ``attack`` also has the name of the ``pattern``.
+
+    Example:
+        >>> cell = GridCell("delta", "osnet", "market1501", "source", False, {})
+        >>> cell.setting in SETTINGS
+        True
     """
 
     attack: str
@@ -73,6 +78,11 @@ class GridResult(Result):
 
     Attributes:
         cells: By attack, then model, then dataset, in the order of the arguments.
+
+    Example:
+        >>> cell = GridCell("delta", "osnet", "market1501", "source", False, {})
+        >>> GridResult((cell,)).cells[0].model
+        'osnet'
     """
 
     FORMATS: ClassVar[dict[str, str]] = {

@@ -24,7 +24,13 @@ __all__ = ["AttackedResult", "EvaluationRecord", "EvaluationResult", "Result"]
 
 
 class Result(ABC):
-    """A result that can be written as JSON and as Markdown."""
+    """A result that can be written as JSON and as Markdown.
+
+    Example:
+        >>> from reidguard import evaluate
+        >>> result = evaluate(model, dataset)  # doctest: +SKIP
+        >>> text = result.to_json()  # doctest: +SKIP
+    """
 
     FORMATS: ClassVar[dict[str, str]] = {".json": "to_json", ".md": "to_markdown"}
     """Names of the formatting methods, by file extension."""
@@ -126,6 +132,15 @@ class AttackedResult:
         linf: Largest change of any pixel of any image, in [0, 1] units.
         ms_ssim: Mean over images.
         lpips: Mean over images; None where it was not measured.
+
+    Example:
+        >>> from reidguard import DeltaAttack, Protocol, evaluate
+        >>> from reidguard.testing import small_dataset, small_model
+        >>> with small_dataset() as data:
+        ...     protocol = Protocol(image_size=(32, 16))
+        ...     result = evaluate(small_model(), data, DeltaAttack(), protocol=protocol)
+        >>> result.attacked_8bit.linf, result.attacked_8bit.ssim  # nothing is learnt yet
+        (0.0, 1.0)
     """
 
     ranking: RankingResult
@@ -169,6 +184,14 @@ class EvaluationResult(Result):
         protocol: The protocol, with the metric that was used.
         weights: Fingerprint of the model's weights.
         seconds: Wall time: gallery (near 0 when its features were cached), queries, ranking.
+
+    Example:
+        >>> from reidguard import Protocol, evaluate
+        >>> from reidguard.testing import small_dataset, small_model
+        >>> with small_dataset() as data:
+        ...     result = evaluate(small_model(), data, protocol=Protocol(image_size=(32, 16)))
+        >>> result.counts["query"], 0 <= result.clean.mAP <= 1, result.attacked
+        (4, True, None)
     """
 
     clean: RankingResult

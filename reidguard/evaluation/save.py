@@ -71,6 +71,17 @@ def save_adversarial(
         DataError: If a query cannot be read, or two share a name.
         CheckpointError: If a file cannot be written or would lie outside the folder, or the folder
             holds anything else, such as the images of another attack or of another target model.
+
+    Example:
+        >>> import tempfile
+        >>> from reidguard import DeltaAttack
+        >>> from reidguard.testing import small_dataset
+        >>> folder = Path(tempfile.mkdtemp()) / "images"
+        >>> with small_dataset() as data:
+        ...     attack = DeltaAttack(size=(32, 16))
+        ...     saved = save_adversarial(attack, data, folder, image_size=(32, 16))
+        >>> sorted(path.name for path in saved.glob("*.png"))[0]
+        '0005_0.png'
     """
     device = attack_device(attack)
     if with_labels and not isinstance(attack, InstanceAttack):

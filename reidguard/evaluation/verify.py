@@ -36,6 +36,11 @@ class VerifyReport:
         moved: Fraction of pixels of the 8-bit images of which any channel changed.
         in_range: Whether all values were finite and in [0, 1].
         passed: Whether float and 8-bit images stayed inside the budget and in range.
+
+    Example:
+        >>> report = VerifyReport(2, 8 / 255, 8 / 255, 8, 1.0, in_range=True, passed=True)
+        >>> report.passed, report.levels
+        (True, 8)
     """
 
     images: int

@@ -41,6 +41,11 @@ class MetaLearner(ABC):
     Every learner keeps these rules. The meta-train batch moves the module's batch-norm statistics
     once, as one plain forward pass would; the meta-test batch and further passes never do. Random
     layers draw the same numbers in every pass of one step, those of the global generator.
+
+    Example:
+        >>> from reidguard.learners import LEARNERS
+        >>> LEARNERS.create("maml").needs_meta_test, LEARNERS.create("plain").needs_meta_test
+        (True, False)
     """
 
     needs_meta_test: bool

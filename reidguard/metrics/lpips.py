@@ -41,6 +41,10 @@ class LPIPS(nn.Module):
     Raises:
         CheckpointError: If a file is missing, damaged, or of another network.
         InputError: If ``linear`` is None and the package is not installed.
+
+    Example:
+        >>> lpips = LPIPS("alexnet.pth")  # doctest: +SKIP
+        >>> lpips(images, adversarial).mean()  # doctest: +SKIP
     """
 
     def __init__(self, backbone: Path | str, linear: Path | str | None = None) -> None:

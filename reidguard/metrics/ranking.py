@@ -79,6 +79,10 @@ class GalleryPart:
     Attributes:
         shards: (g, D) features, in order.
         start: Place of their first row in the gallery.
+
+    Example:
+        >>> GalleryPart([torch.zeros(3, 512)], start=0).start
+        0
     """
 
     shards: Sequence[Tensor]

@@ -59,6 +59,14 @@ class ReIDModel(ABC, nn.Module):
             retrieval and attacks normalise them.
         num_classes: Training identities per domain, such as ``{"market1501": 751}``; one number
             means ``{"default": number}``; None builds no classifier.
+
+    Example:
+        >>> class Means(ReIDModel):
+        ...     def embed(self, inputs):
+        ...         return inputs.mean((2, 3))
+        >>> model = Means(input_spec=InputSpec(size=(8, 4)), metric="euclidean").eval()
+        >>> model.features(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 3])
     """
 
     #: Names under which parameters serve only the training labels. Checkpoints may lack them.

@@ -128,6 +128,10 @@ def load_onnx(
         InputError: If onnxruntime is missing, the first input takes no RGB images, or an operation
             has no translation.
         CheckpointError: If the file is missing or no ONNX network.
+
+    Example:
+        >>> model = load_onnx("net.onnx")  # doctest: +SKIP
+        >>> surrogate = load_onnx("net.onnx", differentiable=True)  # doctest: +SKIP
     """
     try:
         import onnxruntime
@@ -201,6 +205,12 @@ def load_openvino(
         InputError: If openvino is missing, the first input takes no RGB images, or an operation
             has no translation.
         CheckpointError: If a file is missing, or they are no network in IR.
+
+    Example:
+        >>> spec = InputSpec(  # doctest: +SKIP
+        ...     size=(96, 48), channels="bgr", value_range=255, mean=(0, 0, 0), std=(1, 1, 1)
+        ... )
+        >>> model = load_openvino("net.xml", input_spec=spec)  # doctest: +SKIP
     """
     try:
         import openvino

@@ -48,6 +48,15 @@ def register_model(name: str) -> Callable[[F], F]:
 
     Raises:
         RegistryError: If another object already has the name.
+
+    Example:
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import InputSpec
+        >>> @register_model("my_flat")  # doctest: +SKIP
+        ... def flat(num_classes=None):
+        ...     from torch import nn
+        ...     return wrap_model(nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> model = create_model("my_flat")  # doctest: +SKIP
     """
     return MODELS.register(name)
 

@@ -77,6 +77,11 @@ def load_module(
         InputError: If the network takes no RGB images, gives no features, or has operators that
             are no computations.
         CheckpointError: If the file is missing, damaged, or holds no such network.
+
+    Example:
+        >>> model = load_module("net.pt2")  # doctest: +SKIP
+        >>> model.features(images).shape  # doctest: +SKIP
+        torch.Size([2, 512])
     """
     path = to_path(path)
     if not path.is_file():

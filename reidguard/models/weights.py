@@ -33,6 +33,12 @@ class LoadReport:
         mismatched: In both, with shapes or types that differ, as readable lines.
         dropped_heads: Classifier tensors of the file that this model has no place for.
         layout: The code base whose names the file has and a note on it, where known.
+
+    Example:
+        >>> report = LoadReport(Path("net.pth"), loaded=("conv.weight",), missing=("fc.bias",))
+        >>> print(report)
+        net.pth: 1 of 2 tensors loaded
+          missing (not in the file or not fitting, left as initialised): 1: fc.bias
     """
 
     path: Path
@@ -89,6 +95,15 @@ def load_weights(model: ReIDModel, path: Path | str, *, strict: bool = True) -> 
         CheckpointError: If the file is missing, damaged, not made of tensors, has numbers that
             are not finite, or belongs to another network. The message names the tensors, and the
             registered model that would fit.
+
+    Example:
+        >>> import tempfile
+        >>> from reidguard.models import create_model
+        >>> file = Path(tempfile.mkdtemp()) / "net.pth"
+        >>> torch.save(create_model("osnet_x0_25").state_dict(), file)
+        >>> report = load_weights(create_model("osnet_x0_25"), file)
+        >>> len(report.loaded), report.missing
+        (565, ())
     """
     path = to_path(path)
     tensors = read_tensors(path)

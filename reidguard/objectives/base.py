@@ -40,6 +40,13 @@ def normalized_features(model: Embedder, images: Tensor) -> Tensor:
 
     Returns:
         (N, D), at least float32.
+
+    Example:
+        >>> from reidguard.models import create_model
+        >>> model = create_model("osnet_x0_25").eval()
+        >>> features = normalized_features(model, torch.rand(2, 3, 64, 32))
+        >>> features.norm(dim=1).detach().round(decimals=4)
+        tensor([1., 1.])
     """
     return normalize_for(model.features(images), model.metric)
 
@@ -52,7 +59,15 @@ def normalize_for(features: Tensor, metric: Metric) -> Tensor:
 
 
 class AttackLoss(ABC):
-    """A scalar that an attack minimises, computed from features of adversarial and clean images."""
+    """A scalar that an attack minimises, computed from features of adversarial and clean images.
+
+    Example:
+        >>> class Collapse(AttackLoss):
+        ...     def __call__(self, adversarial, clean, pids):
+        ...         return adversarial.square().mean()
+        >>> float(Collapse()(torch.ones(2, 4), torch.zeros(2, 4), torch.arange(2)))
+        1.0
+    """
 
     needs_training_statistics: ClassVar[bool] = False
     """Whether :meth:`with_statistics` must see the features of all training images first."""
@@ -100,6 +115,15 @@ class FeatureObjective:
         loss: What to minimise.
         diversity: Probability with which an adversarial image is shrunk and shifted (input
             diversity); drawn in each call, by the global generator.
+
+    Example:
+        >>> from reidguard.objectives import SelfMetricLoss
+        >>> from reidguard.testing import small_model
+        >>> objective = FeatureObjective(small_model(), SelfMetricLoss())
+        >>> numbers = torch.arange(4)
+        >>> batch = ReIDBatch(torch.rand(4, 3, 32, 16), numbers // 2, numbers, numbers)
+        >>> round(objective(lambda x: x, batch).item(), 4)  # the cosine of unchanged features
+        1.0
     """
 
     model: Embedder

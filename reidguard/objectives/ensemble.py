@@ -43,6 +43,10 @@ class EnsembleLoss(AttackLoss):
 
     Raises:
         InputError: If gradients are to be equal where several processes share a batch.
+
+    Example:
+        >>> from reidguard.objectives import SelfMetricLoss
+        >>> loss = EnsembleLoss(SelfMetricLoss(), equal_gradients=True)
     """
 
     def __init__(self, loss: AttackLoss, *, equal_gradients: bool = False) -> None:

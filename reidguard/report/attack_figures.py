@@ -58,6 +58,9 @@ def perturbation(attack: Attack, width: int = 192) -> list[str]:
     Args:
         attack: Its additive and colour parts are searched for at any depth.
         width: Of the pattern in the page, in pixels.
+
+    Example:
+        >>> figures = perturbation(DeltaAttack(size=(32, 16)))
     """
     found = []
     for part in attack.modules():
@@ -128,6 +131,13 @@ def adversarial_examples(
         size: (height, width) of the images.
         count: Number of queries.
         device: Of the attack.
+
+    Example:
+        >>> from reidguard.testing import small_dataset
+        >>> with small_dataset() as data:
+        ...     rows = adversarial_examples(DeltaAttack(size=(32, 16)), data, (32, 16), count=2)
+        >>> len(rows)
+        2
     """
     rows = []
     for sample in (dataset.query[i] for i in evenly_spaced(range(len(dataset.query)), count)):

@@ -73,7 +73,12 @@ def paragraph(text: str) -> str:
 
 
 def preformatted(text: str) -> str:
-    """Return text with its line breaks, in a region that scrolls on its own."""
+    """Return text with its line breaks, in a region that scrolls on its own.
+
+    Example:
+        >>> "<pre" in preformatted("a < b")
+        True
+    """
     return _component("preformatted", text)
 
 
@@ -83,6 +88,10 @@ def section(title: str, *parts: str) -> str:
     Args:
         title: Text of its heading.
         parts: HTML, as the other functions of this module return it.
+
+    Example:
+        >>> "<h2>" in section("Results", paragraph("None."))
+        True
     """
     return _component("section", title, parts)
 
@@ -93,12 +102,21 @@ def subsection(title: str, *parts: str) -> str:
     Args:
         title: Text of its heading.
         parts: HTML, as the other functions of this module return it.
+
+    Example:
+        >>> "<h3>" in subsection("Results", paragraph("None."))
+        True
     """
     return _component("subsection", title, parts)
 
 
 def columns(*parts: str) -> str:
-    """Return parts of a page side by side; below each other where the screen is narrow."""
+    """Return parts of a page side by side; below each other where the screen is narrow.
+
+    Example:
+        >>> columns(paragraph("left"), paragraph("right")).count("<p>")
+        2
+    """
     return _component("columns", parts)
 
 
@@ -115,6 +133,10 @@ def table(
 
     Raises:
         InputError: If a row is longer or shorter than the head.
+
+    Example:
+        >>> "<td>12.0" in table(["model", "mAP"], [[["mine", "12.0"]]], "Results")
+        True
     """
     rows = Table(head, [row for group in groups for row in group], text)
     return _component("table", caption, rows.to_html([len(group) for group in groups]))
@@ -155,12 +177,22 @@ def figure(image: Image.Image, alt: str, caption: str, *, width: int | None = No
 
     Raises:
         InputError: If ``alt`` is empty.
+
+    Example:
+        >>> figure(Image.new("RGB", (2, 2)), "a black square", "Black.").count("<img")
+        1
     """
     return _component("figure", _embed(image, alt, lossless=True, width=width), caption)
 
 
 def figure_row(*figures: str) -> str:
-    """Return figures side by side, which shrink where the screen is narrow."""
+    """Return figures side by side, which shrink where the screen is narrow.
+
+    Example:
+        >>> black = figure(Image.new("RGB", (2, 2)), "a black square", "Black.")
+        >>> figure_row(black, black).count("<img")
+        2
+    """
     return _component("figure_row", figures)
 
 
@@ -169,6 +201,10 @@ def swatches(colors: Sequence[tuple[str, str, str, str]]) -> str:
 
     Args:
         colors: Name of each, and three CSS colours such as "#ff8000".
+
+    Example:
+        >>> "red" in swatches([("red", "#ff0000", "#f70800", "#bf4000")])
+        True
     """
     return _component("swatches", colors)
 
@@ -186,6 +222,12 @@ def rank_list(
         title: Text above.
         query: Image and name.
         results: Image, name, and whether it is a correct match.
+
+    Example:
+        >>> tile = Image.new("RGB", (4, 8))
+        >>> html = rank_list("Before", (tile, "query"), [(tile, "person 3", True)])
+        >>> "✓" in html
+        True
     """
     image, name = query
     cells = []
@@ -202,6 +244,10 @@ def page(title: str, *parts: str) -> str:
     Args:
         title: Of the page.
         parts: HTML, as the other functions of this module return it.
+
+    Example:
+        >>> page("My model", paragraph("It holds.")).startswith("<!DOCTYPE html>")
+        True
     """
     return render("page.html.j2", title=title, parts=parts)
 
@@ -211,6 +257,13 @@ def save_page(path: Path | str, text: str) -> None:
 
     Raises:
         CheckpointError: If it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "page.html"
+        >>> save_page(path, page("My model"))
+        >>> path.exists()
+        True
     """
     with atomic_write(path) as temporary:
         temporary.write_text(printable(text, keep="\n\t"), "utf-8")

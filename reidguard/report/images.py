@@ -35,6 +35,11 @@ def amplified(change: Tensor, gain: float) -> Image.Image:
     Args:
         change: (3, H, W) differences, in units of which 1 is the range of a pixel.
         gain: Factor by which they are amplified.
+
+    Example:
+        >>> import torch
+        >>> amplified(torch.zeros(3, 2, 2), 8).getpixel((0, 0))
+        (128, 128, 128)
     """
     return as_image((0.5 + gain * change.detach().float()).clamp(0, 1))
 

@@ -42,6 +42,13 @@ class Retrieval:
         dataset: Queries and gallery.
         store: Caches clean features.
         size: (height, width) of the images.
+
+    Example:
+        >>> from reidguard.testing import small_dataset, small_model
+        >>> with small_dataset() as data:
+        ...     retrieval = Retrieval(small_model(), data, FeatureStore(), (32, 16))
+        ...     retrieval.dataset.name
+        'small'
     """
 
     model: ReIDModel
@@ -142,7 +149,13 @@ class Retrieval:
 
 
 def thumbnail(image: Image.Image, blur: bool = False) -> Image.Image:
-    """Return an image as rank lists show it, or blurred to 4 × 8 blocks of colour."""
+    """Return an image as rank lists show it, or blurred to 4 × 8 blocks of colour.
+
+    Example:
+        >>> from PIL import Image
+        >>> thumbnail(Image.new("RGB", (64, 128))).size[0] > 0
+        True
+    """
     height = min(MAX_HEIGHT, image.height)
     width = max(1, round(image.width * height / image.height))
     if blur:

@@ -34,6 +34,10 @@ def report_page(runs: Sequence[Run], figures: Mapping[str, Sequence[str]] | None
 
     Raises:
         InputError: If there is no run, or two have the same name.
+
+    Example:
+        >>> from reidguard.report import read_run, save_page
+        >>> save_page("report.html", report_page([read_run("runs/delta")]))  # doctest: +SKIP
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):

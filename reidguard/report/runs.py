@@ -38,6 +38,11 @@ class Run:
             are.
         metrics: Lines of metrics.jsonl.
         text: Its result as the command printed it; empty where it has none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Run(Path("runs/a"), "a", {"status": "running"}, None, ()).result is None
+        True
     """
 
     path: Path
@@ -95,6 +100,10 @@ def read_run(path: Path | str) -> Run:
     Raises:
         InputError: If it is not a run folder.
         CheckpointError: If its files are damaged.
+
+    Example:
+        >>> run = read_run("runs/delta")  # doctest: +SKIP
+        >>> run.result["evaluation"]["clean"]["mAP"]  # doctest: +SKIP
     """
     path = to_path(path)
     manifest = _read(path / "manifest.json")

@@ -114,6 +114,10 @@ def check_identity(make: AttackFactory) -> None:
     """An attack that has learnt nothing changes nothing, in half precision too.
 
     For families that start at the identity, as Algorithm 1 does.
+
+    Example:
+        >>> from reidguard import DeltaAttack
+        >>> check_identity(lambda budget: DeltaAttack(budget, size=(4, 2)))
     """
 
     @_SETTINGS

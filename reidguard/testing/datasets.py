@@ -110,7 +110,12 @@ def check_summary(read: DatasetFactory) -> None:
 
 
 def check_missing_folder(reader: Callable[[Path], ReIDDataset]) -> None:
-    """A folder that is not there, or is empty, is a DataError that names it."""
+    """A folder that is not there, or is empty, is a DataError that names it.
+
+    Example:
+        >>> from reidguard.data import load_dataset
+        >>> check_missing_folder(lambda root: load_dataset("market1501", root))
+    """
     with tempfile.TemporaryDirectory() as folder:
         for place in (Path(folder) / "nowhere", Path(folder)):
             try:

@@ -37,7 +37,12 @@ _SIZE = (32, 16)
 
 
 def small_model(num_classes: int | Mapping[str, int] | None = None) -> ReIDModel:
-    """Return a model of a few layers for 32×16 images, the same at every call, in eval mode."""
+    """Return a model of a few layers for 32×16 images, the same at every call, in eval mode.
+
+    Example:
+        >>> small_model().features(torch.rand(2, 3, 32, 16)).shape[0]
+        2
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model("ide", backbone="test_resnet", size=_SIZE, num_classes=num_classes)
@@ -47,7 +52,13 @@ def small_model(num_classes: int | Mapping[str, int] | None = None) -> ReIDModel
 
 @contextmanager
 def small_dataset(name: str = "small", seed: int = 0) -> Iterator[ReIDDataset]:
-    """Draw 4 people in clothes of their own, 4 images of 32×16 each, into a temporary folder."""
+    """Draw 4 people in clothes of their own, 4 images of 32×16 each, into a temporary folder.
+
+    Example:
+        >>> with small_dataset() as data:
+        ...     len(data.train), len(data.query), len(data.gallery)
+        (16, 4, 12)
+    """
     with tempfile.TemporaryDirectory() as folder:
         train: list[ReIDSample] = []
         query: list[ReIDSample] = []

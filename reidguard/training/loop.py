@@ -57,7 +57,19 @@ class TrainingCard:
 
 
 class Batches(Protocol):
-    """Protocol of a source of batches that depends only on its seed and the epoch's number."""
+    """Protocol of a source of batches that depends only on its seed and the epoch's number.
+
+    Example:
+        >>> class One:
+        ...     def __init__(self, batch):
+        ...         self.batch = batch
+        ...     def __len__(self):
+        ...         return 1
+        ...     def epoch(self, number, start=0):
+        ...         yield from [self.batch][start:]
+        >>> len(list(One("a batch").epoch(0)))
+        1
+    """
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -74,6 +86,11 @@ class LoopHooks:
         schedule: Factor on the optimiser's learning rate, by epoch.
         before_epoch: Called before the first step of every epoch.
         after_step: Called after every optimiser step, to bring parameters back into bounds.
+
+    Example:
+        >>> hooks = LoopHooks(schedule=lambda epoch: 0.5**epoch)
+        >>> hooks.schedule(2)
+        0.25
     """
 
     schedule: Callable[[int], float] = lambda epoch: 1.0
@@ -96,6 +113,16 @@ def batch_loaders(
             number of ``steps``.
         augment: Augmentation of each batch.
         device: Device of the batches.
+
+    Example:
+        >>> from reidguard.options import FitOptions
+        >>> from reidguard.testing import small_dataset
+        >>> with small_dataset() as data:
+        ...     values = resolve(FitOptions, {"image_size": (32, 16)}, epochs=3, identities=2,
+        ...                      images_per_identity=2)
+        ...     (loader,) = batch_loaders([data], values)
+        >>> len(loader), values["steps"]
+        (4, 12)
     """
     names = ("image_size", "identities", "images_per_identity", "seed")
     batch = {name: values[name] for name in names}
@@ -154,6 +181,22 @@ def learn(
             good state, and the message names it. Also when several processes start with different
             settings.
         CheckpointError: When the checkpoint is damaged or belongs to other settings.
+
+    Example:
+        >>> from reidguard.learners import PlainLearner
+        >>> module = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(module.weight)
+        >>> class One:
+        ...     def __len__(self):
+        ...         return 1
+        ...     def epoch(self, number, start=0):
+        ...         index = torch.zeros(1, dtype=torch.long)
+        ...         yield ReIDBatch(torch.ones(1, 3, 1, 1), index, index, index)
+        >>> steps = {"learner": PlainLearner(), "meta_train": One(), "steps": 2}
+        >>> sgd = torch.optim.SGD(module.parameters(), lr=0.25)
+        >>> _ = learn(module, objective=lambda m, batch: m.weight.sum(), optimizer=sgd, **steps)
+        >>> module.weight.item()
+        0.5
     """
     values = resolve(LoopOptions, options)
     steps, checkpoint, progress = (values[k] for k in ("steps", "checkpoint", "progress"))

@@ -166,6 +166,11 @@ class TensorBoard(StepLog):
 
     Raises:
         InputError: If TensorBoard is not installed.
+
+    Example:
+        >>> from reidguard import DeltaAttack
+        >>> attack = DeltaAttack()
+        >>> _ = attack.fit(model, data, progress=TensorBoard("runs/delta"))  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path | str, then: ProgressCallback | None = None) -> None:

@@ -161,6 +161,9 @@ def write_virtual(
     Raises:
         InputError: If the domain is unknown or a size out of range.
         DataError: If the folder holds something else or cannot be written.
+
+    Example:
+        >>> folder = write_virtual("people", "plaza", train_identities=10)  # doctest: +SKIP
     """
     root = to_path(root)
     _write(root, VirtualConfig.of(domain, options), progress)

@@ -144,6 +144,12 @@ class Target:
         prototypes: Of the guides; None without guides.
         pids: (N,) labels of the next call's images; None if they are not given.
         cameras: (N,) cameras of these images; None if they are not given.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = SimpleNamespace(features=torch.flatten, metric="euclidean")
+        >>> Target(model, prototypes=None).pids is None
+        True
     """
 
     model: Embedder

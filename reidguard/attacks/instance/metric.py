@@ -147,7 +147,13 @@ class MetricIFGSM(_MetricAttack):
 
 @register_attack("metric_mifgsm")
 class MetricMIFGSM(MetricIFGSM):
-    """Metric MI-FGSM: :class:`MetricIFGSM` with momentum 1, for transfer."""
+    """Metric MI-FGSM: :class:`MetricIFGSM` with momentum 1, for transfer.
+
+    Example:
+        >>> attack = MetricMIFGSM(Budget(8 / 255), steps=3)
+        >>> attack.momentum, attack.steps
+        (1.0, 3)
+    """
 
     usual_momentum: ClassVar[float] = 1.0
 
@@ -164,6 +170,18 @@ class MetricFGSM(_MetricAttack):
         diversity: Probability of DI.
         translation: Width of TI's kernel.
         seed: Fixes diversity.
+
+    Example:
+        >>> import torch
+        >>> from reidguard.attacks import Guides
+        >>> from reidguard.models import wrap_model
+        >>> from reidguard.types import InputSpec
+        >>> model = wrap_model(torch.nn.Flatten(), input_spec=InputSpec(size=(8, 4)))
+        >>> x = torch.rand(4, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> guides = Guides(model.features(x), torch.tensor([0, 0, 1, 1]))
+        >>> attack = MetricFGSM(Budget(8 / 255)).bind(model, guides=guides)
+        >>> round(255 * float((attack(x) - x).abs().max()))
+        8
     """
 
     def __init__(

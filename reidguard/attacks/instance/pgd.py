@@ -73,6 +73,11 @@ class GradientAttack(InstanceAttack):
         translation: Width in pixels of TI's Gaussian kernel, which smooths the gradient; an odd
             number; its edge is at 3 σ. 0 is none, and so is 1.
         seed: Fixes starts and diversity.
+
+    Example:
+        >>> from reidguard import SMA, MetricFGSM
+        >>> issubclass(SMA, GradientAttack), SMA(steps=5).steps
+        (True, 5)
     """
 
     random_start: ClassVar[bool] = True

@@ -32,7 +32,16 @@ DECAY = 0.01  # the learning rate falls by e to the minus this in an epoch
 
 
 class UniversalAttack(LearnedAttack):
-    """An attack whose learned parameters are the same for every image."""
+    """An attack whose learned parameters are the same for every image.
+
+    Example:
+        >>> from reidguard import DeltaAttack
+        >>> attack = DeltaAttack(size=(4, 2))
+        >>> _ = attack.delta.data.fill_(1.0)
+        >>> attack.clip_parameters()
+        >>> round(255 * float(attack.delta.detach().max()))
+        8
+    """
 
     @abstractmethod
     def clip_parameters(self) -> None:

@@ -103,6 +103,11 @@ class OSNet(ReIDModel):
         ibn: Whether the first convolution and the first stage have instance norms, for images of
             other cameras than those of the training set. OSNet-IBN of width 1 is published, and
             registered as "osnet_ibn_x1_0"; its features are compared by Euclidean distance.
+
+    Example:
+        >>> model = OSNet(0.25).eval()
+        >>> model.features(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 512])
     """
 
     def __init__(

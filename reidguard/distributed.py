@@ -46,6 +46,10 @@ class World:
     Args:
         rank: Which of them this one is, from 0. Only 0 writes files and reports progress.
         size: How many there are, 2 or more.
+
+    Example:
+        >>> World(rank=1, size=2).size
+        2
     """
 
     rank: int
@@ -123,6 +127,10 @@ def gather(x: Tensor, shard: BatchShard | None) -> Tensor:
 
     Returns:
         (total, ...).
+
+    Example:
+        >>> gather(torch.ones(2), None)
+        tensor([1., 1.])
     """
     if shard is None:
         return x
@@ -276,7 +284,12 @@ def add_up(x: Tensor) -> Tensor:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes files and reports."""
+    """Return whether this process is the one that writes files and reports.
+
+    Example:
+        >>> is_first()
+        True
+    """
     processes = world()
     return processes is None or processes.rank == 0
 

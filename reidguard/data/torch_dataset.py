@@ -25,6 +25,10 @@ class ReIDItem(NamedTuple):
         pid: In training the label 0, 1, ..., which a classifier needs; else the identity.
         camid: Camera.
         position: Place in the split.
+
+    Example:
+        >>> ReIDItem(None, pid=0, camid=1, position=7).camid
+        1
     """
 
     image: Any

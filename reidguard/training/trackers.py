@@ -28,6 +28,9 @@ class WandB(StepLog):
 
     Raises:
         InputError: If Weights & Biases is not installed.
+
+    Example:
+        >>> _ = attack.fit(model, data, progress=WandB("attacks"))  # doctest: +SKIP
     """
 
     def __init__(
@@ -77,6 +80,9 @@ class MLflow(StepLog):
 
     Raises:
         InputError: If MLflow is not installed.
+
+    Example:
+        >>> _ = attack.fit(model, data, progress=MLflow("attacks"))  # doctest: +SKIP
     """
 
     def __init__(

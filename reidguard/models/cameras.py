@@ -36,6 +36,10 @@ class CameraModel(ReIDModel):
 
     Raises:
         InputError: If there is a single camera, or an argument is out of its range.
+
+    Example:
+        >>> model = create_model("transreid", cameras=6)  # doctest: +SKIP
+        >>> model.features(x, cameras=torch.tensor([1, 3])).shape  # doctest: +SKIP
     """
 
     def __init__(

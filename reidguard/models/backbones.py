@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import timm
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reidguard.errors import CheckpointError, InputError, did_you_mean
 from reidguard.models.base import Metric, ReIDModel, image_size
+from reidguard.models.ibn import IBN_SUFFIX, add_ibn
 from reidguard.nn import inference_view
 from reidguard.schema import checked
 from reidguard.types import InputSpec
@@ -21,6 +22,7 @@ __all__ = [
     "blank_pass",
     "build_backbone",
     "change_stem",
+    "dilate_last_stage",
     "keep_resolution",
     "map_channels",
 ]
@@ -34,7 +36,7 @@ def build_backbone(
     """Build a timm network without its classifier, for images of (height, width).
 
     Args:
-        name: Of timm.
+        name: Of timm; a ResNet with "_ibn_a" after it has the IBN-a layers.
         size: Height and width.
         pretrained: Start from timm's weights.
         **changes: Arguments of timm's network in place of those of the name.
@@ -43,15 +45,20 @@ def build_backbone(
         InputError: If timm knows no such network, or cannot build it for this size.
         CheckpointError: If pretrained weights cannot be loaded.
     """
-    if not isinstance(name, str) or not timm.is_model(name):  # so no address of a hub either
+    plain = name.removesuffix(IBN_SUFFIX) if isinstance(name, str) else name
+    if not isinstance(plain, str) or not timm.is_model(plain):  # so no address of a hub either
         hint = did_you_mean(str(name), timm.list_models(), most=3)
         raise InputError(f"unknown timm backbone {name!r}: {hint}timm.list_models() has all names")
+    if plain != name and pretrained:
+        raise CheckpointError(
+            f"timm has no weights of {name!r}: leave pretrained out and pass a file as weights"
+        )
     try:
         # Transformers are built for one image size.
-        cfg = timm.models.get_pretrained_cfg(name)
+        cfg = timm.models.get_pretrained_cfg(plain)
         fixed = cfg is not None and cfg.fixed_input_size
         options = {"num_classes": 0, **({"img_size": size} if fixed else {}), **changes}
-        return timm.create_model(name, pretrained=pretrained, **options)
+        network = timm.create_model(plain, pretrained=pretrained, **options)
     except Exception as error:  # timm asserts, and its downloads fail in many ways
         if pretrained:
             raise CheckpointError(
@@ -62,6 +69,9 @@ def build_backbone(
             f"timm cannot build {name!r} for images of {size[0]}×{size[1]} "
             f"({type(error).__name__}: {error}); choose another size or backbone"
         ) from error
+    if plain != name:
+        add_ibn(network, name)
+    return network
 
 
 class BackboneModel(ReIDModel):
@@ -169,6 +179,14 @@ def change_stem(network: nn.Module, name: str, stem: Stem) -> None:
         network.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     else:
         network.act1 = nn.Identity()
+
+
+def dilate_last_stage(network: nn.Module) -> None:
+    """Dilate the 3×3 convolutions of a ResNet's last stage, of all blocks but the first, by 2."""
+    for block in list(cast(Any, network).layer4)[1:]:
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                layer.dilation = layer.padding = (2, 2)
 
 
 def keep_resolution(network: nn.Module, name: str, last_stride: int) -> None:

@@ -33,12 +33,22 @@ PREFIXES = ("model.", "backbone.", "network.")
 
 # (a name that only this layout has, the code base that writes it, a note)
 LAYOUTS = (
+    (r"b\d+_pool\.", "MGN in fast-reid's model zoo", "use 'fastreid_mgn' with version='0.1'"),
+    (r"b\d+_head\.", "fast-reid's MGN", "use 'fastreid_mgn'"),
+    (
+        r"heads\.bnneck\.",
+        "fast-reid's model zoo",
+        "use 'fastreid_bot', 'fastreid_agw' or 'fastreid_sbs' with version='0.1'; the latter two "
+        "have the same names and differ in the size of images",
+    ),
     (
         r"heads\.",
         "fast-reid",
-        "its ResNets pool without padding after the first layer: use 'agw' with stem='fast-reid', "
-        "and with p=1 and non_local=(0, 0, 0, 0) for its baseline",
+        "use 'fastreid_bot', 'fastreid_agw' or 'fastreid_sbs'; on ResNeSt the first two have "
+        "the same names and pool differently",
     ),
+    (r"classifier\.add_block\.", "layumi's ft_net", "use 'layumi_ft_net' with its last_stride"),
+    (r"classifier\d+\.add_block\.", "layumi's PCB", "use 'layumi_pcb'"),
     (
         r"classifiers\.\d+\.add_block\.",
         "the paper's released PCB",
@@ -57,10 +67,14 @@ LAYOUTS = (
     (r"base\.semantic_embed_w\.", "SOLIDER", "use 'solider' with its backbone"),
     (r"image_encoder\.", "CLIP-ReID", "use 'clip_reid', with cameras if it has cv_embed"),
     (
-        r"bottleneck\.running_mean",
+        r"(base\.NL_\d|global_pool)\.",
         "the AGW survey's code",
-        "its ResNets lack the first ReLU: use 'agw' with stem='no-relu', and with p=1 and "
-        "non_local=(0, 0, 0, 0) for its baseline",
+        "its ResNets lack the first ReLU: use 'agw' with stem='no-relu'",
+    ),
+    (
+        r"bottleneck\.running_mean",
+        "the strong baseline",
+        "its ResNets lack the first ReLU: use 'strong_baseline'",
     ),
     (
         r"ha1\.hard_attn\.",

@@ -224,7 +224,7 @@ def test_agw_of_others(tmp_path, origin):
     state[head] = layer(5, PEOPLE, 512)
     pool = "global_pool.p" if origin == "survey" else "heads.pool_layer.p"
     state[pool] = torch.tensor([2.5])
-    stem = "no-relu" if origin == "survey" else "fast-reid"
+    stem = {"survey": "no-relu", "fast-reid": "fast-reid"}.get(origin, "resnet")
     path = tmp_path / "w.pth"
     torch.save({"model": state, "iteration": 3}, path)
     model = create_model(
@@ -238,11 +238,13 @@ def test_agw_of_others(tmp_path, origin):
     )
     report = model.load_report
     assert report.missing == report.unexpected == report.mismatched == report.dropped_heads == ()
-    assert f"stem='{stem}'" in str(report)
+    advice = {"survey": "stem='no-relu'", "fast-reid": "'fastreid_agw'"}
+    assert advice.get(origin, "version='0.1'") in str(report)
 
     x = network.bn1(network.conv1(model.input_spec.apply(images())))
-    x = F.max_pool2d(x, 3, 2, 1) if stem == "no-relu" else x
-    x = x if stem == "no-relu" else F.max_pool2d(x.relu(), 3, 2, ceil_mode=True)
+    x = x if stem == "no-relu" else x.relu()
+    padding = {"ceil_mode": True} if stem == "fast-reid" else {"padding": 1}
+    x = F.max_pool2d(x, 3, 2, **padding)
     maps_of(network, model, 1)  # sets the last stride
     for stage in (1, 2, 3, 4):
         for i, block in enumerate(getattr(network, f"layer{stage}")):
@@ -263,8 +265,9 @@ def test_agw_without_a_learnt_p_keeps_three(tmp_path):
     state["pixel_mean"] = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     state["pixel_std"] = 255 * torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     options = {"backbone": "resnet18", "size": SIZE, "non_local": (0, 0, 0, 0)}
+    options["stem"] = "fast-reid"
     # without attention it is fast-reid's baseline, which pools by the mean
-    with pytest.raises(CheckpointError, match=r"\(pool\.p\).*p=1"):
+    with pytest.raises(CheckpointError, match=r"\(pool\.p\).*It fits.*'fastreid_"):
         create_model("agw", weights=stored(tmp_path, state), **options)
     model = create_model("agw", weights=stored(tmp_path, state), p=1, **options)
     assert float(model.pool.p.detach()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,13 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.models.backbones import BackboneModel, Stem, map_channels
-from reidguard.models.base import ReIDOutput
-from reidguard.models.checkpoint_formats import head_rule, rename
+from reidguard.models.architectures.bn_neck import (
+    GeM,
+    NeckModel,
+    Origin,
+    neck_origin,
+    published_stem,
+)
+from reidguard.models.backbones import Stem
 from reidguard.models.factory import register_model
 from reidguard.schema import checked
 
-__all__ = ["AGW"]
+__all__ = ["AGW", "GeM", "NonLocal", "add_non_local"]
 
 
 class NonLocal(nn.Module):
@@ -67,20 +71,8 @@ class NonLocalStage(nn.Module):
         return x
 
 
-class GeM(nn.Module):
-    """Generalised mean over all places, (mean xᵖ)^(1/p), with p learnt."""
-
-    def __init__(self, p: float = 3.0) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor([float(p)]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C) of (N, C, H, W)."""
-        return x.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
-
-
 @register_model("agw")
-class AGW(BackboneModel):
+class AGW(NeckModel):
     """AGW on any timm CNN. The feature is the pooled one after the BN neck, compared by cosine.
 
     In training the triplet loss sees the pooled feature, the classifiers (without bias) the one
@@ -135,73 +127,37 @@ class AGW(BackboneModel):
             stem=stem,
             pretrained=pretrained,
         )
-        channels, _ = map_channels(self.backbone, backbone, size)
-        _add_non_local(self.backbone, backbone, non_local)
-        self.initial_p, self.pool = float(p), GeM(p)
-        self.neck = nn.BatchNorm1d(channels)
-        self.neck.bias.requires_grad_(False)
-        self.build_classifiers(channels, bias=False)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return (N, C) features after the neck."""
-        features: Tensor = self.neck(self._pooled(inputs))
-        return features
-
-    def forward(self, x: Tensor, domain: str | None = None) -> ReIDOutput:
-        """Return features after the neck, embeddings before it, and logits.
-
-        See :meth:`ReIDModel.forward`.
-        """
-        chosen = self.resolve_domain(domain)
-        pooled = self._pooled(self.prepare(x))
-        features = self.neck(pooled)
-        return ReIDOutput(
-            features, pooled, None if chosen is None else self.logits(features, chosen)
-        )
+        add_non_local(self.backbone, backbone, non_local)
+        self.initial_p = float(p)
+        known: list[Origin] = ["fast-reid 0.1", "strong baseline"]
+        if "resnest" not in backbone:  # fast-reid dilates it
+            known.append("fast-reid")
+        self.origins = tuple(o for o in known if published_stem(o, backbone) == stem)
+        self.build_neck(backbone, GeM(p))
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take fast-reid's models, the survey's own, and plain backbones."""
-
-        def block(match: re.Match[str]) -> str:
-            stage = getattr(self.backbone, f"layer{match[2]}", None)
-            places = list(stage.non_local) if isinstance(stage, NonLocalStage) else []
-            number = int(match[3])
-            place = places[number] if number < len(places) else f"{number}?"
-            layer = "out" if match[4] == "W" else match[4]
-            return f"backbone.layer{match[2]}.non_local.{place}.{layer}."
-
-        heads = self.num_classes
-        if any(re.match(r"heads\.|bottleneck\.", name) for name in state):
-            # p is in a file only where it is learnt. Otherwise fast-reid's AGW pools with p = 3,
-            # its baseline without attention and the survey's code by the mean.
-            attention = any(name.startswith("backbone.NL_") for name in state)
-            fixed_p = 3.0 if attention else 1.0
-            normalisation = torch.tensor([self.input_spec.mean, self.input_spec.std], device="cpu")
-            state = rename(
-                state,
-                [
-                    (r"(base|backbone)\.NL_(\d)\.(\d+)\.(theta|phi|g|W)\.", block),
-                    (r"base\.", "backbone."),
-                    (r"(heads\.bottleneck\.0|heads\.bnneck|bottleneck)\.", "neck."),
-                    (r"(heads\.pool_layer|global_pool)\.", "pool."),
-                    *head_rule(r"(heads\.classifier\.|heads\.|classifier\.)(?=weight$)", heads),
-                    (r"heads\.(?=(classifier\.)?weight$)", "classifier.?."),
-                ],
-            )
-            if "pool.p" not in state and self.initial_p == fixed_p:
-                state["pool.p"] = torch.tensor([fixed_p])
-            for name, values in zip(("pixel_mean", "pixel_std"), normalisation, strict=True):
-                if name in state and torch.allclose(state[name].flatten(), 255 * values):
-                    del state[name]
-            return state
-        return super().adapt_state(state)
-
-    def _pooled(self, inputs: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(self.backbone.forward_features(inputs))
-        return pooled
+        """Take the networks of fast-reid or the survey that have this stem, and plain backbones."""
+        adapted = super().adapt_state(state)
+        # p is in a file only where it is learnt. Otherwise fast-reid's AGW pools with p = 3, its
+        # baseline without attention and the survey's code by the mean.
+        attention = any(name.startswith("backbone.NL_") for name in state)
+        fixed_p = 3.0 if attention else 1.0
+        if neck_origin(state) in self.origins and self.initial_p == fixed_p:
+            adapted.setdefault("pool.p", torch.tensor([fixed_p]))
+        return adapted
 
 
-def _add_non_local(network: nn.Module, name: str, counts: Sequence[int]) -> None:
+def add_non_local(network: nn.Module, name: str, counts: Sequence[int]) -> None:
+    """Put a non-local block after each of the last blocks of a ResNet's four stages, in place.
+
+    Args:
+        network: Changed in place.
+        name: For the error message.
+        counts: How many of the last blocks, for each stage.
+
+    Raises:
+        InputError: If it is not four numbers, or the network has no such stages.
+    """
     counts = checked(tuple[int, ...], "non_local", counts, low=0, high=1000)
     if len(counts) != 4:
         raise InputError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers.public_trees import TEST_ONLY, TREES
 from helpers.trees import images, plant
@@ -321,6 +322,81 @@ def test_cuhk03_of_torchreid(tmp_path):
     (root / "splits_new_detected.json").write_text('[{"train": 3}]')
     with pytest.raises(DataError, match="let torchreid make it again"):
         load_dataset("cuhk03", root)
+
+
+def write_cuhk03_matlab(root: Path) -> None:
+    """Write two camera pairs of two identities as MATLAB 7.3 does, in cells of cells."""
+    h5py, io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
+    (root / "cuhk03_release").mkdir(parents=True)
+    with h5py.File(root / "cuhk03_release" / "cuhk-03.mat", "w") as file:
+        places = iter(range(10**6))
+
+        def reference(array: np.ndarray) -> h5py.Reference:
+            dtype = h5py.ref_dtype if array.dtype == object else array.dtype
+            return file.create_dataset(f"#refs#/{next(places)}", data=array.T, dtype=dtype).ref
+
+        for boxes in ("detected", "labeled"):
+            pairs = np.empty((2, 1), dtype=object)
+            for pair in range(2):
+                people = np.empty((2, 10), dtype=object)
+                for person, image in np.ndindex(2, 10):
+                    seen = image in (0, 1, 5)
+                    pixels = np.full((6, 4, 3), 100 * pair + 10 * person + image, dtype=np.uint8)
+                    pixels[0, :, 0] = 255
+                    people[person, image] = reference(pixels if seen else np.zeros((0, 0)))
+                pairs[pair, 0] = reference(people)
+            file.create_dataset(boxes, data=pairs.T, dtype=h5py.ref_dtype)
+        tests = np.empty((20, 1), dtype=object)
+        for trial in range(20):
+            tests[trial, 0] = reference(
+                np.array([[1 + trial % 2, 1], [1 + trial % 2, 2]], dtype=float)
+            )
+        file.create_dataset("testsets", data=tests.T, dtype=h5py.ref_dtype)
+    names = [f"{c}_{p:03}_{v}_{n:02}.png" for c in (1, 2) for p in (1, 2) for v, n in SHOTS]
+    cells = np.empty((len(names), 1), dtype=object)
+    cells[:, 0] = names
+    splits = {"train_idx": [1, 2, 3, 4, 5, 6], "query_idx": [7, 10], "gallery_idx": [9, 12]}
+    labels = [[1]] * 3 + [[2]] * 3 + [[5]] * 3 + [[6]] * 3
+    for boxes in ("detected", "labeled"):
+        content = {"filelist": cells, "labels": labels, **splits}
+        io.savemat(root / f"cuhk03_new_protocol_config_{boxes}.mat", content)
+
+
+SHOTS = ((1, 1), (1, 2), (2, 6))
+
+
+def test_cuhk03_of_its_own_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_cuhk03_matlab(tmp_path / "cuhk03")
+    dataset = load_dataset(tmp_path / "cuhk03")
+    assert dataset.name == "cuhk03-detected"
+    assert pairs(dataset, "train") == [(10_000, c) for c in (1, 1, 2)] + [
+        (10_001, c) for c in (1, 1, 2)
+    ]
+    assert rows(dataset, "query") == [("2_001_1_01.png", 6, 1), ("2_002_1_01.png", 7, 1)]
+    assert rows(dataset, "gallery") == [("2_001_2_06.png", 6, 2), ("2_002_2_06.png", 7, 2)]
+    with Image.open(dataset.query[1].path) as image:
+        assert image.size == (4, 6)
+        assert image.getpixel((1, 0)) == (255, 110, 110)
+        assert image.getpixel((1, 1)) == (110, 110, 110)
+    classic = load_dataset("cuhk03", tmp_path / "cuhk03", protocol="classic", trial=1)
+    assert [name[0] for name, *_ in rows(classic, "query")] == ["2"] * 6
+    assert [name[0] for name, *_ in rows(classic, "train")] == ["1"] * 6
+    assert {pid for pid, _ in pairs(classic, "query")} == {1, 2}
+    for check in DATASET_CHECKS:
+        check(lambda: load_dataset("cuhk03", tmp_path, boxes="labeled"))
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with pytest.raises(InputError, match=r"pip install 'reidguard\[cuhk03\]'"):
+        load_dataset("cuhk03", tmp_path, protocol="classic")
+
+
+def test_a_damaged_cuhk03_is_one_error(tmp_path, monkeypatch):
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cuhk-03.mat").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"cannot extract the images of .*cuhk-03.mat"):
+        load_dataset("cuhk03", tmp_path)
+    assert not list((tmp_path / "cache" / "reidguard").glob("*"))
 
 
 def test_market1501_with_more_distractors(tmp_path):

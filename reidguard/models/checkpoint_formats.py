@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "PREFIXES",
     "Rule",
+    "advised_models",
     "head_rule",
     "known_layout",
     "name_head",
@@ -94,6 +95,17 @@ def known_layout(names: Iterable[str]) -> tuple[str, str] | None:
         if any(re.match(pattern, name) for name in names):
             return owner, advice
     return None
+
+
+def advised_models(names: Iterable[str]) -> list[str]:
+    """Return the models that the note on a layout names, the likeliest first.
+
+    Example:
+        >>> advised_models(["backbone.conv1.weight", "heads.weight"])
+        ['fastreid_bot', 'fastreid_agw', 'fastreid_sbs']
+    """
+    layout = known_layout(names)
+    return re.findall(r"'(\w+)'", layout[1]) if layout else []
 
 
 def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:

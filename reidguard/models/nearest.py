@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reidguard.contexts import on_meta
 from reidguard.models.base import ReIDModel
+from reidguard.models.checkpoint_formats import advised_models, without_wrappers
 from reidguard.models.factory import MODELS
 from reidguard.models.file_options import options_shown
 from reidguard.models.weights import match_tensors, misfit
@@ -68,7 +69,9 @@ def nearest_model(model: ReIDModel, tensors: Mapping[str, Tensor]) -> str:
 def _calls(model: ReIDModel, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield names and options of models to compare with."""
     own = dict(model.build_spec[1]) if model.build_spec else {}
-    known = {name: _defaults(MODELS.get(name)) for name in MODELS.list()}
+    advised = [n for n in advised_models(without_wrappers(tensors)) if n in MODELS.list()]
+    names = dict.fromkeys((*advised, *MODELS.list()))
+    known = {name: _defaults(MODELS.get(name)) for name in names}
     for shown in options_shown(tensors) or [{}]:
         for name, defaults in known.items():
             yield name, {k: v for k, v in shown.items() if k in defaults and defaults[k] != v}

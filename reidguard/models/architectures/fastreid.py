@@ -64,6 +64,11 @@ class FastReID(NeckModel):
     Raises:
         InputError: If an argument is unknown, or the backbone has no such stages.
         CheckpointError: If pretrained weights cannot be loaded.
+
+    Example:
+        >>> model = FastReID("sbs", "resnet18_ibn_a", size=(64, 32)).eval()
+        >>> model.features(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 512])
     """
 
     def __init__(

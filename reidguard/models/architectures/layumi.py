@@ -147,6 +147,12 @@ class LayumiPCB(PCB):
     Raises:
         InputError: If the backbone is unknown, has no maps or too few rows.
         CheckpointError: If pretrained weights cannot be loaded.
+
+    Example:
+        >>> import torch
+        >>> model = LayumiPCB("resnet18", size=(96, 32)).eval()
+        >>> model.features(torch.rand(2, 3, 128, 64)).shape
+        torch.Size([2, 3072])
     """
 
     def __init__(

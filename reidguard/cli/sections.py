@@ -9,7 +9,7 @@ from reidguard.schema import Option
 __all__ = ["Device", "Learning", "Machine", "Reading", "Scoring", "Surrogate", "Target", "Threads"]
 
 EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
-DATA = "dataset, NAME[:PATH], such as market1501:/data/market1501 (reidguard list datasets)"
+DATA = "dataset: its path, or NAME:PATH as in market1501:/data/m (reidguard list datasets)"
 MODEL = (
     "a file that reidguard saved, NAME[:WEIGHTS] (reidguard list models; torchreid's .pth files "
     "are weights, too), or a network in ONNX (.onnx), OpenVINO's IR (.xml), TorchScript (.pt) or "

@@ -17,6 +17,7 @@ __all__ = ["Layout", "Recognition", "normal_name", "recognise"]
 
 DEPTH = 3  # levels of folders above a dataset
 MANY = 64  # a folder with more subfolders than these is none above a dataset
+PLACES = 500  # folders of a level that are looked at
 LISTED = 2000  # entries of a folder that are looked at
 NAMES = 20  # image names of a folder that are compared with a pattern
 
@@ -132,7 +133,7 @@ def _levels(path: Path) -> Iterator[list[Path]]:
     for _ in range(DEPTH + 1):
         yield level
         below = [_subfolders(place) for place in level]
-        level = [place for places in below if len(places) <= MANY for place in places]
+        level = [place for places in below if len(places) <= MANY for place in places][:PLACES]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -115,6 +115,14 @@ def _as_path(name: object) -> Path | None:
 
 
 def _load_path(path: Path, options: dict[str, Any]) -> ReIDDataset:
+    """Read the dataset of a path without a name."""
+    try:
+        return _load_recognised(path, options)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}; check its permissions") from error
+
+
+def _load_recognised(path: Path, options: dict[str, Any]) -> ReIDDataset:
     bare, query = _split_query(path)
     if not bare.exists():
         raise DataError(f"there is no folder or file {path}; check the path of the dataset")

@@ -304,6 +304,21 @@ def test_data(studio_root, tmp_path, capsys):
     assert str(damaged) in error
 
 
+@pytest.mark.filterwarnings("ignore:.*has no camera")
+def test_data_is_recognised(studio_root, tmp_path, capsys):
+    assert main(["data", str(studio_root)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("virtual:studio\n")
+    assert f"note: recognised as virtual: {studio_root} holds virtual.json" in output
+    image = next((studio_root / "query").iterdir()).read_bytes()
+    for name in ("0001_03.png", "0001_04.png"):
+        (tmp_path / name).write_bytes(image)
+    assert main(["data", str(tmp_path)]) == 2
+    assert "--pattern '{pid}_{n}'" in capsys.readouterr().err
+    assert main(["data", str(tmp_path), "--pattern", "{pid}_{n}"]) == 0
+    assert "| gallery |      1 |          1 |       1 |" in capsys.readouterr().out
+
+
 def test_failures_of_a_run_have_exit_code_1(target, tmp_path, monkeypatch, capsys):
     """A loss that explodes, and a defect in the code: one line each."""
     call = ["attack", *target, "--steps", "2", "--attack", "color"]

@@ -130,6 +130,15 @@ def test_what_is_unknown_names_the_nearest_layouts_and_what_they_lack(tmp_path):
         load_dataset(tmp_path / "a.txt")
 
 
+def test_a_path_that_the_system_refuses_is_one_error(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*Permission denied; check its permissions"):
+        load_dataset(tmp_path)
+
+
 def test_a_virtual_set_is_no_market1501(studio_root):
     assert load_dataset(studio_root).name == "virtual:studio"
 

@@ -38,7 +38,7 @@ LAYOUT = Layout(
 
 @register_dataset("market1501", LAYOUT)
 def read_market1501(root: Path | str, *, distractors_500k: bool = False) -> ReIDDataset:
-    """List Market-1501, also with the 500,000 distractors that were published later.
+    """List Market-1501, also with its 500k distractors.
 
     ``0002_c1s1_000451_03.jpg`` shows identity 2, seen by camera 1. Junk (−1) is left out and
     counted; identity 0000 marks distractors in the gallery. The images in ``gt_bbox``, if it is

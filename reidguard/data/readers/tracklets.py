@@ -45,7 +45,7 @@ ILIDS_MATRIX = "train-test people splits/train_test_splits_ilidsvid.mat"
 
 @register_dataset("mars", MARS_LAYOUT)
 def read_mars(root: Path | str, *, frames: int = 15) -> ReIDDataset:
-    """List MARS: tracklets of Market-1501's place; a tracklet's feature is the mean of its frames'.
+    """List MARS: tracklets before six cameras, whose mean features are compared.
 
     ``bbox_test/0002/0002C1T0001F001.jpg`` shows identity 2, seen by camera 1. Identity 0 marks
     distractors, and −1 junk, which is left out and counted. The tracklets are those of

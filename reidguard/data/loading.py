@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout, recognise
+from reidguard.data.unread import unread_images
 from reidguard.errors import DataError, InputError, did_you_mean, printable
 from reidguard.records import to_path
 from reidguard.registry import Registry
@@ -151,11 +152,23 @@ def _read(name: str, place: Path | str | None, options: dict[str, Any]) -> ReIDD
     except TypeError as error:
         raise InputError(f"dataset {name!r}: {error}") from None
     try:
-        return reader(*args, **options)
+        dataset = reader(*args, **options)
+        if not getattr(reader, "__module__", "").startswith("reidguard.data.readers."):
+            _note_unread(dataset)
+        return dataset
     except OSError as error:
         raise DataError(
             f"cannot read dataset {name!r}: {error}; check the path and its permissions"
         ) from error
+
+
+def _note_unread(dataset: ReIDDataset) -> None:
+    """Count what a reader of another package leaves in the folders that it reads."""
+    if isinstance(dataset, ReIDDataset) and dataset.root is not None:
+        samples = (*dataset.train, *dataset.query, *dataset.gallery, *dataset.multi_query)
+        notes = unread_images(dataset.root, [s.path for s in samples], deep=False)
+        junk = " (junk is among them)" if dataset.junk else ""
+        dataset.notes = (*dataset.notes, *(note + junk for note in notes))
 
 
 def _split_query(path: Path) -> tuple[Path, dict[str, str]]:

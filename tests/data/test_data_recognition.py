@@ -13,6 +13,7 @@ from reidguard.data import DATASETS, Layout, ReIDDataset, load_dataset, register
 from reidguard.data.loading import LAYOUTS
 from reidguard.errors import DataError, InputError
 from reidguard.testing import TEST_SET_CHECKS, check_missing_folder
+from reidguard.types import ReIDSample
 
 MARKET = [
     "bounding_box_train/0002_c1s1_000451_03.jpg",
@@ -164,6 +165,19 @@ def test_unread_images_are_counted_in_a_note(tmp_path):
     table = tmp_path / "people.csv"
     table.write_text("path,pid,camid,split\nother/1.jpg,7,1,query\n")
     assert load_dataset(table).notes == ("1 image is not read: other (1)",)
+
+
+def test_unread_images_of_a_strangers_reader_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_factories", dict(DATASETS._factories))
+
+    @register_dataset("strangers")
+    def read(root: Path) -> ReIDDataset:
+        sample = ReIDSample(root / "a" / "1.png", 1, 1)
+        return ReIDDataset("strangers", [sample], root=root, junk=1)
+
+    images(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    note = "1 image is not read: a (1) (junk is among them)"
+    assert load_dataset("strangers", tmp_path).notes == (note,)
 
 
 def test_a_strangers_layout_is_recognised(tmp_path, monkeypatch):

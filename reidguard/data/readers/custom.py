@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reidguard.data.dataset import SPLITS, ReIDDataset
-from reidguard.data.readers.statistics import unread_images
+from reidguard.data.unread import unread_images
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from reidguard.models.ibn import IBN_SUFFIX
+from reidguard.models.transformer_options import transformer_options
 
 __all__ = ["options_shown"]
 
@@ -32,6 +33,8 @@ def options_shown(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 
     Each dictionary is tried with every model, as far as it has options of that name and type.
     """
+    if transformer := transformer_options(tensors):
+        return [transformer]
     shown: dict[str, Any] = {}
     if backbone := _backbone(tensors):
         shown["backbone"] = backbone

@@ -91,6 +91,11 @@ MODELS |= {
     name: {"size": (64, 32), "backbone": "test_vit", "cameras": 2}
     for name in ("transreid", "clip_reid")
 }
+MODELS |= {
+    name: {"size": (96, 32), "backbone": "test_resnet"}
+    for name in SURFACE["MODELS"]["names"]
+    if name.startswith(("fastreid_", "layumi_")) or name == "strong_baseline"
+}
 MODELS["solider"] = {"size": (64, 32), "backbone": "swin_tiny"}
 
 

@@ -62,9 +62,10 @@ class FTNet(BackboneModel):
     ) -> None:
         embedding = checked(int, "embedding", embedding, low=0, high=10**6)
         dense = str(backbone).startswith("densenet")
+        own_size = (224, 224) if backbone == SQUARE else (256, 128)
         super().__init__(
             backbone,
-            size or ((224, 224) if backbone == SQUARE else (256, 128)),
+            own_size if size is None else size,
             metric="cosine",
             num_classes=num_classes,
             last_stride=2 if dense else last_stride,

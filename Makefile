@@ -10,7 +10,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup test slow coverage lint format type imports check docs build smoke demo
+.PHONY: help setup test slow coverage lint format type imports check docs build smoke demo gpu cost
 
 help:
 	@echo "make setup     the environment .venv with everything that development needs"
@@ -25,6 +25,8 @@ help:
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make build     source distribution and wheel, checked, into dist/"
 	@echo "make smoke     install the wheel of dist/ in a bare environment, run the README's example"
+	@echo "make gpu       the script for GPUs, small and on the CPU"
+	@echo "make cost      passes, relative times and memory against benchmarks/results/limits.json"
 	@echo "make demo      attack four networks on virtual people, a page of it into runs/demo"
 
 $(VENV)/.installed: pyproject.toml
@@ -74,6 +76,12 @@ smoke:
 	$(PYTHON) -m venv dist/bare
 	dist/bare/$(notdir $(BIN))/python -m pip install --quiet dist/*.whl
 	cd dist/bare && $(notdir $(BIN))/python ../../.ci/readme_example.py ../../README.md
+
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py --device cpu --small
+
+cost: setup
+	$(BIN)/python benchmarks/check.py
 
 demo: setup
 	env -u OMP_NUM_THREADS -u OMP_WAIT_POLICY $(BIN)/reidguard demo --threads 2 --out runs/demo

@@ -7,7 +7,9 @@ import torch
 
 from benchmarks.hot_loops import PEOPLE, TINY, hot_loops, tiny_model
 from benchmarks.syncs import HostWatch, waits_of
+from reidguard.contexts import on_meta
 from reidguard.learners import PlainLearner
+from reidguard.models import MODELS, create_model
 from reidguard.training import learn, loop
 from reidguard.types import ReIDBatch
 
@@ -17,6 +19,19 @@ LOOPS = hot_loops(tiny_model(PEOPLE), TINY)
 @pytest.mark.parametrize("name", LOOPS)
 def test_no_hot_loop_waits_for_the_device(name):
     assert waits_of(LOOPS[name], "cpu") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS.list())
+def test_no_network_waits_for_the_device(name):
+    with on_meta():
+        model = create_model(name).eval()
+    x = torch.empty(2, 3, *(model.input_spec.size or (256, 128)), device="meta")
+    with HostWatch() as watch, torch.no_grad():
+        watch.start()
+        model.features(x)
+        watch.stop()
+    assert not watch.found
 
 
 WAITS = {

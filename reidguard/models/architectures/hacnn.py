@@ -231,8 +231,9 @@ class HACNN(ReIDModel):
 
     def _cut(self, maps: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
         """Cut out a region of full width and resize it; what lies outside of the maps is zero."""
-        scale = maps.new_tensor([[1, 0], [0, REGION_HEIGHT]]).expand(len(maps), 2, 2)
-        transform = torch.cat([scale, centre.unsqueeze(2)], 2)
+        scale = maps.new_zeros(2, 2)
+        scale[0, 0], scale[1, 1] = 1, REGION_HEIGHT
+        transform = torch.cat([scale.expand(len(maps), 2, 2), centre.unsqueeze(2)], 2)
         grid = F.affine_grid(transform, list(maps.shape), align_corners=self.align_corners)
         region = F.grid_sample(maps, grid, align_corners=self.align_corners)
         return F.interpolate(region, size, mode="bilinear", align_corners=True)

@@ -32,7 +32,7 @@ def test_passes_are_those_that_were_counted(passes, check):
     assert check.compare(passes, LIMITS)[1] == []
     assert passes.keys() <= LIMITS.keys()
     assert {name: cost.value for name, cost in passes.items()} == {
-        name: pytest.approx(LIMITS[name]["value"], abs=1e-12) for name in passes
+        name: pytest.approx(LIMITS[name]["value"]) for name in passes
     }
 
 

@@ -1,17 +1,19 @@
 """Hot loops never wait for a GPU; looked at without one, on the device "meta"."""
 
+import math
+import warnings
 from unittest import mock
 
 import pytest
 import torch
 
 from benchmarks.hot_loops import PEOPLE, TINY, hot_loops, tiny_model
-from benchmarks.syncs import HostWatch, waits_of
+from benchmarks.syncs import SYNCHRONIZING, HostWatch, waits_of
 from reidguard.contexts import on_meta
 from reidguard.learners import PlainLearner
 from reidguard.models import MODELS, create_model
 from reidguard.training import learn, loop
-from reidguard.types import ReIDBatch
+from reidguard.types import Budget, ReIDBatch
 
 LOOPS = hot_loops(tiny_model(PEOPLE), TINY)
 
@@ -87,6 +89,36 @@ def test_the_watch_notices(name):
 @pytest.mark.parametrize("name", FREE)
 def test_the_watch_lets_pass(name):
     assert not _found(FREE[name])
+
+
+def test_waits_of_a_gpu_are_collected(monkeypatch):
+    """torch's check is imitated: an operation raises an error or warns, as the mode says."""
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def synchronizing(value, finite=math.isfinite):
+        if modes[-1] == "error":
+            raise RuntimeError(SYNCHRONIZING)
+        if modes[-1] == "warn":
+            warnings.warn(SYNCHRONIZING, stacklevel=2)
+        return finite(value)
+
+    budget, x = Budget(), torch.ones(1, 3, 2, 2)
+
+    def run(watch):
+        assert watch.device == "cuda"
+        budget.project(x, x)  # not looked at yet
+        watch.start()
+        for _ in range(2):
+            budget.project(x, x)
+        watch.stop()
+
+    assert waits_of(run, "cuda") == {}
+    monkeypatch.setattr(math, "isfinite", synchronizing)
+    found = waits_of(run, "cuda")
+    assert list(found.values()) == [2]
+    assert next(iter(found)).startswith("reidguard/types.py:")
+    assert modes[-1] == "default"
 
 
 def test_a_loss_is_read_when_the_next_step_is_on_its_way():

@@ -1,42 +1,88 @@
 """Time and memory of ranking 3,368 queries in galleries of 10^4 to 10^6 mapped features.
 
-Run: python benchmarks/galleries.py [--sizes 10000 100000 1000000]. Each size is a process of its
-own. It writes the features as a store does, files of 65,536 rows (float32 or, with --half,
-float16), maps them, and times the bare products ``query @ shard.T`` of all shards and `rank` in
-turn. Memory is the growth of the process's peak of anonymous pages, among which mapped files do
-not count.
+Run: python benchmarks/galleries.py [--sizes 10000 100000 1000000] [--torchreid DIR] [--fastreid
+DIR]. Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. Each case is a process of its own. It writes the
+features as a store does, files of 65,536 rows (float32 or, with --half, float16), maps them, and
+times the bare products ``query @ shard.T`` of all shards and `rank` in turn. Memory is the growth
+of the process's peak of anonymous pages, among which mapped files do not count.
+
+"osnet" are the features of Market-1501 by the published OSNet x0.25 and, beyond them, distractors:
+features of training images, each with normal noise of --noise standard deviations per component.
+"random" features have no structure: every match lies in the densest part of the distances, as after
+a strong attack.
+
+Beside them: the 100 nearest of each query by faiss, where it is installed, and the rankings of
+torchreid and fast-reid, in Python, where a folder of their sources is given. These two hold
+matrices of queries times gallery, so they are measured up to --matrices images.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import types
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from common import save
+from common import CHECKPOINT, market, osnet, save
 
-from reidguard.evaluation.features import SHARD
-from reidguard.metrics import rank
+from reidguard.evaluation.features import SHARD, FeatureStore
+from reidguard.metrics import rank, top_k
 from reidguard.storage import load_tensors, save_tensors
 
 QUERIES, WIDTH, IDENTITIES = 3368, 512, 750
 MATCHABLE = 15_913  # images of the identities, as in Market-1501; the others are distractors
+NEAREST = 100
+LISTS = 8  # queries whose nearest images a report shows
 
 
-def write(folder: Path, gallery: int, dtype: torch.dtype) -> None:
+def random_features(gallery: int):
+    """Query, labels, and a function that returns some rows of the gallery."""
     g = torch.Generator().manual_seed(0)
-    centres = torch.randn(IDENTITIES + 1, WIDTH, generator=g)
-    for number, start in enumerate(range(0, gallery, SHARD)):
-        rows = min(SHARD, gallery - start)
-        pids = torch.randint(1, IDENTITIES + 1, (rows,), generator=g)
-        pids[max(0, MATCHABLE - start) :] = 0  # distractors
-        features = centres[pids] + 3 * torch.randn(rows, WIDTH, generator=g)
-        tensors = {"features": features.to(dtype), "pids": pids}
-        save_tensors(folder / f"{number:05d}.safetensors", tensors, {"kind": "features"})
+    pids = torch.zeros(gallery, dtype=torch.int64)
+    pids[:MATCHABLE] = torch.randint(1, IDENTITIES + 1, pids[:MATCHABLE].shape, generator=g)
+    labels = {
+        "query_pids": torch.randint(1, IDENTITIES + 1, (QUERIES,), generator=g),
+        "query_camids": torch.zeros(QUERIES, dtype=torch.int64),
+        "gallery_pids": pids,
+        "gallery_camids": torch.ones(gallery, dtype=torch.int64),
+    }
+    query = torch.randn(QUERIES, WIDTH, generator=g)
+    return query, labels, lambda start, stop: torch.randn(stop - start, WIDTH, generator=g)
+
+
+def osnet_features(gallery: int, noise: float, folder: str):
+    """The same of real features and distractors around features of training images."""
+    dataset, model, store = market(), osnet(), FeatureStore(folder)
+    query, real, pool = (
+        store.features(model, dataset, split) for split in ("query", "gallery", "train")
+    )
+    g = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(real), generator=g)  # a small gallery has all kinds of images
+    spread = noise * pool.std(0)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        drawn = pool[torch.randint(len(pool), (stop - start,), generator=g)]
+        drawn = (drawn + spread * torch.randn(drawn.shape, generator=g)).relu()
+        own = real[order[start:stop]]
+        return torch.cat([own, drawn[len(own) :]])
+
+    def labels_of(name: str) -> torch.Tensor:
+        values = torch.tensor([getattr(sample, name) for sample in dataset.gallery])[order]
+        return torch.cat([values, values.new_zeros(max(0, gallery - len(values)))])[:gallery]
+
+    labels = {
+        "query_pids": torch.tensor([sample.pid for sample in dataset.query]),
+        "query_camids": torch.tensor([sample.camid for sample in dataset.query]),
+        "gallery_pids": labels_of("pid"),
+        "gallery_camids": labels_of("camid"),
+    }
+    return query, labels, rows
 
 
 def anonymous_mib() -> float:
@@ -63,60 +109,142 @@ class Peak:
         self.thread.join()
 
 
-def measure(gallery: int, dtype: torch.dtype) -> dict[str, float | int | str]:
+def timed(function) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(arguments) -> dict:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write(folder, gallery, dtype)
-        files = [load_tensors(f, "features", mapped=True)[0] for f in sorted(folder.iterdir())]
-        shards = [file["features"] for file in files]
-        pids = torch.cat([file["pids"] for file in files])
-        g = torch.Generator().manual_seed(1)
-        query_pids = torch.randint(1, IDENTITIES + 1, (QUERIES,), generator=g)
-        centres = torch.randn(IDENTITIES + 1, WIDTH, generator=torch.Generator().manual_seed(0))
-        query = centres[query_pids] + 3 * torch.randn(QUERIES, WIDTH, generator=g)
-        labels = {
-            "query_pids": query_pids,
-            "query_camids": torch.zeros(QUERIES, dtype=torch.int64),
-            "gallery_pids": pids,
-            "gallery_camids": torch.ones(gallery, dtype=torch.int64),
-        }
-        wall, cpu = time.perf_counter(), time.process_time()
-        for shard in shards:
-            for start in range(0, len(shard), 4096):
-                query @ shard[start : start + 4096].float().T
-        product = time.perf_counter() - wall, time.process_time() - cpu
-        with Peak() as peak:
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = rank(query, shards, **labels)
-            ranking = time.perf_counter() - wall, time.process_time() - cpu
-        return {
+        gallery, folder = arguments.one, Path(name)
+        if arguments.kind == "random":
+            query, labels, rows = random_features(gallery)
+        else:
+            query, labels, rows = osnet_features(gallery, arguments.noise, arguments.cache)
+        dtype = torch.float16 if arguments.half else torch.float32
+        shards = []
+        for start in range(0, gallery, SHARD):
+            tensors = {"features": rows(start, min(start + SHARD, gallery)).to(dtype)}
+            save_tensors(folder / f"{start}.safetensors", tensors, {"kind": "features"})
+            stored, _ = load_tensors(folder / f"{start}.safetensors", "features", mapped=True)
+            shards.append(stored["features"])
+
+        def product():
+            for shard in shards:
+                for start in range(0, len(shard), 4096):
+                    query @ shard[start : start + 4096].float().T
+
+        found = {}
+
+        def ranking():
+            found["result"] = rank(query, shards, **labels)
+
+        turns, extra = [], 0.0
+        for _ in range(3 if gallery > 300_000 else 7):
+            bare = timed(product)
+            with Peak() as peak:
+                own = timed(ranking)
+            extra = max(extra, peak.peak - peak.before)
+            turns.append((*bare, *own))
+        ratios = sorted(turn[2] / turn[0] for turn in turns)
+        product_s, _, rank_s, _ = map(statistics.median, zip(*turns, strict=True))
+        row = {
+            "features": arguments.kind,
             "gallery": gallery,
             "dtype": str(dtype).removeprefix("torch."),
-            "product_s": round(product[0], 2),
-            "rank_s": round(ranking[0], 2),
-            "ratio": round(ranking[0] / product[0], 2),
-            "cpu_ratio": round(ranking[1] / product[1], 2),
-            "extra_mib": round(peak.peak - peak.before),
-            "mAP": round(result.mAP, 6),
+            "product_s": round(product_s, 3),
+            "rank_s": round(rank_s, 3),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratios": [round(ratios[0], 2), round(ratios[-1], 2)],
+            "cpu_ratio": round(statistics.median(turn[3] / turn[1] for turn in turns), 2),
+            "turns": len(turns),
+            "extra_mib": round(extra),
+            "mAP": round(found["result"].mAP, 6),
         }
+        return {**row, **others(arguments, query, torch.cat(shards).float(), labels)}
+
+
+def others(arguments, query, features, labels) -> dict:
+    """Seconds of other programs, and of lists of nearest images."""
+    result = {}
+    few = {**labels, **{n: labels[n][:LISTS] for n in ("query_pids", "query_camids")}}
+    lists = timed(lambda: top_k(query[:LISTS], features, NEAREST, **few))
+    result["lists_s"] = round(lists[0], 3)
+    try:
+        import faiss
+    except ImportError:
+        print("faiss is not installed: skipped", file=sys.stderr)
+    else:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        for name, index in (("l2", faiss.IndexFlatL2(WIDTH)), ("ip", faiss.IndexFlatIP(WIDTH))):
+            result["faiss_add_s"] = round(timed(lambda i=index: i.add(features.numpy()))[0], 3)
+            search = timed(lambda i=index: i.search(query.numpy(), NEAREST))
+            result[f"faiss_{name}_s"] = round(search[0], 3)
+            search = timed(lambda i=index: i.search(query[:LISTS].numpy(), NEAREST))
+            result[f"faiss_{name}_lists_s"] = round(search[0], 3)
+            index.reset()
+    names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
+    arrays = [labels[name].numpy() for name in names]
+    for program, folder, modules in (
+        ("torchreid", arguments.torchreid, ("metrics.distance", "metrics.rank")),
+        ("fastreid", arguments.fastreid, ("utils.compute_dist", "evaluation.rank")),
+    ):
+        if folder is None or arguments.one > arguments.matrices:
+            print(f"{program} is skipped at {arguments.one} images", file=sys.stderr)
+            continue
+        distance, ranks = (load(program, folder, module) for module in modules)
+        if program == "torchreid":
+            matrix = distance.compute_distance_matrix
+        else:
+            matrix = distance.compute_euclidean_distance
+
+        def theirs(matrix=matrix, ranks=ranks):
+            table = torch.as_tensor(matrix(query, features)).numpy()
+            ranks.evaluate_rank(table, *arrays)
+
+        result[f"{program}_s"] = round(timed(theirs)[0], 3)
+    return result
+
+
+def load(program: str, folder: str, name: str):
+    """Import one module of a program without the rest of its package."""
+    root = Path(folder) / program
+    for package in (program, f"{program}.{name.split('.')[0]}"):
+        if package not in sys.modules:
+            sys.modules[package] = types.ModuleType(package)
+            sys.modules[package].__path__ = [str(root.joinpath(*package.split(".")[1:]))]
+    return import_module(f"{program}.{name}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--half", action="store_true")
+    parser.add_argument("--noise", type=float, default=0.5)
+    parser.add_argument("--cache", default="runs/features", help="folder of clean features")
+    parser.add_argument("--torchreid", help="folder of a checkout of deep-person-reid")
+    parser.add_argument("--fastreid", help="folder of a checkout of fast-reid")
+    parser.add_argument("--matrices", type=int, default=100_000)
+    parser.add_argument("--kind", choices=("osnet", "random"), help=argparse.SUPPRESS)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    dtype = torch.float16 if arguments.half else torch.float32
     if arguments.one:
-        print(json.dumps(measure(arguments.one, dtype)))
+        print(json.dumps(measure(arguments)))
         return
     rows = []
-    for size in arguments.sizes:
-        call = [sys.executable, __file__, "--one", str(size), *(["--half"] * arguments.half)]
-        rows.append(json.loads(subprocess.run(call, check=True, stdout=-1).stdout))
-        print(rows[-1], flush=True)
-    save("galleries", {"rows": rows})
+    for kind in ("osnet", "random"):
+        for size in arguments.sizes:
+            call = [sys.executable, *sys.argv, "--kind", kind, "--one", str(size)]
+            ended = subprocess.run(call, check=True, stdout=subprocess.PIPE)
+            rows.append(json.loads(ended.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    # Checkouts of others are named by what they hold, not by where they are.
+    for option in ("--torchreid", "--fastreid", "--cache"):
+        if option in sys.argv:
+            sys.argv[sys.argv.index(option) + 1] = "DIR"
+    save("galleries", {"weights": CHECKPOINT, "noise": arguments.noise, "rows": rows}, market())
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Registry(Generic[T]):
         functions: Whether functions may be registered, too.
         builtin: Names of this library that are imported when they are first looked up, each as
             "module:attribute".
+        package: A package whose modules register names, imported when one is first looked up.
 
     Example:
         >>> ANIMALS: Registry[str] = Registry("animal", group="doctest.animals")
@@ -63,11 +64,13 @@ class Registry(Generic[T]):
         base: type[Any] | None = None,
         functions: bool = True,
         builtin: Mapping[str, str] | None = None,
+        package: str | None = None,
     ) -> None:
         self.kind = kind
         self.group = group
         self._base, self._functions = base, functions
         self._builtin = dict(builtin or {})
+        self._package = package
         self._factories: dict[str, Callable[..., T]] = {}
         self._plugins_loaded = False
 
@@ -88,6 +91,8 @@ class Registry(Generic[T]):
     def _add(self, name: str, factory: Callable[..., T]) -> None:
         if problem := self._problem(factory):
             raise RegistryError(f"{self.kind} {name!r} cannot be registered: {problem}")
+        if not factory.__module__.startswith(str(self._package)):
+            self._load_package()  # its names are taken
         taken = self._factories.get(name)
         if taken is not None and _owner(taken) != _owner(factory):
             raise RegistryError(
@@ -108,6 +113,10 @@ class Registry(Generic[T]):
             return ""
         return f"it is of type {type(factory).__name__}, not {expected}"
 
+    def _load_package(self) -> None:
+        if self._package is not None:
+            import_module(self._package)
+
     def _load_builtin(self, name: str) -> None:
         if name in self._builtin and name not in self._factories:
             module, _, attribute = self._builtin[name].partition(":")
@@ -117,6 +126,7 @@ class Registry(Generic[T]):
         if self._plugins_loaded:
             return
         self._plugins_loaded = True
+        self._load_package()
         for name in self._builtin:
             self._load_builtin(name)
         for entry in metadata.entry_points(group=self.group):
@@ -159,6 +169,8 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise RegistryError(f"a {self.kind} is named by text, not {name!r}: choose a name")
         self._load_builtin(name)
+        if name not in self._factories:
+            self._load_package()
         if name not in self._factories:
             self._load_plugins()
         try:

@@ -37,7 +37,12 @@ class ModelCard:
 
 
 #: All models by name; the entry-point group of the same name adds those of other packages.
-MODELS: Registry[ReIDModel] = Registry("model", group="reidguard.models", base=ReIDModel)
+MODELS: Registry[ReIDModel] = Registry(
+    "model",
+    group="reidguard.models",
+    base=ReIDModel,
+    package="reidguard.models.architectures",
+)
 
 
 def register_model(name: str) -> Callable[[F], F]:

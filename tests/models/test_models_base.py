@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from reidguard import models
 from reidguard.errors import CheckpointError, InputError, RegistryError
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, register_model, wrap_model
 from reidguard.nn import inference_view
@@ -361,3 +362,8 @@ def test_wrapped_network_loads_its_own_checkpoint(tmp_path):
     report = load_weights(wrap_model(target), tmp_path / "net.pth")
     assert report.missing == ()
     assert torch.equal(source.weight, target.weight)
+
+
+def test_every_public_name_of_the_package_is_there():
+    """Those of architectures are imported on first use."""
+    assert [name for name in models.__all__ if not hasattr(models, name)] == []

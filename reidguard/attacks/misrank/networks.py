@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -75,6 +74,8 @@ class _SamePadding(nn.Module):
         self.kernel, self.stride = [kernel] * 2, [stride] * 2
 
     def forward(self, x: Tensor) -> Tensor:
+        from timm.layers.padding import pad_same  # here, since timm is slow to import
+
         return cast(Tensor, pad_same(x, self.kernel, self.stride))
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from reidguard.data import ReIDDataset, load_dataset
+from reidguard.models import MODELS
 from reidguard.virtual import write_virtual
+
+MODELS.get("ide")  # imports the networks: a test that replaces the table of names must not do so
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ class FastReID(NeckModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
+        version = _checked_version(version)
         origin = _origin(version)
         super().__init__(
             backbone,
@@ -119,9 +120,15 @@ def cosine_logits(features: Tensor, classifier: nn.Module) -> Tensor:
     return SCALE * F.linear(F.normalize(features), F.normalize(weight))
 
 
-def _origin(version: str) -> Origin:
+def _checked_version(version: object) -> Version:
+    if isinstance(version, int | float) and not isinstance(version, bool):
+        version = f"{version:g}"  # as a command line reads it
     if version not in get_args(Version):
         raise InputError(f"version must be '1' or '0.1', not {version!r}")
+    return cast(Version, version)
+
+
+def _origin(version: Version) -> Origin:
     return "fast-reid" if version == "1" else "fast-reid 0.1"
 
 
@@ -198,6 +205,7 @@ class MGN(ReIDModel):
         size: tuple[int, int] = (384, 128),
         pretrained: bool = False,
     ) -> None:
+        version = _checked_version(version)
         origin = _origin(version)
         spec = InputSpec(size=image_size(size), interpolation="bicubic")
         super().__init__(input_spec=spec, metric="cosine", num_classes=num_classes)

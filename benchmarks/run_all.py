@@ -43,6 +43,7 @@ SCRIPTS = (
     "inner_steps.py",
     "backbones.py",
     "adapters.py",
+    "protocols.py",
     f"meta.py --keep runs/meta --cosines --seeds 0 1 2 {TARGETS}",
     f"settings.py --keep runs/settings {NETWORKS}",
     f"variations.py {TARGETS}",

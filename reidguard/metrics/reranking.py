@@ -45,7 +45,8 @@ class Reranking:
     distance), divided by the largest one from the query to any image, and J the Jaccard distance of
     the two images' k-reciprocal encodings, the distance is ``(1 - weight) J + weight n``. As in the
     authors' code, in torchreid and in fast-reid, queries are neighbours of each other, too, so the
-    result for one query depends on the others.
+    result for one query depends on the others. (torchreid's own evaluation squares its squared
+    Euclidean or cosine distances once more, so its numbers differ.)
 
     Args:
         metric: The metric that is re-ranked: "euclidean" or "cosine".

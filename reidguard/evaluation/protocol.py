@@ -28,7 +28,7 @@ class Protocol:
             The model resizes further by its own InputSpec.
         metric: ``"euclidean"`` or ``"cosine"``; None takes the model's own.
         same_camera: ``"exclude"`` leaves out, per query, gallery images of the same identity by the
-            same camera, or in the same clothes where samples have :attr:`ReIDSample.clothes
+            same camera, or in the same clothes where samples have :class:`ReIDSample.clothes
             <reidguard.ReIDSample>`; ``"keep"`` counts them as matches.
         max_rank: Length of the CMC curve.
         dtype: Float type of the images given to the attack and the model.

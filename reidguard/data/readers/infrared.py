@@ -68,7 +68,7 @@ def read_sysu_mm01(
     ``cam3/0006/0001.jpg`` shows identity 6, seen by camera 3. Cameras 3 and 6 are infrared; 4 and 5
     are outdoors. Queries are all infrared images of the test identities; the gallery has a few
     images of each identity and visible camera. Queries of camera 3 do not search camera 2, which is
-    in the same place: :attr:`ReIDDataset.hidden`. The published protocol averages over ten
+    in the same place (``ReIDDataset.hidden``). The published protocol averages over ten
     galleries: read the dataset with trials 0 to 9. Training uses the training and the validation
     identities.
 

@@ -28,7 +28,6 @@ from reidguard.testing import MODEL_CHECKS
 from reidguard.types import Budget, InputSpec, ReIDBatch
 
 SIZE = (64, 32)
-BICUBIC = {"interpolation": "bicubic"}
 FAMILIES = {
     "fastreid_bot": {"backbone": "test_resnet_ibn_a"},
     "fastreid_agw": {"backbone": "test_resnet_ibn_a", "version": "0.1"},
@@ -103,7 +102,7 @@ def test_input_and_feature_are_the_authors(name, backbone, size, length):
     with on_meta():
         model = create_model(name, backbone=backbone)
         features = model.eval().features(torch.rand(1, 3, *size))
-    options = {} if name == "strong_baseline" else BICUBIC
+    options = {} if name == "strong_baseline" else {"interpolation": "bicubic"}
     assert model.input_spec == InputSpec(size=size, **options)  # RGB, ImageNet's statistics
     assert model.metric == "cosine"
     assert features.shape == (1, length)
@@ -129,7 +128,7 @@ def test_ibn_is_in_the_first_three_stages():
     assert type(network.layer4[0].bn1) is nn.BatchNorm2d
 
 
-@pytest.mark.parametrize("name", ["vgg11_ibn_a", "resnetv2_50_ibn_a", "resnet_ibn_a"])
+@pytest.mark.parametrize("name", ["test_vit_ibn_a", "test_convnext_ibn_a", "resnet_ibn_a"])
 def test_ibn_needs_a_resnet(name):
     with pytest.raises(InputError, match="ibn_a"):
         create_model("ide", backbone=name, size=SIZE)
@@ -380,14 +379,15 @@ def test_necks_are_those_that_exist():
 
 # --- which network a file is of ---------------------------------------------------------------
 
-TABLES = sorted(
-    path
+FAST = ("fastreid_bot", "fastreid_agw", "fastreid_mgn", "strong_baseline_resnet50", "layumi_pcb")
+TABLES = [
+    pytest.param(path, id=path.stem, marks=() if path.stem.startswith(FAST) else pytest.mark.slow)
     for family in ("fastreid", "strong_baseline", "layumi")
-    for path in FOLDER.glob(f"{family}_*.json")
-)
+    for path in sorted(FOLDER.glob(f"{family}_*.json"))
+]
 
 
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TABLES)
 def test_errors_name_the_network_of_a_file(path):
     network = read_table(path)
     options = {k: v for k, v in network.arguments.items() if k != "num_classes"}

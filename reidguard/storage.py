@@ -39,6 +39,7 @@ __all__ = [
     "ResumableStore",
     "changed_settings",
     "fingerprint",
+    "lacks_card",
     "library_versions",
     "load_tensors",
     "read_card",
@@ -129,6 +130,15 @@ def _card_of(path: Path, header: Mapping[str, str] | None, kind: str | None) -> 
 def read_card(path: Path | str, kind: str | None = None) -> dict[str, Any]:
     """Return the card alone, without reading the tensors; see :func:`load_tensors`."""
     return _open(path, kind, tensors=False)[1]
+
+
+def lacks_card(path: Path) -> bool:
+    """Return whether a file is safetensors of another program; false for a damaged file, too."""
+    try:
+        with deferred_interrupts(), safetensors.safe_open(path, framework="pt") as stream:
+            return "card" not in (stream.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
 
 
 def load_tensors(

@@ -55,6 +55,7 @@ RESULTS = {
     "EvaluationResult",
     "GridCell",
     "GridResult",
+    "Identification",
     "Progress",
     "RankingResult",
     "StepResult",

@@ -32,6 +32,7 @@ COMMANDS = {
     "autoattack": "evaluate a model under the worst of a fixed set of attacks",
     "audit": "check a model for masked gradients, which only look like robustness",
     "report": "write one page about runs: metrics, curves, pictures, rank lists",
+    "identify": "say what a file of weights or a network is, and how to load it",
     "list": "list the attacks, defenses, models, learners, objectives and datasets",
     "data": "summarise a dataset, check its images, or export virtual people",
     "demo": "run everything in some minutes on virtual people, with a page to look at",

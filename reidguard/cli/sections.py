@@ -11,9 +11,9 @@ __all__ = ["Device", "Learning", "Machine", "Reading", "Scoring", "Surrogate", "
 EPS = Option("L∞ budget in [0, 1] pixel units", 8 / 255)
 DATA = "dataset: its path, or NAME:PATH as in market1501:/data/m (reidguard list datasets)"
 MODEL = (
-    "a file that reidguard saved, NAME[:WEIGHTS] (reidguard list models; torchreid's .pth files "
-    "are weights, too), or a network in ONNX (.onnx), OpenVINO's IR (.xml), TorchScript (.pt) or "
-    "of torch.export (.pt2)"
+    "a file that reidguard saved, NAME[:WEIGHTS] (reidguard list models), a file of weights that "
+    "reidguard identify recognises, or a network in ONNX (.onnx), OpenVINO's IR (.xml), "
+    "TorchScript (.pt) or of torch.export (.pt2)"
 )
 INPUT = (
     "preprocessing, as in bgr,255,96x48: rgb or bgr, 1 or 255, HxW, bilinear, bicubic or nearest, "

@@ -31,6 +31,7 @@ from reidguard.models import (
     MODELS,
     ReIDModel,
     create_model,
+    identify_weights,
     load_model,
     load_module,
     load_onnx,
@@ -41,6 +42,7 @@ from reidguard.models.module_files import module_kind
 from reidguard.options import EvaluateOptions, MeasureOptions
 from reidguard.records import cache_folder, environment_number, to_path
 from reidguard.schema import options_of, resolve, settings
+from reidguard.storage import lacks_card
 
 __all__ = ["Session", "errors_name", "feature_store", "model_from", "use_device"]
 
@@ -123,8 +125,8 @@ def model_from(
     """Build the model that an option names.
 
     Args:
-        spec: A file that reidguard saved, NAME[:WEIGHTS], or a network's file in ONNX, OpenVINO's
-            IR, TorchScript or of torch.export.
+        spec: A file that reidguard saved, NAME[:WEIGHTS], weights that are recognised, or a
+            network's file in ONNX, OpenVINO's IR, TorchScript or of torch.export.
         arguments: Of the model's constructor, or of the function that loads the file.
         seed: Fixes the initial weights.
         num_classes: Training identities, where a fresh model is to be trained.
@@ -150,11 +152,11 @@ def _torch_model(
     name, colon, weights = spec.partition(":")
     is_file = not colon and spec not in MODELS and to_path(spec).is_file()
     if is_file or (not colon and spec.endswith(".safetensors")):
-        if arguments:
-            raise InputError(f"{spec} contains the options of its model; leave --model-set out")
-        if not spec.endswith(".safetensors"):
-            raise InputError(f"say which network {spec} belongs to: --model NAME:{spec}")
-        return load_model(spec)
+        if spec.endswith(".safetensors") and not lacks_card(to_path(spec)):
+            if arguments:
+                raise InputError(f"{spec} contains the options of its model; leave --model-set out")
+            return load_model(spec)
+        return _identified(spec, arguments, seed, num_classes)
     if colon and not weights:
         raise InputError(f"the path after {name!r}: is empty; write {name}:/path/to/weights")
     with seeded(seed):
@@ -167,6 +169,23 @@ def _torch_model(
             f"random); give {name}:/path/to/weights"
         )
     return model
+
+
+def _identified(
+    spec: str, arguments: Mapping[str, Any], seed: int, num_classes: int | None
+) -> ReIDModel:
+    """Return the model whose weights a file has, and say which it is."""
+    path = to_path(spec)
+    result = identify_weights(path)
+    if not result.exact or result.architecture is None:
+        known = ", ".join([result.in_words()["architecture"], *result.notes])
+        raise InputError(
+            f"say which network {spec} belongs to: --model NAME:{spec}. It is not clear: {known}"
+        )
+    words = "; ".join(f"{name} {text}" for name, text in result.in_words().items())
+    note(f"{path.name} was identified: {words}")
+    options = {**result.options, **arguments}
+    return _torch_model(f"{result.architecture}:{spec}", options, seed, num_classes)
 
 
 def feature_store(folder: Path | None) -> FeatureStore:

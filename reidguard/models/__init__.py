@@ -14,6 +14,7 @@ from reidguard.models.cameras import CameraModel
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
 from reidguard.models.flip import FlipModel
+from reidguard.models.identify import Identification, identify_weights
 from reidguard.models.module_files import load_module
 from reidguard.models.weights import LoadReport, load_weights
 from reidguard.models.wrap import wrap_model
@@ -39,6 +40,7 @@ __all__ = [
     "FTNet",
     "FastReID",
     "FlipModel",
+    "Identification",
     "LayumiPCB",
     "LoadReport",
     "Metric",
@@ -47,6 +49,7 @@ __all__ = [
     "ReIDOutput",
     "StrongBaseline",
     "create_model",
+    "identify_weights",
     "load_model",
     "load_module",
     "load_onnx",

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reidguard.cli import main
 from reidguard.cli.session import model_from, preprocessing
 from reidguard.errors import InputError
+from reidguard.models import create_model
 
 SHORT = ["--steps", "1", "--query-every", "16", "--identities", "2", "--images-per-identity", "2"]
 
@@ -129,3 +131,40 @@ def test_a_file_of_torch_is_attacked(
     assert json.loads(spec)["channels"] == "bgr"
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["evaluation"]
     assert 7.9 < result["attacked"]["linf_255"] < 8.1
+
+
+# --- weights without a name ------------------------------------------------------------------
+
+
+def test_a_file_of_weights_is_identified(
+    data: list[str],
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "unknown.pth"
+    state = create_model("osnet_x0_25", num_classes=751).state_dict()
+    torch.save(state, path)
+    assert main(["identify", str(path)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert lines["architecture"] == "osnet_x0_25"
+    assert lines["identities"] == "751, as many as Market-1501 has"
+    call = ["evaluate", *data, "--image-size", "64x32", "--query-every", "16"]
+    tables = []
+    for model in (f"osnet_x0_25:{path}", str(path)):
+        assert main([*call, "--model", model]) == 0
+        output = capsys.readouterr()
+        tables.append(output.out)
+    assert tables[0] == tables[1]
+    assert "unknown.pth was identified: architecture osnet_x0_25; identities 751" in output.err
+    # with preprocessing of one's own, and as safetensors
+    save_file(state, tmp_path / "unknown.safetensors")
+    model = model_from(str(tmp_path / "unknown.safetensors"), {}, prepared="bgr,128x64")
+    assert (model.input_spec.channels, model.input_spec.size) == ("bgr", (128, 64))
+    del state["conv5.conv.weight"]
+    torch.save(state, path)
+    line = refused(*call, "--model", path)
+    assert "say which network" in line
+    assert "none exactly; the nearest is osnet_x0_25" in line
+    assert "conv5.conv.weight" in line
+    assert "there is no file" in refused("identify", tmp_path / "none.pth")

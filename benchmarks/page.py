@@ -620,6 +620,78 @@ beyond the features: {sizes} gallery images.
     ]  # fmt: skip
 
 
+def galleries(data) -> list[str]:
+    names = {"osnet": "OSNet x0.25", "random": "random"}
+    rows = data["rows"]
+    others = ("faiss_l2_s", "faiss_ip_s", "torchreid_s", "fastreid_s")
+    page = [
+        prose(f"""Ranking 3,368 queries in galleries of mapped files, 512 components, beside the
+bare matrix products in turns, with {data["threads"]} thread(s): medians, and the least and largest
+ratio. Random features are the worst case, as after a strong attack.
+"""),
+        listing(
+            ["features", "gallery", "product, s", "ranking, s", "ratio", "least–largest", "MiB"],
+            [
+                [
+                    names.get(r.get("features"), "random"),
+                    f"{r['gallery']:,}",
+                    r["product_s"],
+                    r["rank_s"],
+                    r["ratio"],
+                    "–".join(map(str, r["ratios"])) if "ratios" in r else "",
+                    r["extra_mib"],
+                ]
+                for r in rows
+            ],
+        ),
+    ]
+    compared = [r for r in rows if any(name in r for name in others)]
+    if compared:
+        page += [
+            prose("""Seconds of other programs in the same run: the 100 nearest images by faiss,
+and the rankings of torchreid and fast-reid in Python."""),
+            listing(
+                ["gallery", "reidguard", "faiss L2", "faiss IP", "torchreid", "fast-reid"],
+                [
+                    [f"{r['gallery']:,}", r["rank_s"], *(r.get(name, "") for name in others)]
+                    for r in compared
+                ],
+            ),
+        ]
+    return page
+
+
+def imports(data) -> list[str]:
+    return [
+        "Seconds of a new process, medians of turns:\n",
+        listing(
+            ["call", "seconds", "least–largest", "CPU seconds"],
+            [
+                [r["call"], r["seconds"], "–".join(map(str, r["range"])), r["cpu_seconds"]]
+                for r in data["rows"]
+            ],
+        ),
+    ]
+
+
+def precision(data) -> list[str]:
+    cost = data["cost"]
+    maps = ", ".join(f"{100 * value:.2f} in {name}" for name, value in cost["mAP"].items())
+    rows = [
+        [model, kind, name, entry["ratio"], "–".join(map(str, entry["ratios"]))]
+        for model, figures in data["speed"].items()
+        for kind in ("features", "step")
+        for name, entry in figures[kind].items()
+        if name != "float32"
+    ]
+    return [
+        prose(f"""CPU seconds of bfloat16 autocast beside float32, in turns. mAP of OSNet x0.25 on
+Market-1501, every {cost["query_every"]}th query and every {cost["gallery_every"]}th gallery image:
+{maps}."""),
+        listing(["model", "what", "variant", "ratio", "least–largest"], rows),
+    ]
+
+
 def paper() -> list[str]:
     """The page of the paper's tables, as far as they were measured."""
     page = [
@@ -804,7 +876,7 @@ again, ``python benchmarks/page.py`` writes this page from them.
         if data := load(section.__name__):
             page += section(data)
     page.append(title("Cost"))
-    for section in (speed, learners, ranking):
+    for section in (speed, learners, ranking, galleries, imports, precision):
         if data := load(section.__name__):
             page += section(data)
     (DOCS / "results.rst").write_text("\n".join(page), "utf-8")

@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=100_000)
     parser.add_argument("--others", type=int, default=100_000)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--results", default="galleries", help="name of the file of results")
     parser.add_argument("--kinds", nargs="+", default=["osnet", "random"])
     parser.add_argument("--kind", choices=("osnet", "random"), help=argparse.SUPPRESS)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
@@ -255,7 +256,7 @@ def main() -> None:
             ended = subprocess.run(case, check=True, stdout=subprocess.PIPE)
             rows.append(json.loads(ended.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-            save("galleries", results, market())
+            save(arguments.results, results, market())
 
 
 if __name__ == "__main__":

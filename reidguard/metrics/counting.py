@@ -179,13 +179,14 @@ class PairKeys:
                 self.scale = 2.0 ** -math.ceil(math.log2(largest))
         self.bias = torch.empty(len(gallery), dtype=torch.float32, device=self.device)
         largest_square = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start, stop in self._tiles():
+        for start, stop in self.tiles():
             squares = squared_norms(self.prepare(gallery, start, stop, 1))
             self.bias[start:stop] = squares if metric == "euclidean" else 0
             largest_square = torch.maximum(largest_square, squares.max())
         self.gallery_radius = largest_square.sqrt()
 
-    def _tiles(self) -> Iterator[tuple[int, int]]:
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Yield the first column of each tile, and one past its last."""
         for start in range(0, len(self.gallery), TILE):
             yield start, min(start + TILE, len(self.gallery))
 
@@ -331,7 +332,7 @@ class NonMatchCounter(PairKeys):
         own = torch.split(special, per_tile.tolist(), dim=1)
         size = (stop - start) * min(TILE, len(self.gallery))
         buffers = torch.empty(2, size, dtype=torch.float32, device=self.device)
-        for (first, last), (own_rows, own_cols) in zip(self._tiles(), own, strict=True):
+        for (first, last), (own_rows, own_cols) in zip(self.tiles(), own, strict=True):
             tile = self.tile(queries, start, first, last, buffers[0])
             tile[own_rows, own_cols] = FAR
             counts, near_row, near_col = count_keys(tile, edges, buffers[1])

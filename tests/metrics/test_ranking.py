@@ -462,3 +462,19 @@ def test_the_length_of_the_cmc_curve():
     assert top_k(query, gallery, 1, **options)[1].tolist() == [[1]]
     with pytest.raises(InputError, match=r"at least 1 .*, not 0"):
         top_k(query, gallery, 0, **options)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_top_k_of_a_gallery_of_many_tiles_and_ties(metric, monkeypatch):
+    monkeypatch.setattr(counting, "TILE", 61)
+    monkeypatch.setattr(ranking, "TABLE", 1000)  # two queries at a time
+    query, gallery, data = nearly_tied(3, queries=5, gallery=400, dim=20)
+    gallery[50:90] = gallery[49]
+    exact = distances(query, gallery, metric)
+    for k in (1, 45, 399, 500):
+        near, indices = top_k(query, gallery, k, **labels(data), metric=metric)
+        for i in range(len(query)):
+            order = loop_order(query, gallery, i, data, metric, "exclude")[:k]
+            assert indices[i].tolist() == [j for *_, j in order] + [-1] * (k - len(order))
+            expected = exact[i][indices[i][: len(order)]]
+            assert torch.equal(near[i][: len(order)], expected)

@@ -131,7 +131,7 @@ def identify_weights(path: Path | str) -> Identification:
             than tensors, such as a whole module; the message says the cure.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from reidguard.models import create_model
         >>> file = Path(tempfile.mkdtemp()) / "weights.pth"
         >>> torch.save(create_model("osnet_x0_25", num_classes=751).state_dict(), file)

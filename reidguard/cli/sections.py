@@ -76,6 +76,10 @@ class Scoring(TypedDict, total=False):
     multi_query: Annotated[
         bool, Option("average features of all images of a query's identity by its camera", False)
     ]
+    amp: Annotated[
+        bool, Option("compute features under autocast in bfloat16: faster, less exact", False)
+    ]
+    compile: Annotated[bool, Option("compile the network by torch.compile", False)]
     rerank: Annotated[
         bool, Option("re-rank by k-reciprocal encodings (k1 20, k2 6, weight 0.3)", False)
     ]

@@ -14,6 +14,7 @@ from reidguard.schema import MAX_SIDE, checked
 __all__ = ["Protocol"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SWITCHES = ("flip", "multi_query", "amp", "compile")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Protocol:
         dtype: Float type of the images given to the attack and the model.
         flip: Whether a feature is the mean of those of the image and of its mirror image, as
             :class:`~reidguard.models.FlipModel` computes it.
+        amp: Whether features are computed under autocast in bfloat16: see
+            :class:`~reidguard.models.FastModel`, also for ``compile``.
+        compile: Whether the network is compiled by ``torch.compile``.
         multi_query: Whether a query's feature is the mean over all images of its identity by its
             camera: those of ``dataset.multi_query`` (Market-1501's ``gt_bbox``), or, where there
             are none, the query images. An attack on the queries perturbs each of these images.
@@ -53,6 +57,8 @@ class Protocol:
     max_rank: int = 50
     dtype: torch.dtype = torch.float32
     flip: bool = False
+    amp: bool = False
+    compile: bool = False
     multi_query: bool = False
     rerank: Reranking | bool | None = None
 
@@ -73,8 +79,8 @@ class Protocol:
             raise InputError(
                 f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {self.dtype!r}"
             )
-        checked(bool, "flip", self.flip)
-        checked(bool, "multi_query", self.multi_query)
+        for name in _SWITCHES:
+            checked(bool, name, getattr(self, name))
         if not isinstance(self.rerank, Reranking):
             rerank = self.rerank is not None and checked(bool, "rerank", self.rerank)
             object.__setattr__(self, "rerank", Reranking() if rerank else None)
@@ -89,6 +95,6 @@ class Protocol:
             "same_camera": self.same_camera,
             "max_rank": self.max_rank,
             "dtype": str(self.dtype).removeprefix("torch."),
-            **{name: True for name in ("flip", "multi_query") if getattr(self, name)},
+            **{name: True for name in _SWITCHES if getattr(self, name)},
             **({"rerank": rerank} if rerank else {}),
         }

@@ -255,7 +255,13 @@ class EvaluationResult(Result):
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
         if (every := self.dataset["query_every"]) > 1:
             counts += f"; one query in {every}"
-        words = {"flip": "mirrored images", "multi_query": "several images", "rerank": "re-ranked"}
+        words = {
+            "flip": "mirrored images",
+            "multi_query": "several images",
+            "rerank": "re-ranked",
+            "amp": "in bfloat16",
+            "compile": "compiled",
+        }
         counts += "".join(f"; {word}" for name, word in words.items() if name in self.protocol)
         attack = ""
         if self.attack is not None:

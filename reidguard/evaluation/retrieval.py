@@ -34,7 +34,7 @@ from reidguard.evaluation.labels import (
 from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.evaluation.protocol import Protocol
 from reidguard.metrics import GalleryPart, RankingResult, Reranking, rank
-from reidguard.models import FlipModel, ReIDModel
+from reidguard.models import FastModel, FlipModel, ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
 from reidguard.nn.cameras import cameras_of, check_cameras
@@ -79,8 +79,8 @@ class Retrieval:
         check_cameras(model, cameras_of((*dataset.query, *dataset.gallery)))
         self.protocol = Protocol() if protocol is None else protocol
         self.dataset = dataset
-        flip = self.protocol.flip and not isinstance(model, FlipModel)
-        self.model = FlipModel(model) if flip else model
+        self.model, self._variant = _variant(model, self.protocol)
+        self._plain = model
         self.store = FeatureStore() if store is None else store
         self.batch_size, self.progress = batch_size, progress
         self.device = module_device(model)
@@ -115,9 +115,7 @@ class Retrieval:
     @cached_property
     def model_key(self) -> dict[str, Any]:
         """What the features of the model depend on, computed at the first access."""
-        if not (self.protocol.flip and isinstance(self.model, FlipModel)):
-            return model_key(self.model, self.protocol.image_size)
-        return {**model_key(self.model.model, self.protocol.image_size), "flip": True}
+        return {**model_key(self._plain, self.protocol.image_size), **self._variant}
 
     def with_dataset(self, dataset: ReIDDataset) -> Retrieval:
         """Return the same search of a dataset with other query images."""
@@ -226,3 +224,17 @@ class Retrieval:
             both = (samples, images)
             return rank_visible(query, features, labels, self.dataset.hidden, both, settings)
         return rank(query, features, **labels, **settings)
+
+
+def _variant(model: ReIDModel, protocol: Protocol) -> tuple[ReIDModel, dict[str, bool]]:
+    """Return the model that computes a protocol's features, and the settings that it adds."""
+    added: dict[str, bool] = {}
+    if isinstance(model, FastModel):  # it was prepared for this protocol before
+        return model, added
+    if protocol.flip and not isinstance(model, FlipModel):
+        model = FlipModel(model)
+        added["flip"] = True
+    if protocol.amp or protocol.compile:
+        model = FastModel(model, amp=protocol.amp, compile=protocol.compile)
+        added |= {name: True for name in ("amp", "compile") if getattr(protocol, name)}
+    return model, added

@@ -13,6 +13,7 @@ from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
 from reidguard.models.cameras import CameraModel
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
+from reidguard.models.fast import FastModel
 from reidguard.models.flip import FlipModel
 from reidguard.models.identify import Identification, identify_weights
 from reidguard.models.module_files import load_module
@@ -38,6 +39,7 @@ __all__ = [
     "CameraModel",
     "EnsembleModel",
     "FTNet",
+    "FastModel",
     "FastReID",
     "FlipModel",
     "Identification",

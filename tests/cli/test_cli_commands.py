@@ -137,11 +137,11 @@ def test_reranking(target, trained, studio, tmp_path, refused, capsys):
 
 
 def test_mirror_images_and_several_images(attacked, target, trained, studio, refused, capsys):
-    assert main(["evaluate", *target, "--flip", "--multi-query"]) == 0
+    assert main(["evaluate", *target, "--flip", "--multi-query", "--amp"]) == 0
     shown = capsys.readouterr().out
     assert "mirrored images; several images" in shown
     model = load_model(trained / "model.safetensors")
-    protocol = Protocol(image_size=SIZE, flip=True, multi_query=True)
+    protocol = Protocol(image_size=SIZE, flip=True, multi_query=True, amp=True)
     mean = evaluate(model, studio, None, protocol).clean.mAP
     assert f"| {100 * mean:.1f} |" in shown
     call = ["attack", *target, "--load", attacked / "attack.safetensors", "--multi-query"]

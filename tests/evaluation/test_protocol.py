@@ -24,7 +24,7 @@ from reidguard.evaluation import (
 )
 from reidguard.evaluation.multi_query import QueryGroups
 from reidguard.metrics import Reranking, rank
-from reidguard.models import FlipModel
+from reidguard.models import FastModel, FlipModel
 from reidguard.types import Budget
 
 SIZE = (64, 32)
@@ -143,6 +143,49 @@ def test_features_of_images_and_mirror_images(model, people):
     assert torch.equal(again.clean.ap, result.clean.ap)
     assert not torch.equal(plain.clean.ap, result.clean.ap)
     assert plain.weights == result.weights
+
+
+def in_bfloat16(model, x):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return model.eval().features(x).float()
+
+
+def test_features_under_autocast(model, people):
+    """They are those of an explicit autocast, and are cached under a key of their own."""
+    protocol = Protocol(image_size=SIZE, amp=True)
+    store = FeatureStore()
+    attack = noise(4 / 255)
+    result = evaluate(model, people, attack, protocol, store=store)
+    x, gallery = pixels(people.query), in_bfloat16(model, pixels(people.gallery))
+    assert gallery.dtype == torch.float32
+    assert not torch.equal(gallery, model.features(pixels(people.gallery)))
+    for images, found in ((x, result.clean), (attack(x), result.attacked.ranking)):
+        expected = rank(in_bfloat16(model, images), gallery, **labels(people))
+        assert torch.equal(found.ap, expected.ap)
+    assert result.protocol["amp"] is True
+    assert "in bfloat16" in result.to_markdown()
+    plain = evaluate(model, people, None, PLAIN, store=store)
+    assert torch.equal(plain.clean.ap, evaluate(model, people, None, PLAIN).clean.ap)
+    again = evaluate(model, people, None, protocol, store=store)
+    assert torch.equal(again.clean.ap, result.clean.ap)
+
+
+def test_gradients_pass_through_autocast(model, people):
+    x = pixels(people.query)[:2].requires_grad_()
+    FastModel(model.eval(), amp=True).features(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.slow  # compiling takes a minute
+def test_features_of_a_compiled_network(model, people):
+    protocol = Protocol(image_size=SIZE, compile=True)
+    compiled = evaluate(model, people, noise(4 / 255), protocol)
+    plain = evaluate(model, people, noise(4 / 255), PLAIN)
+    assert compiled.clean.mAP == pytest.approx(plain.clean.mAP, abs=1e-4)
+    assert compiled.attacked.ranking.mAP == pytest.approx(plain.attacked.ranking.mAP, abs=1e-4)
+    x = pixels(people.query)
+    torch.testing.assert_close(FastModel(model.eval(), compile=True).features(x), model.features(x))
 
 
 def test_an_attack_that_is_bound_by_the_grid_sees_the_mirror_images(model, people):

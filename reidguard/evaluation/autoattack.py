@@ -194,17 +194,7 @@ class RetrievalAutoAttack:
         values = resolve(AutoAttackOptions, options)
         batch_size, query_every = values["batch_size"], values["query_every"]
         retrieval = Retrieval(model, dataset, protocol, store, batch_size)
-        if retrieval.protocol.rerank or retrieval.protocol.multi_query:
-            raise InputError(
-                "the suite attacks each query image by itself, and with rerank or multi_query its "
-                "result depends on others: use a protocol without rerank and multi_query, and "
-                "evaluate() for single attacks"
-            )
-        if has_tracklets(dataset.query):
-            raise InputError(
-                "the suite attacks each query image by itself, and a tracklet is the mean of its "
-                "frames: use evaluate() for single attacks"
-            )
+        _check_single_images(retrieval)
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)
         clean = evaluate(
@@ -287,3 +277,18 @@ def _image_folder(
     settings = {"kind": kind, "dataset": dataset.name, "run": run}
     store = ResumableStore(folder, settings, card="adversarial.json", files=names)
     return store, [] if store.folder is None else [store.folder / name for name in names]
+
+
+def _check_single_images(retrieval: Retrieval) -> None:
+    """Refuse searches in which the result of a query depends on other images than its own."""
+    if retrieval.protocol.rerank or retrieval.protocol.multi_query:
+        raise InputError(
+            "the suite attacks each query image by itself, and with rerank or multi_query its "
+            "result depends on others: use a protocol without rerank and multi_query, and "
+            "evaluate() for single attacks"
+        )
+    if has_tracklets(retrieval.dataset.query):
+        raise InputError(
+            "the suite attacks each query image by itself, and a tracklet is the mean of its "
+            "frames: use evaluate() for single attacks"
+        )

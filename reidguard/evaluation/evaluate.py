@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,21 +138,9 @@ def evaluate(
     zero_gradients = _zero_gradients(attack, count)
     clock = time.perf_counter()
 
-    def ranking(attacked: Sequence[Tensor] | None = None) -> RankingResult:
-        shards: dict[str, Sequence[Tensor]] = {name: p.shards() for name, p in passes.items()}
-        if attacked is not None:
-            shards[side] = attacked
-        query = passes["query"].whole(shards["query"])
-        query = query if groups is None else groups.mean(query)
-        gallery: Sequence[Tensor] | GalleryPart = shards["gallery"]
-        if has_tracklets(dataset.gallery):
-            gallery = [passes["gallery"].whole(shards["gallery"])]
-        elif world() is not None:
-            gallery = GalleryPart(shards["gallery"], passes["gallery"].rows.start)
-        return retrieval.rank(query, queries, gallery)
-
-    clean_ranking = ranking()
-    attacked, attacked_8bit = passes[side].results(ranking)
+    ranking = partial(_rank, retrieval, queries, passes, groups)
+    clean_ranking = ranking({})
+    attacked, attacked_8bit = passes[side].results(lambda shards: ranking({side: shards}))
     seconds["ranking"] = time.perf_counter() - clock
     skipped = clean_ranking.skipped.tolist()
     units = heads(queries)
@@ -169,6 +158,26 @@ def evaluate(
         weights=retrieval.model_key["weights"],
         seconds=seconds,
     )
+
+
+def _rank(
+    retrieval: Retrieval,
+    queries: Sequence[ReIDSample],
+    passes: Mapping[str, SplitPass],
+    groups: QueryGroups | None,
+    attacked: Mapping[str, Sequence[Tensor]],
+) -> RankingResult:
+    """Rank the gallery by clean features, but for those of the attacked split."""
+    shards: dict[str, Sequence[Tensor]] = {name: p.shards() for name, p in passes.items()}
+    shards |= attacked
+    query = passes["query"].whole(shards["query"])
+    query = query if groups is None else groups.mean(query)
+    gallery: Sequence[Tensor] | GalleryPart = shards["gallery"]
+    if has_tracklets(retrieval.dataset.gallery):
+        gallery = [passes["gallery"].whole(shards["gallery"])]
+    elif world() is not None:
+        gallery = GalleryPart(shards["gallery"], passes["gallery"].rows.start)
+    return retrieval.rank(query, queries, gallery)
 
 
 def _run(passes: dict[str, SplitPass], progress: CountCallback | None) -> dict[str, float]:

@@ -348,8 +348,7 @@ class MixedTraining(AdversarialTraining):
     See :class:`AdversarialTraining` for the arguments.
 
     Example:
-        >>> from reidguard import DeltaAttack
-        >>> MixedTraining(DeltaAttack(size=(64, 32))).learner
+        >>> MixedTraining.learner
         'joint'
     """
 
@@ -367,9 +366,7 @@ class ReleasedMetaDefense(MetaDefense):
     are not repeated: ``docs/defenses.rst`` lists them.
 
     Example:
-        >>> from reidguard import DeltaAttack
-        >>> defense = ReleasedMetaDefense(DeltaAttack(size=(64, 32)))
-        >>> defense.losses
+        >>> ReleasedMetaDefense.losses
         ('triplet',)
     """
 

@@ -27,7 +27,7 @@ from reidguard.records import convert, environment_number, parse_json, to_path
 from reidguard.report import read_run
 from reidguard.report.records import AuditRecord, Manifest, ResultRecord, SuiteRecord
 from reidguard.storage import Card
-from reidguard.training.loop import TrainingCard
+from reidguard.training.checkpoints import TrainingCard
 from reidguard.training.metrics import Step
 from reidguard.virtual.dataset import Marker, parse_name
 from reidguard.virtual.domains import Domain

@@ -57,6 +57,11 @@ class Identification:
         python: Line that loads it; empty if none does.
         command: The same on the command line.
         notes: What differs, and what else is known.
+
+    Example:
+        >>> found = Identification(Path("net.pth"), "torch", "osnet_x0_25", identities=751)
+        >>> found.dataset
+        'Market-1501'
     """
 
     path: Path

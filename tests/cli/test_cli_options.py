@@ -265,7 +265,9 @@ def test_unknown_names_end_in_one_line(refused, data, target, tmp_path):
     assert "try cpu" in refused("evaluate", *target, "--device", "gpu")
     weights = tmp_path / "w.pth"
     weights.touch()
-    assert f"--model NAME:{weights}" in refused("evaluate", *data, "--model", weights)
+    assert "neither a safetensors nor a torch file" in refused(
+        "evaluate", *data, "--model", weights
+    )
 
 
 def test_a_learner_of_two_domains_needs_the_second(target, refused, monkeypatch):

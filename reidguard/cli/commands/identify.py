@@ -9,8 +9,7 @@ EXAMPLES = """\
   reidguard identify osnet.pth
   reidguard identify person-reidentification-retail-0031.xml
 
-The last line that it prints is the option that loads the file, as in
-  reidguard evaluate --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth
+The last line that it prints is the option that loads the file, as --model osnet_x0_25:osnet.pth.
 """
 FILE = (
     "weights of torch (.pth, .pt, .t7, ...), safetensors, a model or an attack of this library, or "

@@ -1,6 +1,6 @@
 """Re-ID models: the contract, the model zoo, and wrappers and loaders for other networks.
 
-The networks of :mod:`.architectures`, and timm with them, are imported on first use.
+The networks of ``architectures``, and timm with them, are imported on first use.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def _register(method: Method, default_size: tuple[int, int]) -> None:
         size: tuple[int, int] = default_size,
         pretrained: bool = False,
     ) -> FastReID:
+        """A network of fast-reid: ResNet or ResNeSt, pooling and BN neck, compared by cosine."""
         return FastReID(
             method,
             backbone,

@@ -97,6 +97,7 @@ def _register(name: str, width: float) -> None:
     def mobilenetv2(
         num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
     ) -> MobileNetV2:
+        """MobileNetV2 as torchreid has it, compared by Euclidean distance."""
         return MobileNetV2(width, num_classes=num_classes, size=size)
 
 

@@ -157,6 +157,7 @@ def _register(name: str, width: float, **options: bool) -> None:
     def osnet(
         num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
     ) -> OSNet:
+        """OSNet in one of its published widths, with a feature of 512 numbers."""
         return OSNet(width, num_classes=num_classes, size=size, **options)
 
 

@@ -121,6 +121,7 @@ def _register(name: str, width: float) -> None:
     def osnet_ain(
         num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
     ) -> OSNetAIN:
+        """OSNet-AIN, with instance norms in some of the blocks, compared by cosine."""
         return OSNetAIN(width, num_classes=num_classes, size=size)
 
 

@@ -711,10 +711,24 @@ def precision(data) -> list[str]:
         if name != "float32"
     ]
     return [
-        prose(f"""CPU seconds of bfloat16 autocast beside float32, in turns. mAP of OSNet x0.25 on
-Market-1501, every {cost["query_every"]}th query and every {cost["gallery_every"]}th gallery image:
-{maps}."""),
+        prose(f"""CPU seconds with bfloat16 autocast and torch.compile beside float32, in turns,
+after the first call. mAP of OSNet x0.25 on Market-1501, every {cost["query_every"]}th query and
+every {cost["gallery_every"]}th gallery image: {maps}."""),
         listing(["model", "what", "variant", "ratio", "least–largest"], rows),
+    ]
+
+
+def extraction(data) -> list[str]:
+    rows = [
+        [model, entry["forward"], entry["ratio"], "–".join(map(str, entry["ratios"]))]
+        for model, entry in data["rows"].items()
+    ]
+    return [
+        prose(f"""Features of {data["images"]} JPEG files of Market-1501 that are not in the
+kernel's cache, beside forward passes of the same images from memory, in turns, {data["threads"]}
+threads.
+Batches are decoded while the one before them is in the network."""),
+        listing(["model", "seconds, forward", "ratio", "least–largest"], rows),
     ]
 
 
@@ -903,7 +917,7 @@ again, ``python benchmarks/page.py`` writes this page from them.
         if data := load(section.__name__):
             page += section(data)
     page.append(title("Cost"))
-    for section in (speed, learners, ranking, galleries, imports, precision):
+    for section in (speed, learners, ranking, galleries, imports, precision, extraction):
         if data := load(section.__name__):
             page += section(data)
     (DOCS / "results.rst").write_text("\n".join(page), "utf-8")

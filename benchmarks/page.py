@@ -656,7 +656,16 @@ ratio, on a machine that others used as well. Random features are the worst case
 strong attack.
 """),
         listing(
-            ["features", "gallery", "product, s", "ranking, s", "ratio", "least–largest", "MiB"],
+            [
+                "features",
+                "gallery",
+                "product, s",
+                "ranking, s",
+                "ratio",
+                "least–largest",
+                "CPU ratio",
+                "MiB",
+            ],
             [
                 [
                     names.get(r.get("features"), "random"),
@@ -665,6 +674,7 @@ strong attack.
                     r["rank_s"],
                     r["ratio"],
                     "–".join(map(str, r["ratios"])) if "ratios" in r else "",
+                    r.get("cpu_ratio", ""),
                     r["extra_mib"],
                 ]
                 for r in rows

@@ -40,6 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for group, entries in project["entry-points"].items():
             lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items())]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    rg.MODELS.get("ide")  # the library's networks, which are imported on first use, are to stay
     before = [(registry, dict(registry._factories)) for registry in REGISTRIES]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)

@@ -373,7 +373,7 @@ def test_its_other_backbones_have_their_first_relu():
 
 
 def test_necks_are_those_that_exist():
-    with pytest.raises(InputError, match="neck must be 'after' or 'before'"):
+    with pytest.raises(InputError, match="neck must be 'before' or 'after'"):
         small("strong_baseline", neck="both")
 
 

@@ -5,19 +5,38 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from reidguard.errors import InputError
 from reidguard.models.backbones import BackboneModel, Stem, map_channels
 from reidguard.models.base import ReIDOutput
 from reidguard.models.checkpoint_formats import head_rule, rename
 
-__all__ = ["GeM", "NeckFeature", "NeckModel", "neck_origin", "published_stem"]
+__all__ = [
+    "GeM",
+    "NeckFeature",
+    "NeckModel",
+    "checked_neck",
+    "neck_origin",
+    "published_stem",
+]
 
 NeckFeature = Literal["before", "after"]
 Origin = Literal["fast-reid", "fast-reid 0.1", "strong baseline"]
+
+
+def checked_neck(neck: NeckFeature) -> NeckFeature:
+    """Return which side of the neck the feature is from.
+
+    Raises:
+        InputError: If it is neither "before" nor "after".
+    """
+    if neck not in get_args(NeckFeature):
+        raise InputError(f"neck must be 'before' or 'after', not {neck!r}")
+    return neck
 
 
 class GeM(nn.Module):

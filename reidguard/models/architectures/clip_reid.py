@@ -12,7 +12,8 @@ from timm.models.byobnet import ByoBlockCfg, model_cfgs
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
-from reidguard.models.architectures.transreid import HALF, Neck, bn_neck, build_vit, neck_name
+from reidguard.models.architectures.bn_neck import NeckFeature, checked_neck
+from reidguard.models.architectures.transreid import HALF, bn_neck, build_vit
 from reidguard.models.backbones import build_backbone
 from reidguard.models.base import ReIDOutput, identity_layer, image_size
 from reidguard.models.cameras import CameraModel
@@ -116,7 +117,7 @@ class CLIPReID(CameraModel):
         stride: int = 16,
         cameras: int = 0,
         first_camera: int = 1,
-        neck: Neck = "before",
+        neck: NeckFeature = "before",
         size: tuple[int, int] = (256, 128),
     ) -> None:
         self._resnet = backbone == RESNET
@@ -131,7 +132,7 @@ class CLIPReID(CameraModel):
             cameras=cameras,
             first_camera=first_camera,
         )
-        self.neck = neck_name(neck)
+        self.neck = checked_neck(neck)
         if self._resnet:
             self.image_encoder, projected = _resnet(size), RESNET_PROJECTED
         else:

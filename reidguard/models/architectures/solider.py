@@ -12,7 +12,8 @@ from timm.models.swin_transformer import WindowAttention, window_partition, wind
 from torch import Tensor, nn
 
 from reidguard.errors import InputError, did_you_mean
-from reidguard.models.architectures.transreid import HALF, Neck, bn_neck, neck_name
+from reidguard.models.architectures.bn_neck import NeckFeature, checked_neck
+from reidguard.models.architectures.transreid import HALF, bn_neck
 from reidguard.models.base import ReIDModel, ReIDOutput, image_size
 from reidguard.models.checkpoint_formats import name_head
 from reidguard.models.factory import register_model
@@ -208,13 +209,13 @@ class SOLIDER(ReIDModel):
         *,
         num_classes: int | Mapping[str, int] | None = None,
         semantic_weight: float = 0.2,
-        neck: Neck = "before",
+        neck: NeckFeature = "before",
         size: tuple[int, int] = (384, 128),
     ) -> None:
         spec = InputSpec(size=image_size(size), mean=HALF, std=HALF)
         super().__init__(input_spec=spec, metric="cosine", num_classes=num_classes)
         self.semantic_weight = checked(float, "semantic_weight", semantic_weight, low=0, high=1)
-        self.neck = neck_name(neck)
+        self.neck = checked_neck(neck)
         if backbone not in NETWORKS:
             hint = did_you_mean(str(backbone), list(NETWORKS))
             raise InputError(

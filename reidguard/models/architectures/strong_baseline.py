@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 from torch import nn
 
-from reidguard.errors import InputError
-from reidguard.models.architectures.bn_neck import NeckFeature, NeckModel, published_stem
+from reidguard.models.architectures.bn_neck import (
+    NeckFeature,
+    NeckModel,
+    checked_neck,
+    published_stem,
+)
 from reidguard.models.factory import register_model
 from reidguard.types import InputSpec
 
@@ -54,8 +57,7 @@ class StrongBaseline(NeckModel):
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
-        if neck not in get_args(NeckFeature):
-            raise InputError(f"neck must be 'after' or 'before', not {neck!r}")
+        checked_neck(neck)
         super().__init__(
             backbone,
             size,

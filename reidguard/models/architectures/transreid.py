@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from reidguard.errors import InputError
+from reidguard.models.architectures.bn_neck import NeckFeature, checked_neck
 from reidguard.models.backbones import build_backbone
 from reidguard.models.base import ReIDOutput, identity_layer, image_size
 from reidguard.models.cameras import CameraModel
@@ -21,9 +22,8 @@ from reidguard.models.factory import register_model
 from reidguard.schema import checked
 from reidguard.types import InputSpec
 
-__all__ = ["HALF", "Neck", "OverlapPatchEmbed", "TransReID", "bn_neck", "neck_name"]
+__all__ = ["HALF", "OverlapPatchEmbed", "TransReID", "bn_neck"]
 
-Neck = Literal["before", "after"]
 
 PARTS, SHIFT, GROUPS = 4, 4, 2  # of the jigsaw patch module
 CAMERA_WEIGHT = 3.0
@@ -70,17 +70,6 @@ def bn_neck(width: int) -> nn.BatchNorm1d:
     """Return a batch norm whose shift stays zero."""
     neck = nn.BatchNorm1d(width)
     neck.bias.requires_grad_(False)
-    return neck
-
-
-def neck_name(neck: Neck) -> Neck:
-    """Return which side of the neck the feature is from.
-
-    Raises:
-        InputError: If it is neither "before" nor "after".
-    """
-    if neck not in get_args(Neck):
-        raise InputError(f"neck must be 'before' or 'after', not {neck!r}")
     return neck
 
 
@@ -136,7 +125,7 @@ class TransReID(CameraModel):
         cameras: int = 0,
         first_camera: int = 1,
         parts: bool = True,
-        neck: Neck = "before",
+        neck: NeckFeature = "before",
         size: tuple[int, int] = (256, 128),
         pretrained: bool = False,
     ) -> None:
@@ -148,7 +137,7 @@ class TransReID(CameraModel):
             cameras=cameras,
             first_camera=first_camera,
         )
-        self.neck = neck_name(neck)
+        self.neck = checked_neck(neck)
         self.base = _backbone(backbone, image_size(size), stride, pretrained)
         width = int(self.base.num_features)
         if self.cameras is not None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.base import ReIDModel, image_size
-from reidguard.models.checkpoint_formats import name_head
+from reidguard.models.architectures.published import PublishedModel
+from reidguard.models.base import image_size
 from reidguard.models.factory import register_model
 from reidguard.models.layers import initialise
 from reidguard.types import InputSpec
@@ -69,7 +69,7 @@ class _Block(nn.Module):
 
 
 @register_model("mlfn")
-class MLFN(ReIDModel):
+class MLFN(PublishedModel):
     """MLFN: the mean of a projection of the last maps and one of the weights of all factors.
 
     The feature has 1024 numbers, compared by Euclidean distance.
@@ -111,10 +111,6 @@ class MLFN(ReIDModel):
         pooled = self.fc_x(x.mean((2, 3), keepdim=True))
         features: Tensor = (pooled + self.fc_s(torch.cat(factors, 1))).flatten(1) / 2
         return features
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give the one classifier of a published file to the one domain of this model."""
-        return name_head(state, self.num_classes)
 
 
 def _projection(inside: int) -> nn.Sequential:

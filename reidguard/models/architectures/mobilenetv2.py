@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.base import ReIDModel, image_size
-from reidguard.models.checkpoint_formats import name_head
-from reidguard.models.factory import register_model
+from reidguard.models.architectures.published import PublishedModel, register_variants
+from reidguard.models.base import image_size
 from reidguard.models.layers import ConvBN, initialise
 from reidguard.types import InputSpec
 
@@ -45,7 +44,7 @@ class _Bottleneck(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(ReIDModel):
+class MobileNetV2(PublishedModel):
     """MobileNetV2 with its pooled feature, compared by Euclidean distance.
 
     Args:
@@ -87,19 +86,9 @@ class MobileNetV2(ReIDModel):
             x = self.get_submodule(f"conv{number}")(x)
         return x.mean((2, 3))
 
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give the one classifier of a published file to the one domain of this model."""
-        return name_head(state, self.num_classes)
 
-
-def _register(name: str, width: float) -> None:
-    @register_model(name)
-    def mobilenetv2(
-        num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
-    ) -> MobileNetV2:
-        """MobileNetV2 as torchreid has it, compared by Euclidean distance."""
-        return MobileNetV2(width, num_classes=num_classes, size=size)
-
-
-_register("mobilenetv2_x1_0", 1.0)
-_register("mobilenetv2_x1_4", 1.4)
+register_variants(
+    MobileNetV2,
+    "MobileNetV2 as torchreid has it, compared by Euclidean distance.",
+    {"mobilenetv2_x1_0": {"width": 1.0}, "mobilenetv2_x1_4": {"width": 1.4}},
+)

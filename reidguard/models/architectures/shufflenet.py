@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.base import ReIDModel, image_size
-from reidguard.models.checkpoint_formats import name_head
+from reidguard.models.architectures.published import PublishedModel
+from reidguard.models.base import image_size
 from reidguard.models.factory import register_model
 from reidguard.models.layers import initialise
 from reidguard.types import InputSpec
@@ -47,7 +47,7 @@ class _Bottleneck(nn.Module):
 
 
 @register_model("shufflenet")
-class ShuffleNet(ReIDModel):
+class ShuffleNet(PublishedModel):
     """ShuffleNet with its pooled feature of 960 numbers, compared by Euclidean distance.
 
     Args:
@@ -87,7 +87,3 @@ class ShuffleNet(ReIDModel):
         """Return (N, 960) features."""
         maps: Tensor = self.stage4(self.stage3(self.stage2(self.conv1(inputs))))
         return maps.mean((2, 3))
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give the one classifier of a published file to the one domain of this model."""
-        return name_head(state, self.num_classes)

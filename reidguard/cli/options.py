@@ -4,7 +4,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -23,7 +24,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["MACHINE", "Flag", "Options", "command", "pathname", "read_config"]
+__all__ = ["MACHINE", "Flag", "Options", "command", "errors_name", "pathname", "read_config"]
+
+
+@contextmanager
+def errors_name(flag: str) -> Iterator[None]:
+    """Turn a constructor's TypeError or ValueError into an InputError that names the option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError | CheckpointError):
+            raise
+        raise InputError(f"{flag}: {error}") from error
 
 
 def flag(name: str) -> str:

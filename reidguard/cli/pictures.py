@@ -10,8 +10,8 @@ import torch
 from msgspec import Meta
 
 from reidguard.attacks import Attack, InstanceAttack, load_attack
+from reidguard.cli.model_option import model_from
 from reidguard.cli.progress import note
-from reidguard.cli.session import model_from
 from reidguard.data import ReIDDataset, load_dataset
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation import FeatureStore

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from reidguard.cli import main
-from reidguard.cli.session import model_from, preprocessing
+from reidguard.cli.model_option import model_from, preprocessing
 from reidguard.errors import InputError
 from reidguard.models import create_model
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import reidguard as rg
 from reidguard.attacks.base import AttackCard
 from reidguard.cli.app import parse
+from reidguard.cli.model_option import model_from
 from reidguard.cli.options import fraction, image_size, integer, key_value, pathname
-from reidguard.cli.session import model_from, use_device
+from reidguard.cli.session import use_device
 from reidguard.errors import ReIDGuardError
 from reidguard.evaluation.audit_report import AuditReport
 from reidguard.evaluation.grid import CachedCell, Provenance

@@ -175,7 +175,7 @@ def run(options: Options) -> None:
 
 def _create(options: Options) -> "rg.Attack":
     """Build the attack of ``--attack``, ``--set`` and ``--eps``."""
-    from reidguard.cli.session import errors_name
+    from reidguard.cli.options import errors_name
     from reidguard.contexts import seeded
 
     if taken := {"budget", "eps"} & options.set.keys():
@@ -221,7 +221,7 @@ def _check(options: Options, attack: "rg.Attack", *, learns: bool) -> None:
 
 def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]:
     """Return the options of the attack's ``fit``, with its learner built."""
-    from reidguard.cli.session import errors_name
+    from reidguard.cli.options import errors_name
 
     defaults = attack.fit_defaults
     if defaults.learner is None:

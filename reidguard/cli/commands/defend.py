@@ -60,7 +60,7 @@ def run(options: Options) -> None:
 
 def _defense(options: Options) -> "rg.AdversarialTraining":
     """Build the defense of ``--defense``, ``--set`` and the attack's options."""
-    from reidguard.cli.session import errors_name
+    from reidguard.cli.options import errors_name
 
     name = options.defense
     factory = rg.DEFENSES.get(name)
@@ -94,7 +94,7 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
 
 def _attack(options: Options) -> "rg.Attack | None":
     """Load or build the attack of ``--attack``, ``--attack-set`` and ``--eps``."""
-    from reidguard.cli.session import errors_name
+    from reidguard.cli.options import errors_name
 
     spec = options.attack
     if spec is None:

@@ -23,7 +23,7 @@ from reidguard.learners import LEARNERS
 from reidguard.models import ReIDModel, create_model
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import count_gradients
-from reidguard.objectives import FeatureObjective, MisrankingTriplet
+from reidguard.objectives import FeatureObjective, InputCopies, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.training import MISGD, LoopHooks, learn
 from reidguard.types import ReIDBatch
@@ -135,7 +135,7 @@ def attack_step(watch: Watch, *, model: ReIDModel, learner: str, size: Size) -> 
     _learn(
         watch,
         attack,
-        FeatureObjective(view, MisrankingTriplet(), diversity=0.5),
+        FeatureObjective(view, MisrankingTriplet(), InputCopies(diversity=0.5)),
         LEARNERS.create(learner),
         size,
         optimizer=MISGD(attack.parameters(), lr=1e-3, momentum=0.5),

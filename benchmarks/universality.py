@@ -9,7 +9,8 @@ Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS with omz/person-reidentification-reta
 ``networks`` measures both networks on the full Market-1501 protocol, beside what is published.
 ``attacks`` measures the fixed patterns and attacks learnt on OSNet x0.25 (or other networks) by
 steps of 8 people × 4 images, ε = 8/255, on the 8-bit images of every n-th query, against the whole
-gallery. A network that is among a row's surrogates shows no transfer. Rows that
+gallery. After a row's name, options of ``fit`` for transfer: ``--only "blocks + admix + scales"``
+(OPTIONS has their values). A network that is among a row's surrogates shows no transfer. Rows that
 results/universality.json has already are not measured again. ``queries`` runs ``universal_square``
 on a network that it sees as a black box, and measures what it has found after 0, 1,600, 3,200 …
 adversarial images, on that network and on the others.
@@ -41,6 +42,16 @@ BATCH = {"identities": 8, "images_per_identity": 4}
 PUBLISHED = {"0031": (61.8, 77.9), "0248": (55.6, 84.3)}  # mAP, rank-1
 SIZES = {"0031": (96, 48), "0248": (256, 128)}
 
+# Options of fit, by the name that follows a row's, as in "blocks + admix + shift".
+OPTIONS = {
+    "diversity": {"diversity": 0.7},
+    "shift": {"shift": 8},
+    "scales": {"scales": 3},
+    "admix": {"admix": 0.2},
+    "nesterov": {"nesterov": True},
+    "aggregate": {"aggregate": 4, "images_per_identity": 16},  # four batches in a step
+}
+
 # The attack, and the networks that it is learnt on.
 LEARNT = {
     "pixels": (lambda: DeltaAttack(EIGHT), ("osnet",)),
@@ -56,6 +67,26 @@ LEARNT = {
         ("osnet", "0031"),
     ),
 }
+
+
+def parse(name: str) -> tuple[str, dict]:
+    """The row of LEARNT that a name starts with, and the options of fit that it ends with."""
+    words = name.split(" + ")
+    for end in range(len(words), 0, -1):  # a name of LEARNT may have a + itself
+        base, chosen = " + ".join(words[:end]), words[end:]
+        if base in LEARNT and {*chosen} <= {*OPTIONS}:
+            return base, {k: v for word in chosen for k, v in OPTIONS[word].items()}
+    known = ", ".join([*fixed_patterns(), *LEARNT])
+    raise argparse.ArgumentTypeError(
+        f"rows are {known}; after a learnt one + {', + '.join(OPTIONS)}"
+    )
+
+
+def row_name(name: str) -> str:
+    """A name of --only, if there is such a row."""
+    if name not in fixed_patterns():
+        parse(name)
+    return name
 
 
 def omz(name: str, **options) -> ReIDModel:
@@ -100,14 +131,16 @@ def measure_networks(data, store: FeatureStore) -> None:
 def learn(name: str, steps: int, data) -> tuple[Attack, tuple[str, ...], float]:
     if name in (patterns := fixed_patterns(EIGHT)):
         return patterns[name], (), 0.0
-    make, surrogates = LEARNT[name]
+    base, options = parse(name)
+    make, surrogates = LEARNT[base]
     networks = {
         surrogate: osnet() if surrogate == "osnet" else omz(surrogate, differentiable=True)
         for surrogate in surrogates
     }
     model = list(networks.values())
     began = time.process_time()
-    attack = make().fit(model if len(model) > 1 else model[0], data, steps=steps, **BATCH)
+    options = {**BATCH, "steps": steps, **options}
+    attack = make().fit(model if len(model) > 1 else model[0], data, **options)
     return attack, surrogates, time.process_time() - began
 
 
@@ -182,7 +215,7 @@ def main() -> None:
     parser.add_argument("what", choices=["networks", "attacks", "queries"])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--query-every", type=int, default=16)
-    parser.add_argument("--only", nargs="+", choices=[*fixed_patterns(), *LEARNT])
+    parser.add_argument("--only", nargs="+", type=row_name, help='rows, such as "blocks + admix"')
     parser.add_argument("--keep", type=Path, help="folder for learnt attacks")
     parser.add_argument("--target", default="0031", choices=["osnet", *PUBLISHED])
     parser.add_argument("--feedback", default="features", help="features, scores or ranks")

@@ -27,6 +27,7 @@ __all__ = [
     "EvaluateOptions",
     "FitOptions",
     "GridOptions",
+    "InputOptions",
     "LearnedAttackOptions",
     "LoopOptions",
     "MeasureOptions",
@@ -128,7 +129,54 @@ class LearnedAttackOptions(FitOptions, total=False):
     ]
 
 
-class AttackOptions(LearnedAttackOptions, total=False):
+class InputOptions(TypedDict, total=False):
+    """What a surrogate sees of adversarial images, so that an attack suits other networks.
+
+    Example:
+        >>> diverse: InputOptions = {"diversity": 0.7, "scales": 3}
+    """
+
+    diversity: Annotated[
+        float,
+        Option(
+            "probability with which the model sees an adversarial image shrunk to at least 0.9 of "
+            "its size and shifted: weaker on the surrogate, stronger on other networks",
+            0.0,
+            low=0,
+            high=1,
+        ),
+    ]
+    shift: Annotated[
+        int,
+        Option(
+            "largest shift in pixels, each way, of the adversarial image that the model sees",
+            0,
+            low=0,
+            high=64,
+        ),
+    ]
+    scales: Annotated[
+        int,
+        Option(
+            "copies of an adversarial image that the model sees, each half as bright as the one "
+            "before: as many passes per step",
+            1,
+            low=1,
+            high=8,
+        ),
+    ]
+    admix: Annotated[
+        float,
+        Option(
+            "weight of an image of another identity that is added to each copy that the model sees",
+            0.0,
+            low=0,
+            high=1,
+        ),
+    ]
+
+
+class AttackOptions(LearnedAttackOptions, InputOptions, total=False):
     """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`.
 
     Example:
@@ -149,14 +197,17 @@ class AttackOptions(LearnedAttackOptions, total=False):
             "features",
         ),
     ]
-    diversity: Annotated[
-        float,
+    nesterov: Annotated[
+        bool, Option("compute the gradient where the momentum alone would lead", False)
+    ]
+    aggregate: Annotated[
+        int,
         Option(
-            "probability with which the model sees an adversarial image shrunk to at least 0.9 of "
-            "its size and shifted: weaker on the surrogate, stronger on other networks",
-            0.0,
-            low=0,
-            high=1,
+            "small batches that each batch is divided into, a divisor of images_per_identity: "
+            "their gradients, each taken a step after the other, add up to that of one step",
+            1,
+            low=1,
+            high=10**4,
         ),
     ]
 

@@ -29,7 +29,7 @@ from reidguard.defenses import GuideSampling
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
 from reidguard.metrics import Reranking, top_k
-from reidguard.objectives.base import FeatureObjective
+from reidguard.objectives import InputCopies
 from reidguard.objectives.clusters import k_means
 from reidguard.objectives.defense import DefenseObjective
 from reidguard.objectives.reid import (
@@ -198,7 +198,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "AGWObjective", AGWObjective, {"centres": CentreLoss(2, 3)}
     yield "ReIDObjective", ReIDObjective, {}
     yield "DefenseObjective", DefenseObjective, {}
-    yield "FeatureObjective", FeatureObjective, {"model": model, "loss": None}
+    yield "InputCopies", InputCopies, {}
     yield "MISGD", MISGD, {"params": [nn.Parameter(points)], "lr": 0.1}
     yield "create_model", partial(rg.create_model, "ide"), MODELS["ide"]
     yield "render_person", render_person, {"domain": "plaza", "identity": 1, "camera": 1}

@@ -7,6 +7,7 @@ from reidguard.objectives.base import (
     normalized_features,
 )
 from reidguard.objectives.ensemble import EnsembleLoss
+from reidguard.objectives.inputs import InputCopies
 from reidguard.objectives.misranking import MisrankingTriplet
 from reidguard.objectives.retrieval import (
     LabelWiseLoss,
@@ -20,6 +21,7 @@ __all__ = [
     "AttackLoss",
     "EnsembleLoss",
     "FeatureObjective",
+    "InputCopies",
     "LabelWiseLoss",
     "ListWiseLoss",
     "MisrankingTriplet",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,9 +15,8 @@ from reidguard.distributed import gather
 from reidguard.nn.batch_norm import sync_layers
 from reidguard.nn.cameras import with_cameras
 from reidguard.nn.gradients import check_graph, graph_needed, watch
-from reidguard.objectives.diversity import diverse
+from reidguard.objectives.inputs import InputCopies
 from reidguard.registry import Registry
-from reidguard.schema import checked
 from reidguard.types import Embedder, Metric, ReIDBatch
 
 __all__ = [
@@ -108,13 +107,13 @@ ATTACK_LOSSES: Registry[AttackLoss] = Registry(
 class FeatureObjective:
     """The objective that learners minimise: a loss on the features of a frozen model.
 
-    Clean representations are taken from the batch if it has them.
+    Clean representations are taken from the batch if it has them. Where the model sees several
+    copies of an adversarial image, the objective is the mean of their losses.
 
     Args:
         model: The surrogate under attack.
         loss: What to minimise.
-        diversity: Probability with which an adversarial image is shrunk and shifted (input
-            diversity); drawn in each call, by the global generator.
+        inputs: What the model sees of the adversarial images; by default, the images themselves.
 
     Example:
         >>> from reidguard.objectives import SelfMetricLoss
@@ -128,10 +127,7 @@ class FeatureObjective:
 
     model: Embedder
     loss: AttackLoss
-    diversity: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.diversity = checked(float, "diversity", self.diversity, low=0, high=1)
+    inputs: InputCopies = field(default_factory=InputCopies)
 
     def __call__(self, attack: Callable[[Tensor], Tensor], batch: ReIDBatch) -> Tensor:
         """Return the loss of ``attack`` on one batch; on the joint one if this is a shard of it."""
@@ -142,19 +138,17 @@ class FeatureObjective:
             if clean is None:
                 with torch.no_grad():
                     clean = self.loss.representation(model, batch.images)
-            inputs = attack(batch.images)
-            if self.diversity > 0:
-                # Every process makes the draws of the joint batch, and uses those of its rows.
-                total = len(inputs) if shard is None else shard.total
-                draws = torch.rand(total, 4, device=inputs.device)
-                draws = draws if shard is None else draws[shard.rows.to(inputs.device)]
-                inputs = diverse(inputs, draws, self.diversity)
+            images = attack(batch.images)
             with graph_needed(self.model):
-                adversarial = self.loss.representation(model, inputs)
-            if inputs.requires_grad:
+                copies = [
+                    self.loss.representation(model, copy) for copy in self.inputs(images, batch)
+                ]
+            adversarial = copies[0] if len(copies) == 1 else torch.cat(copies, 1)
+            if images.requires_grad:
                 check_graph(adversarial, self.model)
-        loss = self.loss(
-            gather(adversarial, shard), gather(clean, shard), gather(batch.pids, shard)
-        )
-        watch(inputs, adversarial, None if self.loss.flat_at_clean else loss)
+        joint, pids = gather(clean, shard), gather(batch.pids, shard)
+        parts = gather(adversarial, shard).chunk(len(copies), 1)
+        losses = [self.loss(part, joint, pids) for part in parts]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        watch(images, adversarial, None if self.loss.flat_at_clean else loss)
         return loss

@@ -72,7 +72,7 @@ def test_usual_values_of_a_universal_attack(sets, learn, model):
     assert group["params"] == [attack.delta]
     assert len(next(call.meta_train.epoch(0))) == 64
     assert isinstance(call.objective.loss, MisrankingTriplet)
-    assert call.objective.diversity == 0
+    assert call.objective.inputs.diversity == 0
     assert attack.provenance is not None
     assert call.settings == {**attack.provenance, "attack": attack.config()}
     facts = attack.provenance
@@ -119,7 +119,7 @@ def test_a_second_domain_reaches_learners_that_use_one_and_no_others(sets, learn
     (call,) = learn
     assert call.module is attack.attack
     assert isinstance(call.learner, MAMLLearner)
-    assert (call.seed, call.steps, call.objective.diversity) == (3, 60, 0.3)
+    assert (call.seed, call.steps, call.objective.inputs.diversity) == (3, 60, 0.3)
     assert call.optimizer.param_groups[0]["lr"] == 0.01
     assert call.optimizer.param_groups[0]["momentum"] == 0.25
     assert (len(call.meta_train.loader.samples), len(call.meta_test.loader.samples)) == (72, 108)

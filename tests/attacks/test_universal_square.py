@@ -150,6 +150,7 @@ def test_it_is_saved_and_read(data, counted, tmp_path):
         ({"queries": 6}, {}, "fewer than the 8"),
         ({}, {"lr": 0.1}, "lr"),
         ({}, {"learner": "maml"}, "learner"),
+        ({}, {"scales": 2, "nesterov": True}, "scales, nesterov"),
         ({"feedback": "ranks"}, {"objective": "misranking"}, "objective"),
     ],
 )

@@ -42,6 +42,18 @@ def test_input_diversity_is_an_option_of_learning(target: list[str], tmp_path: P
     assert plain.get("diversity", 0.0) == 0.0
 
 
+def test_options_for_transfer_are_options_of_learning(
+    target: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--shift", "4", "--scales", "2", "--admix", "0.2", "--aggregate", "2", "--nesterov"]
+    facts = learn(target, tmp_path / "run", "--attack", "delta", *options)
+    names = ("shift", "scales", "admix", "aggregate", "nesterov")
+    assert [facts[name] for name in names] == [4, 2, 0.2, 2, True]
+    assert main(["attack", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in names)
+
+
 def test_a_search_by_queries_has_no_learner(
     target: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

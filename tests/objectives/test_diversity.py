@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import imagine_silent_peer, tiny_model
 from reidguard.attacks import DeltaAttack, MisRank
 from reidguard.errors import InputError
-from reidguard.objectives import FeatureObjective, MisrankingTriplet
+from reidguard.objectives import FeatureObjective, InputCopies, MisrankingTriplet
 from reidguard.objectives.diversity import diverse
 from reidguard.types import BatchShard, Budget, ReIDBatch
 
@@ -54,7 +54,7 @@ def test_the_loss_of_a_shard_is_that_of_the_joint_batch(monkeypatch):
     shard = ReIDBatch(images, pids, pids, pids, shard=BatchShard(rows, 6))
     model, loss = Dropping(), MisrankingTriplet(margin=9.0)
     torch.manual_seed(1)
-    found = FeatureObjective(model, loss, diversity=0.7)(lambda x: x / 2, shard)
+    found = FeatureObjective(model, loss, InputCopies(diversity=0.7))(lambda x: x / 2, shard)
 
     def everywhere(values):
         return values.new_zeros(6, *values.shape[1:]).index_copy(0, rows, values)
@@ -99,7 +99,7 @@ def test_only_adversarial_images_are_seen_so():
     images = torch.rand(4, 3, 12, 8, generator=torch.Generator().manual_seed(3))
     batch = ReIDBatch(images, torch.tensor([0, 0, 1, 1]), index, index)
     model, loss = Means(), MisrankingTriplet()
-    objective = FeatureObjective(model, loss, diversity=0.7)
+    objective = FeatureObjective(model, loss, InputCopies(diversity=0.7))
     torch.manual_seed(1)
     found = objective(lambda x: x / 2, batch)
     torch.manual_seed(1)

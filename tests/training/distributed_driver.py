@@ -19,9 +19,10 @@ from reidguard.data import load_dataset
 from reidguard.distributed import agree, average, gather, join
 from reidguard.errors import TrainingError
 from reidguard.learners import LEARNERS
+from reidguard.learners.displaced import DisplacedLearner
 from reidguard.models import wrap_model
 from reidguard.models.base import ReIDOutput
-from reidguard.objectives import FeatureObjective, MisrankingTriplet
+from reidguard.objectives import FeatureObjective, InputCopies, MisrankingTriplet
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.training import MISGD
@@ -160,8 +161,20 @@ def attacks():
             made = LEARNERS.create(learner, **options)
             yield f"{name} {learner}", difference(*steps(made, attack, objective, pairs, optimizer))
     attack = makes["delta"]().double()
-    objective = FeatureObjective(model, MisrankingTriplet(), diversity=0.7)
+    objective = FeatureObjective(model, MisrankingTriplet(), InputCopies(diversity=0.7))
     yield "delta, diverse", difference(*steps(LEARNERS.create("joint"), attack, objective, pairs))
+    copies = InputCopies(diversity=0.7, shift=2, scales=2, admix=0.2)
+    objective = FeatureObjective(model, MisrankingTriplet(), copies)
+    for learner in ("joint", "maml"):
+        attack = makes["combinatorial"]().double()
+        optimizer = MISGD(attack.parameters(), lr=0.002, momentum=0.5)
+        for p in attack.parameters():
+            optimizer.state[p]["momentum_buffer"] = torch.randn(
+                p.shape, generator=rng(p.numel()), dtype=DOUBLE
+            )
+        made = DisplacedLearner(LEARNERS.create(learner), 3, True, attack.clip_parameters)
+        values = steps(made, attack, objective, pairs, optimizer)
+        yield f"copies, look-ahead and small batches {learner}", difference(*values)
 
 
 def defenses():

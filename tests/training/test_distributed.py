@@ -59,6 +59,7 @@ CASES = [
     "average transpose",
     "average second",
     "delta, diverse",
+    *(f"copies, look-ahead and small batches {name}" for name in ("joint", "maml")),
 ]
 
 

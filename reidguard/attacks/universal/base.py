@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,19 @@ from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.data.images import to_device
 from reidguard.distributed import gather, world
 from reidguard.errors import InputError
+from reidguard.learners import MetaLearner
+from reidguard.learners.displaced import DisplacedLearner
 from reidguard.models import EnsembleModel, ReIDModel
 from reidguard.nn import inference_view
 from reidguard.nn.cameras import cameras_of, with_cameras
-from reidguard.objectives import ATTACK_LOSSES, AttackLoss, EnsembleLoss, FeatureObjective
-from reidguard.options import AttackOptions, LoopOptions
+from reidguard.objectives import (
+    ATTACK_LOSSES,
+    AttackLoss,
+    EnsembleLoss,
+    FeatureObjective,
+    InputCopies,
+)
+from reidguard.options import AttackOptions, InputOptions, LoopOptions
 from reidguard.schema import documented, select, settings
 from reidguard.training import MISGD, LoopHooks, learn
 from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
@@ -85,8 +93,8 @@ class UniversalAttack(LearnedAttack):
             The attack itself.
 
         Raises:
-            InputError: If an option is unknown or out of range, or model and attack are on
-                different devices.
+            InputError: If an option is unknown or out of range, if ``aggregate`` does not divide
+                ``images_per_identity``, or model and attack are on different devices.
         """
         defaults = self.fit_defaults
         if isinstance(model, Sequence):
@@ -114,6 +122,8 @@ class UniversalAttack(LearnedAttack):
             loss = EnsembleLoss(loss, equal_gradients=values["ensemble"] == "gradient")
         facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
+        clip = self.clip_parameters if values["clip"] else lambda: None
+        learner = displaced(learner, values, clip)
         view = inference_view(model)
         sources = [with_representations(x, view, loss, steps, progress) for x in loaders]
         if isinstance(sources[0], CleanRepresentations):
@@ -123,14 +133,14 @@ class UniversalAttack(LearnedAttack):
         zero_gradients = learn(
             self,
             learner=learner,
-            objective=FeatureObjective(view, loss, values["diversity"]),
+            objective=FeatureObjective(view, loss, InputCopies(**select(InputOptions, values))),
             optimizer=MISGD(self.parameter_groups(lr), lr, values["momentum"]),
             meta_train=sources[0],
             meta_test=sources[1] if len(sources) > 1 else None,
             hooks=LoopHooks(
                 schedule=lambda epoch: math.exp(-DECAY * epoch),
                 before_epoch=self.start_epoch,
-                after_step=self.clip_parameters if values["clip"] else lambda: None,
+                after_step=clip,
             ),
             settings={**facts, "attack": self.config()},
             **select(LoopOptions, values),
@@ -146,6 +156,21 @@ class UniversalAttack(LearnedAttack):
             signs = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
             p.add_(signs.to(p), alpha=distance)
         self.clip_parameters()
+
+
+def displaced(
+    learner: MetaLearner, values: Mapping[str, Any], clip: Callable[[], None]
+) -> MetaLearner:
+    """Return the learner that the options ``aggregate`` and ``nesterov`` make of one."""
+    parts, each = values["aggregate"], values["images_per_identity"]
+    if each % parts:
+        raise InputError(
+            f"aggregate={parts} does not divide images_per_identity={each}: take a divisor of it, "
+            "or other batches"
+        )
+    if parts == 1 and not values["nesterov"]:
+        return learner
+    return DisplacedLearner(learner, parts, values["nesterov"], clip)
 
 
 @dataclass(eq=False)

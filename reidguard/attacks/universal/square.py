@@ -32,7 +32,7 @@ from reidguard.objectives import (
     normalized_features,
 )
 from reidguard.options import AttackOptions, LoopOptions
-from reidguard.schema import checked, documented, resolve, select, settings
+from reidguard.schema import checked, documented, options_of, resolve, select, settings
 from reidguard.storage import fingerprint
 from reidguard.training import Batches, batch_loaders, learn
 from reidguard.types import Budget, ReIDBatch
@@ -41,7 +41,8 @@ __all__ = ["UniversalSquare"]
 
 FEEDBACK = ("features", "scores", "ranks")
 MAX_QUERIES = 10**9
-UNUSED = ("learner", "lr", "momentum", "clip", "diversity", "ensemble", "steps", "epochs")
+USED = ("identities", "images_per_identity", "image_size", "seed", "objective")
+USED += ("checkpoint", "checkpoint_every", "progress")
 
 
 @register_attack("universal_square")
@@ -118,8 +119,8 @@ class UniversalSquare(DeltaAttack):
     ) -> Self:
         """Search on the training images of a dataset until the queries are spent.
 
-        The constructor's ``queries`` says how long. The other attacks' options of a gradient step
-        (learner, lr, momentum, clip, diversity, ensemble, steps, epochs) are refused.
+        The constructor's ``queries`` says how long, so ``steps`` and ``epochs`` are refused, and so
+        are options of a gradient step, such as ``learner``, ``lr`` and ``diversity``.
 
         Args:
             model: The target, black boxes included; it is only read.
@@ -138,7 +139,8 @@ class UniversalSquare(DeltaAttack):
         if world() is not None:
             raise InputError("UniversalSquare searches in one process: start it without torchrun")
         given = {name: value for name, value in options.items() if value is not None}
-        unused = [*UNUSED, *(["objective"] if self.feedback != "features" else [])]
+        unused = [name for name in options_of(AttackOptions) if name not in USED]
+        unused += ["objective"] if self.feedback != "features" else []
         if refused := [name for name in unused if name in given]:
             raise InputError(
                 f"UniversalSquare with feedback={self.feedback!r} has no use for "

@@ -36,9 +36,11 @@ EXAMPLES = """\
         --model osnet_x0_25:osnet.pth --attack delta --learner first_order \\
         --learner-set inner_steps=2
 
-  an additive attack that is to harm other networks, too (input diversity):
+  an additive attack that is to harm other networks, too (input diversity, or other copies):
     reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --attack delta --diversity 0.7
+    reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
+        --attack delta --admix 0.2 --scales 3 --shift 8
 
   UAP-Retrieval with its label-wise loss, which uses the model's classifier:
     reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\

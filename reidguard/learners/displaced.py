@@ -44,7 +44,7 @@ class DisplacedLearner(MetaLearner):
         >>> loss = lambda m, b: m(b.images).square().sum()
         >>> sgd = torch.optim.SGD(module.parameters(), lr=0.5)
         >>> _ = DisplacedLearner(PlainLearner(), parts=2).step(module, loss, batch, optimizer=sgd)
-        >>> float(module.weight.grad), float(module.weight)  # 2·3·1² + 2·2.5·2²
+        >>> module.weight.grad.item(), module.weight.item()  # 2·3·1² + 2·2.5·2²
         (26.0, 3.0)
     """
 
@@ -129,7 +129,9 @@ def small_batch(batch: Any, part: int, parts: int) -> Any:
     if batch is None or parts == 1:
         return batch
     rows = slice(part, None, parts)
-    small = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    small: dict[str, Any] = {
+        name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)
+    }
     if batch.shard is not None:
         shard = batch.shard
         small["shard"] = BatchShard(shard.rows[rows] // parts, shard.total // parts)

@@ -41,8 +41,10 @@ __all__ = ["UniversalSquare"]
 
 FEEDBACK = ("features", "scores", "ranks")
 MAX_QUERIES = 10**9
-USED = ("identities", "images_per_identity", "image_size", "seed", "objective")
-USED += ("checkpoint", "checkpoint_every", "progress")
+USED = (
+    *("identities", "images_per_identity", "image_size", "seed", "objective"),
+    *("checkpoint", "checkpoint_every", "progress"),
+)
 
 
 @register_attack("universal_square")

@@ -55,6 +55,21 @@ RECIPES = {
     "blocks of 8": (lambda: blocks(8), {"ensemble": "gradient"}, False),
     "blocks of 4": (lambda: blocks(4), {"ensemble": "gradient"}, False),
     "tint + blocks of 8": (lambda: with_tint(8), {"ensemble": "gradient"}, False),
+    "tint + blocks of 8, diversity, shift": (
+        lambda: with_tint(8),
+        {"ensemble": "gradient", "diversity": 0.7, "shift": 8},
+        False,
+    ),
+    "tint + blocks of 8, admix": (
+        lambda: with_tint(8),
+        {"ensemble": "gradient", "admix": 0.2},
+        False,
+    ),
+    "tint + blocks of 8, aggregate": (
+        lambda: with_tint(8),
+        {"ensemble": "gradient", "aggregate": 4},
+        False,
+    ),
 }
 
 

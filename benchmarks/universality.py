@@ -4,7 +4,8 @@ Run: python benchmarks/universality.py networks
      python benchmarks/universality.py attacks [--steps 60] [--query-every 16] [--only blocks ...]
      python benchmarks/universality.py queries [--target 0031] [--feedback features] [--most 51200]
 Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS with omz/person-reidentification-retail-0031 and -0248
-(Open Model Zoo, Apache-2.0); REIDGUARD_CACHE names a folder for clean features.
+(Open Model Zoo, Apache-2.0), and for rows with three networks surrogates/ with what
+benchmarks/surrogates.py trains; REIDGUARD_CACHE names a folder for clean features.
 
 ``networks`` measures both networks on the full Market-1501 protocol, beside what is published.
 ``attacks`` measures the fixed patterns and attacks learnt on OSNet x0.25 (or other networks) by
@@ -34,7 +35,7 @@ from reidguard.attacks import (
     fixed_patterns,
 )
 from reidguard.evaluation import FeatureStore, evaluate
-from reidguard.models import ReIDModel, load_openvino
+from reidguard.models import ReIDModel, load_model, load_openvino
 from reidguard.types import Budget, InputSpec
 
 EIGHT = Budget(8 / 255)
@@ -50,6 +51,13 @@ OPTIONS = {
     "admix": {"admix": 0.2},
     "nesterov": {"nesterov": True},
     "aggregate": {"aggregate": 4, "images_per_identity": 16},  # four batches in a step
+    "skip gradient": {"skip_gradient": 0.5},
+    "linear backward": {"linear_backward": 0.5},
+    "ghost networks": {"ghost": 0.2},
+    "mean loss": {"ensemble": "loss"},
+    "joint over networks": {"ensemble": "left_out", "learner": "joint"},
+    "first_order over networks": {"ensemble": "left_out", "learner": "first_order"},
+    "maml over networks": {"ensemble": "left_out", "learner": "maml"},
 }
 
 # The attack, and the networks that it is learnt on.
@@ -65,6 +73,10 @@ LEARNT = {
     "blocks, learnt on OSNet and 0031": (
         lambda: DeltaAttack(EIGHT, basis="blocks"),
         ("osnet", "0031"),
+    ),
+    "blocks, learnt on three networks": (
+        lambda: DeltaAttack(EIGHT, basis="blocks"),
+        ("osnet", "mobilenetv2_100", "tf_efficientnet_lite0"),
     ),
 }
 
@@ -96,6 +108,14 @@ def omz(name: str, **options) -> ReIDModel:
     folder = Path(os.environ["REIDGUARD_WEIGHTS"]) / "omz"
     file = folder / f"person-reidentification-retail-{name}.xml"
     return load_openvino(file, input_spec=spec, **options)
+
+
+def surrogate(name: str) -> ReIDModel:
+    if name == "osnet":
+        return osnet()
+    if name in SIZES:
+        return omz(name, differentiable=True)
+    return load_model(Path(os.environ["REIDGUARD_WEIGHTS"]) / "surrogates" / f"{name}.safetensors")
 
 
 def percents(ranking) -> list[float]:
@@ -133,11 +153,7 @@ def learn(name: str, steps: int, data) -> tuple[Attack, tuple[str, ...], float]:
         return patterns[name], (), 0.0
     base, options = parse(name)
     make, surrogates = LEARNT[base]
-    networks = {
-        surrogate: osnet() if surrogate == "osnet" else omz(surrogate, differentiable=True)
-        for surrogate in surrogates
-    }
-    model = list(networks.values())
+    model = [surrogate(network) for network in surrogates]
     began = time.process_time()
     options = {**BATCH, "steps": steps, **options}
     attack = make().fit(model if len(model) > 1 else model[0], data, **options)

@@ -32,6 +32,7 @@ __all__ = [
     "LoopOptions",
     "MeasureOptions",
     "ModelOptions",
+    "SurrogateOptions",
     "TrainOptions",
     "VirtualOptions",
 ]
@@ -176,7 +177,44 @@ class InputOptions(TypedDict, total=False):
     ]
 
 
-class AttackOptions(LearnedAttackOptions, InputOptions, total=False):
+class SurrogateOptions(TypedDict, total=False):
+    """How passes of a surrogate are altered, so that an attack suits other networks.
+
+    Example:
+        >>> altered: SurrogateOptions = {"skip_gradient": 0.5, "ghost": 0.2}
+    """
+
+    skip_gradient: Annotated[
+        float,
+        Option(
+            "factor on gradients through residual branches of the surrogate (SGM); 1 is off",
+            1.0,
+            above=0,
+            high=1,
+        ),
+    ]
+    linear_backward: Annotated[
+        float,
+        Option(
+            "fraction of the surrogate's ReLUs, from the last, with a derivative of 1 (LinBP)",
+            0.0,
+            low=0,
+            high=1,
+        ),
+    ]
+    ghost: Annotated[
+        float,
+        Option(
+            "multiply the surrogate's shortcuts by factors drawn from 1 ± this in each step (ghost "
+            "networks)",
+            0.0,
+            low=0,
+            high=1,
+        ),
+    ]
+
+
+class AttackOptions(LearnedAttackOptions, InputOptions, SurrogateOptions, total=False):
     """Options of :meth:`UniversalAttack.fit <reidguard.UniversalAttack.fit>`.
 
     Example:
@@ -190,10 +228,12 @@ class AttackOptions(LearnedAttackOptions, InputOptions, total=False):
         Option("bring parameters into their bounds after each step; the budget holds anyway"),
     ]
     ensemble: Annotated[
-        Literal["features", "loss", "gradient"],
+        Literal["features", "loss", "gradient", "left_out"],
         Option(
             "how several surrogates count: by the distances of their joined features, by the mean "
-            "of their losses, or by their gradients, each normalised to the same length",
+            "of their losses, by their gradients, each normalised to the same length, or, for "
+            "learners with a meta-test, by the losses of all but one, and of that one for "
+            "meta-test",
             "features",
         ),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +15,7 @@ from reidguard.errors import InputError
 from reidguard.input_spec import PREPROCESSING, InputSpec
 from reidguard.models import (
     MODELS,
+    EnsembleModel,
     ReIDModel,
     create_model,
     identify_weights,
@@ -27,7 +28,7 @@ from reidguard.models.module_files import module_kind
 from reidguard.records import to_path
 from reidguard.storage import lacks_card
 
-__all__ = ["model_from", "preprocessing"]
+__all__ = ["model_from", "preprocessing", "surrogate_from"]
 
 FILES = {".onnx": load_onnx, ".xml": load_openvino, ".pt2": load_module}  # whole networks
 
@@ -91,6 +92,29 @@ def model_from(
     if given:
         model.input_spec = replace(model.input_spec, **given)
     return model
+
+
+def surrogate_from(
+    specs: Sequence[str], arguments: Mapping[str, Any], *, seed: int = 0, prepared: str | None
+) -> ReIDModel | None:
+    """Build the second model, or the ensemble of several, that ``--surrogate`` names.
+
+    Args:
+        specs: As for :func:`model_from`.
+        arguments: ``--surrogate-set``, where there is one.
+        seed: Fixes the initial weights.
+        prepared: ``--surrogate-input``, where there is one.
+    """
+    if len(specs) == 1:
+        return model_from(specs[0], arguments, seed=seed, prepared=prepared)
+    flags = {"--surrogate-set": arguments, "--surrogate-input": prepared}
+    for name in [name for name, value in flags.items() if value]:
+        owner = "one --surrogate, and there are several: leave it out, or use fit([...]) in Python"
+        raise InputError(
+            f"{name} belongs to {owner if specs else 'a second model: give --surrogate, too'}"
+        )
+    models = [model_from(spec, {}, seed=seed) for spec in specs]
+    return EnsembleModel(models) if models else None
 
 
 def _torch_model(

@@ -89,7 +89,8 @@ def key_value(text: str) -> tuple[str, Any]:
 MAX_CONFIG = 2**20  # bytes
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Scalar = bool | Number | float | str
-Setting = Scalar | dict[str, Scalar | list[Scalar] | None]  # in a --config file
+# in a --config file
+Setting = Scalar | list[str] | dict[str, Scalar | list[Scalar] | None]
 
 # How a value of each type is written in the help, and read.
 TYPES: dict[Any, tuple[str, Callable[[str], Any]]] = {
@@ -247,6 +248,8 @@ def _parameter(name: str, option: Flag, groups: list[Group]) -> inspect.Paramete
     if get_origin(kind) is dict:
         kind, metavar = list[str], "KEY=VALUE"
         settings["converter"] = lambda _, tokens: dict(key_value(t.value) for t in tokens)
+    elif kind == tuple[str, ...]:
+        settings["converter"] = lambda _, tokens: tuple(token.value for token in tokens)
     elif read is not None:
         settings["converter"] = lambda _, tokens: read(tokens[0].value)
         settings["n_tokens"] = 1
@@ -323,7 +326,9 @@ def _texts(name: str, value: Setting, hint: Any) -> list[str]:
         if not isinstance(value, bool):
             raise InputError(f"{name} must be true or false, not {value!r}")
         return [str(value).lower()]
-    if (hint == list[str]) != isinstance(value, dict):
+    if hint == tuple[str, ...] and isinstance(value, list):
+        return value
+    if isinstance(value, list) or (hint == list[str]) != isinstance(value, dict):
         wanted = "a table of KEY = VALUE" if hint == list[str] else "text or a number"
         raise InputError(f"{name} must be {wanted}, not {value!r}")
     if isinstance(value, dict):

@@ -57,7 +57,7 @@ class Call:
     input: str | None = None
     attack: str | None = None
     load: str | None = None
-    surrogate: str | None = None
+    surrogate: tuple[str, ...] | str | None = None
     image_size: tuple[int, int]
     query_every: Annotated[int, Meta(ge=1)]
 

@@ -40,9 +40,12 @@ class Target(TypedDict, total=False):
 class Surrogate(Target, total=False):
     """The dataset, the model and a second model."""
 
-    surrogate: Annotated[str, Flag("a second model: attacks made on it transfer to --model")]
-    surrogate_set: Annotated[dict[str, Any], Flag("option of its constructor")]
-    surrogate_input: Annotated[str, Flag("its preprocessing, as for --input")]
+    surrogate: Annotated[
+        tuple[str, ...],
+        Flag("a second model: attacks made on it transfer to --model; may be given several times"),
+    ]
+    surrogate_set: Annotated[dict[str, Any], Flag("option of its constructor, where it is one")]
+    surrogate_input: Annotated[str, Flag("its preprocessing, as for --input, where it is one")]
 
 
 class Learning(TypedDict, total=False):

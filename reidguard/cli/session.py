@@ -14,7 +14,7 @@ import torch
 
 from reidguard.attacks import Attack, InstanceAttack
 from reidguard.cli.gate import judge
-from reidguard.cli.model_option import model_from
+from reidguard.cli.model_option import model_from, surrogate_from
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.cli.run_dir import open_run
@@ -81,7 +81,7 @@ class Session:
         dataset: ``--data``.
         model: ``--model``.
         store: Clean features of this and earlier calls.
-        surrogate: ``--surrogate``, if it is given.
+        surrogate: ``--surrogate``, if it is given; an ensemble if it is given several times.
         meta_test: ``--meta-data``, if it is given.
     """
 
@@ -110,15 +110,13 @@ class Session:
         classes = dataset.num_train_pids or None if classifier else None
         own: dict[str, Any] = {"num_classes": classes, "prepared": options.get("input")}
         model = model_from(options.model, options.model_set, seed=seed, **own)
-        surrogate = None
-        if (spec := options.get("surrogate")) is not None:
-            prepared = options.get("surrogate_input")
-            surrogate = model_from(spec, options.surrogate_set, seed=seed, prepared=prepared)
-            surrogate = surrogate.to(device)
-        elif options.get("surrogate_set"):
-            raise InputError("--surrogate-set belongs to a second model: give --surrogate, too")
-        elif options.get("surrogate_input"):
-            raise InputError("--surrogate-input belongs to a second model: give --surrogate, too")
+        surrogate = surrogate_from(
+            options.get("surrogate") or (),
+            options.get("surrogate_set") or {},
+            seed=seed,
+            prepared=options.get("surrogate_input"),
+        )
+        surrogate = surrogate if surrogate is None else surrogate.to(device)
         store = feature_store(options.cache)
         return cls(options, device, dataset, model.to(device), store, surrogate, meta_test)
 

@@ -17,6 +17,7 @@ from reidguard.models.fast import FastModel
 from reidguard.models.flip import FlipModel
 from reidguard.models.identify import Identification, identify_weights
 from reidguard.models.module_files import load_module
+from reidguard.models.transfer import TransferModel
 from reidguard.models.weights import LoadReport, load_weights
 from reidguard.models.wrap import wrap_model
 
@@ -50,6 +51,7 @@ __all__ = [
     "ReIDModel",
     "ReIDOutput",
     "StrongBaseline",
+    "TransferModel",
     "create_model",
     "identify_weights",
     "load_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,6 +78,18 @@ class EnsembleLoss(AttackLoss):
         parts = torch.split(training, self.widths, 1)
         result.losses = [self.losses[0].with_statistics(part) for part in parts]
         return result
+
+    def only(self, members: Sequence[int]) -> EnsembleLoss:
+        """Return the loss of an ensemble of some of the members, each with its statistics."""
+        result = EnsembleLoss(self.losses[0], equal_gradients=self.equal_gradients)
+        if len(self.losses) > 1:
+            result.losses = [self.losses[i] for i in members]
+        return result
+
+    def columns(self, vectors: Tensor, members: Sequence[int]) -> Tensor:
+        """Return what :meth:`representation` gives for an ensemble of some of the members."""
+        parts = torch.split(vectors, self.widths, 1)
+        return torch.cat([parts[i] for i in members], 1)
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean of the members' losses."""

@@ -153,7 +153,7 @@ def test_defaults_file_and_command_line(tmp_path, suffix):
         ("steps = 0", "at least 1"),
         ("tensorboard = 1", "tensorboard must be true or false"),
         ("set = 3", "set must be a table"),
-        ("attack = [1]", "attack is not valid .*expected .*, got array"),
+        ("attack = [1]", "attack is not valid .*expected str, got int"),
         ("data = ", "not TOML"),
         ("epochs = 1\nsteps = 2", "exclusive"),
         ('config = "x"', "unknown key 'config'"),

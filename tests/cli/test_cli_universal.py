@@ -120,3 +120,23 @@ def test_a_fixed_pattern_is_evaluated_without_learning(
     assert "learns nothing: leave out --steps" in refused(*call, "--steps", "3")
     assert "needs no --surrogate" in refused(*call, "--surrogate", "osnet_x0_25")
     assert "did you mean 'stripes'" in refused(*call, "--set", "kind=stripe")
+
+
+def test_several_surrogates_and_meta_learning_over_them(
+    target: list[str], trained: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    file = str(trained / "model.safetensors")
+    several = ["--surrogate", file, "--surrogate", file]
+    over = ["--ensemble", "left_out", "--learner", "first_order"]
+    facts = learn(target, tmp_path / "over", *several, *over)
+    assert (facts["ensemble"], facts["learner"]) == ("left_out", "first_order")
+    manifest = json.loads((tmp_path / "over" / "manifest.json").read_text("utf-8"))
+    assert len(manifest["settings"]["surrogate"]["models"]) == 3  # the ensemble and its members
+    config = tmp_path / "run.toml"
+    config.write_text(f'surrogate = ["{file}", "{file}"]\nensemble = "loss"\n', encoding="utf-8")
+    assert learn(target, tmp_path / "loss", "--config", str(config))["ensemble"] == "loss"
+    call = ["attack", *target, *SHORT, "--out", str(tmp_path / "no")]
+    assert "leave it out, or use fit" in refused(*call, *several, "--surrogate-input", "255")
+    assert "two surrogates or more" in refused(
+        *call, "--surrogate", file, "--surrogate", file, "--ensemble", "left_out"
+    )

@@ -13,13 +13,15 @@ from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from reidguard.attacks.learned import FitDefaults, LearnedAttack
+from reidguard.attacks.universal.left_out import meta_over_networks
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.data.images import to_device
 from reidguard.distributed import gather, world
 from reidguard.errors import InputError
-from reidguard.learners import MetaLearner
+from reidguard.learners import MetaLearner, Objective
 from reidguard.learners.displaced import DisplacedLearner
 from reidguard.models import EnsembleModel, ReIDModel
+from reidguard.models.transfer import for_transfer
 from reidguard.nn import inference_view
 from reidguard.nn.cameras import cameras_of, with_cameras
 from reidguard.objectives import (
@@ -29,9 +31,9 @@ from reidguard.objectives import (
     FeatureObjective,
     InputCopies,
 )
-from reidguard.options import AttackOptions, InputOptions, LoopOptions
+from reidguard.options import AttackOptions, InputOptions, LoopOptions, SurrogateOptions
 from reidguard.schema import documented, select, settings
-from reidguard.training import MISGD, LoopHooks, learn
+from reidguard.training import MISGD, Batches, LoopHooks, learn
 from reidguard.types import BatchShard, Progress, ProgressCallback, ReIDBatch
 
 __all__ = ["CleanRepresentations", "UniversalAttack", "with_representations"]
@@ -113,30 +115,29 @@ class UniversalAttack(LearnedAttack):
         if not isinstance(loss, AttackLoss):
             loss = ATTACK_LOSSES.create(str(loss))
         values["objective"] = ATTACK_LOSSES.name_of(type(loss))
-        if values["ensemble"] != "features":
-            if not isinstance(model, EnsembleModel):
-                raise InputError(
-                    f"ensemble={values['ensemble']!r} is for several surrogates: give a list of "
-                    "models, or leave it out"
-                )
-            loss = EnsembleLoss(loss, equal_gradients=values["ensemble"] == "gradient")
+        loss = loss_of_surrogates(loss, values["ensemble"], model, learner)
         facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
         clip = self.clip_parameters if values["clip"] else lambda: None
         learner = displaced(learner, values, clip)
-        view = inference_view(model)
+        view = inference_view(for_transfer(model, **select(SurrogateOptions, values)))
         sources = [with_representations(x, view, loss, steps, progress) for x in loaders]
         if isinstance(sources[0], CleanRepresentations):
             loss = loss.with_statistics(sources[0].vectors)
         if loss.flat_at_clean:
             self._random_step(lr, seed)
+        copies = InputCopies(**select(InputOptions, values))
+        objective: Objective = FeatureObjective(view, loss, copies)
+        batches: Sequence[Batches] = sources
+        if values["ensemble"] == "left_out":
+            objective, batches = meta_over_networks(objective, batches, seed)
         zero_gradients = learn(
             self,
             learner=learner,
-            objective=FeatureObjective(view, loss, InputCopies(**select(InputOptions, values))),
+            objective=objective,
             optimizer=MISGD(self.parameter_groups(lr), lr, values["momentum"]),
-            meta_train=sources[0],
-            meta_test=sources[1] if len(sources) > 1 else None,
+            meta_train=batches[0],
+            meta_test=batches[1] if len(batches) > 1 else None,
             hooks=LoopHooks(
                 schedule=lambda epoch: math.exp(-DECAY * epoch),
                 before_epoch=self.start_epoch,
@@ -171,6 +172,25 @@ def displaced(
     if parts == 1 and not values["nesterov"]:
         return learner
     return DisplacedLearner(learner, parts, values["nesterov"], clip)
+
+
+def loss_of_surrogates(
+    loss: AttackLoss, ensemble: str, model: ReIDModel, learner: MetaLearner
+) -> AttackLoss:
+    """Return the loss of one surrogate, or of several as the option ``ensemble`` says."""
+    if ensemble == "features":
+        return loss
+    if not isinstance(model, EnsembleModel):
+        raise InputError(
+            f"ensemble={ensemble!r} is for several surrogates: give a list of models, or leave it "
+            "out"
+        )
+    if ensemble == "left_out" and not (learner.needs_meta_test and len(model.members) > 1):
+        raise InputError(
+            'ensemble="left_out" is for two surrogates or more and a learner with a meta-test, '
+            "such as 'maml': give both, or take ensemble=\"loss\""
+        )
+    return EnsembleLoss(loss, equal_gradients=ensemble == "gradient")
 
 
 @dataclass(eq=False)

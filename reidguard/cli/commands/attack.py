@@ -42,6 +42,11 @@ EXAMPLES = """\
     reidguard attack --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --attack delta --admix 0.2 --scales 3 --shift 8
 
+  meta-learning over networks: learnt on two, tested on the one left out in each step:
+    reidguard attack --data market1501:/data/market1501 --model target.safetensors \\
+        --surrogate a.safetensors --surrogate b.safetensors --surrogate c.safetensors \\
+        --ensemble left_out --learner maml
+
   UAP-Retrieval with its label-wise loss, which uses the model's classifier:
     reidguard attack --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --attack uap --objective labelwise
@@ -237,10 +242,12 @@ def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]
     arguments |= options.learner_set
     with errors_name("--learner-set"):
         learner = rg.LEARNERS.create(name, **arguments)
-    if learner.needs_meta_test and options.meta_data is None:
+    over_networks = options.ensemble == "left_out"
+    if learner.needs_meta_test and options.meta_data is None and not over_networks:
         raise InputError(
             f"learner {name!r} needs a second dataset: give it with --meta-data NAME:PATH "
-            "(virtual:plaza needs no files), or take --learner plain"
+            "(virtual:plaza needs no files), or take --learner plain, or, with two --surrogate or "
+            "more, --ensemble left_out"
         )
     return _with_objective(
         options, {**options.of(AttackOptions, explicit=True), "learner": learner}

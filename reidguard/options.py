@@ -264,6 +264,26 @@ class ModelOptions(FitOptions, total=False):
         "Augment | Literal['recipe'] | None",
         Option("augmentation of each batch; None leaves the images as they are", "recipe"),
     ]
+    ema: Annotated[
+        float | None,
+        Option(
+            "decay of an exponential moving average of the weights, which becomes the result; "
+            "0.999 suits thousands of steps, 0.99 hundreds",
+            above=0,
+            high=1,
+            excludes="swa",
+            aliases=("ema_decay", "model_ema"),
+        ),
+    ]
+    swa: Annotated[
+        float | None,
+        Option(
+            "fraction of the steps after which the weights of all steps are averaged (SWA); the "
+            "average becomes the result",
+            low=0,
+            high=1,
+        ),
+    ]
 
 
 class TrainOptions(ModelOptions, total=False):

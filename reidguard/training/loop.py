@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +65,7 @@ class LoopHooks:
         schedule: Factor on the optimiser's learning rate, by epoch.
         before_epoch: Called before the first step of every epoch.
         after_step: Called after every optimiser step, to bring parameters back into bounds.
+        state: Further modules whose state belongs to the checkpoint, such as an average of weights.
 
     Example:
         >>> hooks = LoopHooks(schedule=lambda epoch: 0.5**epoch)
@@ -75,6 +76,7 @@ class LoopHooks:
     schedule: Callable[[int], float] = lambda epoch: 1.0
     before_epoch: Callable[[], None] = lambda: None
     after_step: Callable[[], None] = lambda: None
+    state: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def batch_loaders(
@@ -188,7 +190,7 @@ def learn(
         )
     epoch_length = max(len(meta_train), len(meta_test) if meta_test is not None else 0)
     rates = [group["lr"] for group in optimizer.param_groups]
-    parts = {"module": module}
+    parts = {"module": module, **hooks.state}
     if isinstance(objective, nn.Module):
         parts["objective"] = objective
     path = None if checkpoint is None else to_path(checkpoint)

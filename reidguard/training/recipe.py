@@ -25,6 +25,7 @@ from reidguard.nn.cameras import cameras_of, check_cameras, probe_cameras, with_
 from reidguard.objectives.reid import AGWObjective, CentreLoss, ReIDObjective
 from reidguard.options import TRAIN_DEFAULTS, LoopOptions, TrainOptions
 from reidguard.schema import documented, resolve, select, settings
+from reidguard.training.averaging import average_of
 from reidguard.training.loop import LoopHooks, batch_loaders, learn
 from reidguard.types import Progress, ProgressCallback
 
@@ -155,6 +156,7 @@ def train_model(
         if progress is not None:
             progress(news)
 
+    average = average_of(model, values)
     stretch = recipe.epochs * len(loader) / values["steps"]  # the recipe's epochs in one of these
     with _training(model):
         learn(
@@ -167,11 +169,17 @@ def train_model(
                 weight_decay=values["weight_decay"],
             ),
             meta_train=loader,
-            hooks=LoopHooks(lambda epoch: recipe.schedule(epoch * stretch, (epoch + 1) * stretch)),
+            hooks=LoopHooks(
+                lambda epoch: recipe.schedule(epoch * stretch, (epoch + 1) * stretch),
+                after_step=lambda: None if average is None else average.update(model),
+                state={} if average is None else {"average": average},
+            ),
             # The printed network, not its weights: a resumed run has those from the checkpoint.
             settings={**facts, "network": hashlib.sha256(repr(model).encode()).hexdigest()},
             **{**select(LoopOptions, values), "progress": record},
         )
+    if average is not None:
+        average.copy_to(model)
     model.provenance = facts
     embeddings = _embeddings(model, domain, values["image_size"])
     parts = 1 if isinstance(embeddings, Tensor) else len(embeddings)

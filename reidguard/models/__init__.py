@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reidguard.models.base import Metric, ReIDModel, ReIDOutput
 from reidguard.models.blackbox import BlackBoxModel, load_onnx, load_openvino
+from reidguard.models.blur import BlurModel
 from reidguard.models.cameras import CameraModel
 from reidguard.models.ensemble import EnsembleModel
 from reidguard.models.factory import MODELS, create_model, load_model, register_model
@@ -37,6 +38,7 @@ __all__ = [
     "MODELS",
     "PCB",
     "BlackBoxModel",
+    "BlurModel",
     "CameraModel",
     "EnsembleModel",
     "FTNet",

@@ -50,7 +50,11 @@ PACKAGES = {
 # Modules whose members are options of load_dataset and of other functions, on a page of their own.
 WHOLE = {
     "reidguard.objectives.reid": "Objectives of re-ID models",
+    "reidguard.objectives.defense": "The objective of defenses",
+    "reidguard.learners.perturbed": "Weight perturbation",
+    "reidguard.nn.auxiliary": "Auxiliary batch norms",
     "reidguard.training.recompute": "Recomputing activations",
+    "reidguard.training.averaging": "Averages of weights",
     **{
         f"reidguard.data.readers.{name}": f"Reader: {name}"
         for name in (

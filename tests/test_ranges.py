@@ -25,9 +25,10 @@ from reidguard.data.images import ImageCache, decode_image, iterate_images
 from reidguard.data.loader import BatchLoader
 from reidguard.data.sampler import PKSampler
 from reidguard.data.torch_dataset import TorchSplit
-from reidguard.defenses import GuideSampling
+from reidguard.defenses import CollapsePairs, GuideSampling, RaiseHardness
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
+from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.metrics import Reranking, top_k
 from reidguard.objectives import InputCopies
 from reidguard.objectives.clusters import k_means
@@ -40,6 +41,7 @@ from reidguard.objectives.reid import (
     triplet_loss,
 )
 from reidguard.training import MISGD, learn
+from reidguard.training.averaging import WeightAverage
 from reidguard.types import InputSpec
 from reidguard.virtual import contact_sheet, render_person, write_virtual
 
@@ -123,7 +125,9 @@ def registered() -> Iterator[Case]:
     for name in SURFACE["ATTACK_LOSSES"]["names"]:
         yield f"objective {name}", rg.ATTACK_LOSSES.get(name), {}
     for name in SURFACE["DEFENSES"]["names"]:
-        yield f"defense {name}", rg.DEFENSES.get(name), {"attack": rg.DeltaAttack(size=(4, 2))}
+        own = name in ("act", "blur", "free", "hm")
+        options = {} if own else {"attack": rg.DeltaAttack(size=(4, 2))}
+        yield f"defense {name}", rg.DEFENSES.get(name), options
     for name in SURFACE["MODELS"]["names"]:
         yield f"model {name}", rg.MODELS.get(name), MODELS.get(name, {})
 
@@ -179,6 +183,11 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "RetrievalAutoAttack", rg.RetrievalAutoAttack, {}
     yield "Augment", Augment, {}
     yield "GuideSampling", GuideSampling, {}
+    yield "CollapsePairs", CollapsePairs, {}
+    yield "RaiseHardness", RaiseHardness, {}
+    yield "BlurModel", rg.models.BlurModel, {"model": model}
+    yield "PerturbedLearner", PerturbedLearner, {"learner": None, "gamma": 0.1}
+    yield "WeightAverage", WeightAverage, {"module": nn.Linear(1, 1)}
     yield "PKSampler", PKSampler, {"pids": [1, 1, 2, 2], "identities": 2}
     yield "PKSampler.epoch", PKSampler([1, 1, 2, 2], 2, 2).epoch, {}
     yield "PKSampler.set_epoch", PKSampler([1, 1, 2, 2], 2, 2).set_epoch, {}
@@ -264,6 +273,7 @@ ALLOWED: dict[str, dict[str, list[object]]] = {
         "angle": [-3, -0.5],
         "color": [(-0.5, -0.5, -0.5)],
     },
+    "RaiseHardness": {"hardness": [-3, -0.5]},
     "InputSpec": {
         "mean": [(-3, -3, -3), (-0.5, -0.5, -0.5)],
     },

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reidguard.data import Augment, BatchLoader
+from reidguard.errors import InputError
 from reidguard.input_spec import channel_values
 from reidguard.objectives.defense import DefenseBatch
 from reidguard.training.loop import derived_seed
 from reidguard.types import ReIDBatch
 
-__all__ = ["AdversarialBatches", "Craft", "geometry"]
+__all__ = ["AdversarialBatches", "AlternatingBatches", "Choice", "Craft", "geometry"]
 
 Craft = Callable[[ReIDBatch, Tensor], Tensor]
 """``craft(batch, chosen) -> (len(chosen), 3, H, W)`` adversarial images of the chosen ones."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The images of a batch that are attacked.
+
+    Args:
+        rows: (M,) their rows. A row may be there more than once.
+        triplets: (T, 3) rows of the triplet loss, where it is not mined: rows from the number of
+            clean images on are adversarial images, in the order of ``rows``.
+    """
+
+    rows: Tensor
+    triplets: Tensor | None = None
+
+
+Choose = Callable[[Tensor, Tensor], Choice]
+"""``choose(order, pids)``: the choice, given all rows in random order and their identities."""
 
 
 def geometry(augment: Augment | None) -> Augment | None:
@@ -47,6 +66,9 @@ class AdversarialBatches:
         seed: Fixes choice and erasing, with ``role``.
         role: Distinguishes the draws of meta-train and meta-test.
         before: Called with the number of each step before its batch is made.
+        choose: Chooses the images that are attacked; by default the fraction of them.
+        replays: Steps that each batch of the loader is used for.
+        statistics: Whether the batches may enter running statistics.
     """
 
     loader: BatchLoader
@@ -59,26 +81,37 @@ class AdversarialBatches:
     seed: int
     role: str
     before: Callable[[int], None] | None = None
+    choose: Choose | None = None
+    replays: int = 1
+    statistics: bool = True
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader) * self.replays
 
     def epoch(self, number: int, start: int = 0) -> Iterator[DefenseBatch]:
         """Yield the epoch's batches, from position ``start`` on."""
         step = number * len(self) + start
-        for batch in self.loader.epoch(number, start):
-            if self.before is not None:
-                self.before(step)
-            yield self._extended(batch, step)
-            step += 1
+        for batch in self.loader.epoch(number, start // self.replays):
+            for _ in range(step % self.replays, self.replays):
+                if self.before is not None:
+                    self.before(step)
+                yield self._extended(batch, step // self.replays)
+                step += 1
+
+    def _choice(self, batch: ReIDBatch, generator: torch.Generator) -> Choice:
+        number = len(batch) if batch.shard is None else batch.shard.total
+        order = torch.randperm(number, generator=generator)
+        if self.choose is None:
+            return Choice(order[: round(self.fraction * number)].sort().values)
+        if batch.shard is not None:
+            raise InputError("triplets of given images are made by one process: leave torchrun out")
+        return self.choose(order, batch.pids.cpu())
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.role, step))
         shard = batch.shard
-        number = len(batch) if shard is None else shard.total
-        order = torch.randperm(number, generator=generator)
-        attacked = order[: round(self.fraction * number)].sort().values
-        attacked = attacked.to(batch.images.device, non_blocking=True)
+        choice = self._choice(batch, generator)
+        attacked = choice.rows.to(batch.images.device, non_blocking=True)
         chosen, new_shard = (attacked, None) if shard is None else shard.choose(attacked)
         if shard is not None and new_shard is not None and self.clean:
             new_shard = shard.followed_by(new_shard)
@@ -102,4 +135,39 @@ class AdversarialBatches:
             domain=self.domain,
             adversarial=len(chosen),
             shard=new_shard,
+            sources=attacked if self.clean else None,
+            triplets=choice.triplets,
+            statistics=self.statistics,
         )
+
+
+@dataclass(eq=False)
+class AlternatingBatches:
+    """Batches of several streams in turns, one a step.
+
+    Args:
+        streams: Each goes on where it was when its turn comes again.
+    """
+
+    streams: Sequence[AdversarialBatches]
+
+    def __len__(self) -> int:
+        return len(self.streams) * max(len(stream) for stream in self.streams)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[DefenseBatch]:
+        """Yield the epoch's batches, from position ``start`` on."""
+        first = number * len(self) + start
+        turns = len(self.streams)
+        # How many batches of each stream came before.
+        running = [
+            _endless(s, (first - k + turns - 1) // turns) for k, s in enumerate(self.streams)
+        ]
+        for step in range(first, (number + 1) * len(self)):
+            yield next(running[step % turns])
+
+
+def _endless(stream: AdversarialBatches, position: int) -> Iterator[DefenseBatch]:
+    number, start = divmod(position, len(stream))
+    while True:
+        yield from stream.epoch(number, start)
+        number, start = number + 1, 0

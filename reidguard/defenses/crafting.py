@@ -24,7 +24,7 @@ from reidguard.nn.cameras import with_cameras
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.registry import Registry
 from reidguard.storage import fingerprint, weights_fingerprint
-from reidguard.types import Embedder, ReIDBatch
+from reidguard.types import Budget, Embedder, ReIDBatch
 
 __all__ = ["AttackMode", "Crafter", "attack_provenance", "is_bound", "registered_name"]
 
@@ -35,10 +35,13 @@ class Crafter:
     """Makes adversarial images of a batch by an attack, on the model in training.
 
     Args:
-        attack: A learned one is copied and frozen; an instance attack that is not bound is bound to
-            the model in every step, with the clean images of the batch as its guides.
+        attack: One with parameters is copied and frozen; an instance attack that is not bound is
+            bound to the model in every step, with the clean images of the batch as its guides.
         model: The model, in the state of the current step.
         mode: Mode of the model during an instance attack.
+
+    Attributes:
+        scale: Of the budget, in (0, 1]: the images are within that fraction of the attack's ε.
 
     Raises:
         InputError: If a learned attack is on another device, or has learnt nothing.
@@ -46,23 +49,31 @@ class Crafter:
 
     def __init__(self, attack: Attack, model: ReIDModel, mode: AttackMode) -> None:
         check_same_device(attack, model)
-        if isinstance(attack, LearnedAttack):
-            if not any(bool(p.detach().any()) for p in attack.parameters()):
-                raise InputError(
-                    f"{type(attack).__name__} has learnt nothing yet, so its images are the clean "
-                    "ones: call attack.fit(model, dataset) first, or take one from "
-                    "load_attack(file)"
-                )
+        fresh = isinstance(attack, LearnedAttack) and not any(
+            bool(p.detach().any()) for p in attack.parameters()
+        )
+        if fresh:
+            raise InputError(
+                f"{type(attack).__name__} has learnt nothing yet, so its images are the clean "
+                "ones: call attack.fit(model, dataset) first, or take one from load_attack(file)"
+            )
+        if not isinstance(attack, InstanceAttack):
             attack = copy.deepcopy(attack).requires_grad_(False).eval()
         self.attack = attack
         self.model = model
         self.mode = mode
+        self.scale = 1.0
 
     def __call__(self, batch: ReIDBatch, chosen: Tensor) -> Tensor:
         """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W)."""
         attack, images = self.attack, batch.images[chosen]
         if not isinstance(attack, InstanceAttack):
-            return attack(images)
+            adversarial: Tensor = attack(images)
+            if self.scale == 1:
+                return adversarial
+            return scaled_budget(attack, self.scale).project(adversarial, images)
+        if self.scale < 1:
+            attack = _shrunk(attack, self.scale)
         cameras = batch.camids[chosen]
         if is_bound(attack):
             return attack.with_cameras(cameras)(images)
@@ -94,6 +105,22 @@ class Crafter:
         finally:
             self.attack.requires_grad_(False)
             self.attack.zero_grad(set_to_none=True)
+
+
+def scaled_budget(attack: Attack, scale: float) -> Budget:
+    """Return a fraction of an attack's budget."""
+    return Budget(scale * attack.budget.eps)
+
+
+def _shrunk(attack: InstanceAttack, scale: float) -> InstanceAttack:
+    """Return an attack with a fraction of its budget, in steps of the same fraction."""
+    smaller = copy.copy(attack)
+    smaller._target = attack._target  # which a copy leaves out
+    smaller.budget = scaled_budget(attack, scale)
+    length = getattr(attack, "step_size", None)
+    if length is not None:
+        smaller.step_size = scale * length
+    return smaller
 
 
 def is_bound(attack: Attack) -> bool:

@@ -1,41 +1,53 @@
-"""Adversarial training and its meta-learning form, MetaDefense: one class, a few presets."""
+"""Adversarial training: one class, whose options make the other defenses."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from reidguard.attacks import Attack, LearnedAttack
+from reidguard.attacks import Attack
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
-from reidguard.defenses.batches import AdversarialBatches, geometry
+from reidguard.defenses.batches import (
+    AdversarialBatches,
+    AlternatingBatches,
+    Choose,
+    geometry,
+)
+from reidguard.defenses.checks import built_learner, check_options, dataset_facts, datasets_of
 from reidguard.defenses.crafting import AttackMode, Crafter, attack_provenance, registered_name
 from reidguard.defenses.heads import domains_of, with_classifiers
-from reidguard.errors import InputError
-from reidguard.learners import LEARNERS, MetaLearner
-from reidguard.learners.bilevel import BilevelLearner
+from reidguard.learners import LEARNERS, MetaLearner, Objective
+from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
+from reidguard.nn.auxiliary import AuxiliaryNorms
 from reidguard.nn.cameras import cameras_of, check_cameras
 from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
-from reidguard.objectives.defense import BatchNormPolicy, DefenseObjective
+from reidguard.objectives.consistency import Divergence
+from reidguard.objectives.defense import (
+    BatchNormPolicy,
+    DefenseBatch,
+    DefenseObjective,
+    Regularizer,
+)
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
-from reidguard.schema import checked, documented, resolve, select, settings
+from reidguard.schema import documented, resolve, select, settings
 from reidguard.storage import fingerprint
-from reidguard.training import LoopHooks, batch_loaders, learn
+from reidguard.training import Batches, LoopHooks, batch_loaders, learn
+from reidguard.training.averaging import average_of
 from reidguard.training.loop import derived_seed
 from reidguard.training.recipe import EPOCHS, FLAT
 from reidguard.training.recompute import recomputing
 
-__all__ = ["AdversarialTraining", "MetaDefense", "MixedTraining", "ReleasedMetaDefense"]
+__all__ = ["AdversarialTraining"]
 
 
 @DEFENSES.register("adversarial")
@@ -70,14 +82,24 @@ class AdversarialTraining(Defense):
         reduction: "mean" over the images, or "sum" as Eq. 12 has it. Adam hardly sees a
             difference, the inner step does: with the sum it is as many times longer as there are
             images, and with the paper's α overshoots (see ``docs/defenses.rst``).
-        batch_norm: "shared" or "separate" statistics of clean and adversarial images; see
-            :class:`~reidguard.objectives.defense.DefenseObjective`.
+        batch_norm: "shared", "separate" or "auxiliary" batch norms of clean and adversarial images;
+            see :class:`~reidguard.objectives.defense.DefenseObjective`.
+        regularizer: "trades" or "mart" in place of the losses of the adversarial images; see there.
+        beta: Weight of the regulariser.
+        divergence: "distance" of features or "kl" of probabilities, in the regulariser.
         attack_mode: Mode of the model while an instance attack works on it, if it is not bound:
             "eval" as in a test, or "train" with the statistics of the batch. Neither moves any
             running statistics.
         refresh_every: Relearn the attack against the model as it hardens, every so many epochs,
             starting from its parameters then. None keeps it.
         refresh_steps: Steps of each relearning, with the learner "plain".
+        warmup: Fraction of the steps over which ε rises linearly to that of the attack.
+        awp: γ of adversarial weight perturbation, 0 for none: each step takes its gradient at
+            weights moved by that fraction of their size; see
+            :class:`~reidguard.learners.perturbed.PerturbedLearner`.
+        replays: Steps in a row that each batch is used for.
+        alternate: With a second dataset, take a step on each in turn, with the learner "plain",
+            in place of both in each step. Batches of the second leave running statistics alone.
 
     Example:
         >>> from reidguard.attacks import SMA
@@ -100,6 +122,13 @@ class AdversarialTraining(Defense):
     attack_mode: AttackMode = "eval"
     refresh_every: int | None = None
     refresh_steps: int = 20
+    regularizer: Regularizer | None = None
+    beta: float = 6.0
+    divergence: Divergence = "distance"
+    warmup: float = 0.0
+    awp: float = 0.0
+    replays: int = 1
+    alternate: bool = False
 
     default_lr: ClassVar[float] = 3e-4
 
@@ -108,34 +137,20 @@ class AdversarialTraining(Defense):
             names = [self.losses] if isinstance(self.losses, str) else self.losses
             object.__setattr__(self, "losses", tuple(names))
         self._objective()
-        self.make_learner()
-        if not isinstance(self.attack, Attack):
-            raise InputError(
-                f"attack must be an Attack, not {self.attack!r}: load_attack(file), or SMA()"
-            )
-        checked(float, "adversarial", self.adversarial, low=0, high=1)
-        checked(bool, "clean", self.clean)
-        if self.inner_lr is not None:
-            checked(float, "inner_lr", self.inner_lr, above=0, high=1e6)
-        checked(int, "refresh_steps", self.refresh_steps, low=1, high=10**9)
-        if not self.clean and (self.adversarial == 0 or self.batch_norm == "separate"):
-            raise InputError(
-                "without clean images there must be adversarial ones, and batch_norm='shared'"
-            )
-        if self.attack_mode not in ("eval", "train"):
-            raise InputError(f"attack_mode must be 'eval' or 'train', not {self.attack_mode!r}")
-        if self.refresh_every is not None:
-            if not isinstance(self.attack, LearnedAttack):
-                raise InputError(
-                    f"{type(self.attack).__name__} has nothing to relearn: leave refresh_every out "
-                    "(an instance attack that is not bound follows the model anyway)"
-                )
-            checked(int, "refresh_every", self.refresh_every, low=1, high=10**6)
+        check_options(self)
 
     @property
     def needs_meta_test(self) -> bool:
         """Whether :meth:`fit` needs a second dataset."""
-        return self.make_learner().needs_meta_test
+        return self.alternate or self.make_learner().needs_meta_test
+
+    def test_attack(self) -> Attack:
+        """Return the attack that ``reidguard defend`` evaluates the robust model against."""
+        return self.attack
+
+    def choose(self) -> Choose | None:
+        """Return what chooses the images that are attacked; None takes the fraction of them."""
+        return None
 
     def config(self) -> dict[str, Any]:
         """Return all settings, and what identifies the attack, as JSON values."""
@@ -197,7 +212,7 @@ class AdversarialTraining(Defense):
         if values["augment"] == "recipe":
             values["augment"] = Augment()
         learner = self.make_learner()
-        datasets = _datasets(learner, meta_train, meta_test)
+        datasets = datasets_of(learner, self.alternate, meta_train, meta_test)
         domains: dict[str, ReIDDataset] = {}
         if "identity" in self.losses:
             domains = dict(zip(domains_of(model, datasets), datasets, strict=True))
@@ -213,8 +228,8 @@ class AdversarialTraining(Defense):
             "method": registered_name(DEFENSES, type(self)),
             "defense": self.config(),
             "base": fingerprint(model_key(model, values["image_size"])),
-            "data": [_identity(dataset) for dataset in datasets],
-            "domains": {name: _identity(dataset) for name, dataset in domains.items()},
+            "data": [dataset_facts(dataset) for dataset in datasets],
+            "domains": {name: dataset_facts(dataset) for name, dataset in domains.items()},
         }
         names: Sequence[str | None] = list(domains)
         if not names:
@@ -241,26 +256,51 @@ class AdversarialTraining(Defense):
         robust = crafter.model.train()
         objective = self._objective()
         # A refreshed attack is part of the state, so it has to be in the checkpoint.
-        pair = nn.ModuleDict({"model": robust})
+        parts = nn.ModuleDict({"model": robust})
         if self.refresh_every is not None:
-            pair["attack"] = crafter.attack
-        flat = FLAT / EPOCHS * values["steps"] / max(len(stream) for stream in streams)  # epochs
+            parts["attack"] = crafter.attack
+        if self.batch_norm == "auxiliary":
+            parts["norms"] = AuxiliaryNorms(robust)
+        average = average_of(robust, values)
+        state = {} if average is None else {"average": average}
+        sources: list[Batches] = [AlternatingBatches(streams)] if self.alternate else [*streams]
+        flat = FLAT / EPOCHS * values["steps"] / max(len(source) for source in sources)  # epochs
         with recomputing(robust) if values["recompute"] else nullcontext():
-            return learn(
-                pair,
-                learner=learner,
-                objective=lambda module, batch: objective(module["model"], batch),
+            zero_gradients = learn(
+                parts,
+                learner=PerturbedLearner(learner, self.awp) if self.awp else learner,
+                objective=self._of_parts(objective, crafter),
                 optimizer=torch.optim.Adam(
-                    [p for p in robust.parameters() if p.requires_grad],
+                    [p for p in parts.parameters() if p.requires_grad],
                     lr=values["lr"],
                     weight_decay=values["weight_decay"],
                 ),
-                meta_train=streams[0],
-                meta_test=streams[1] if len(streams) > 1 else None,
-                hooks=LoopHooks(lambda epoch: 0.1 ** max(0.0, (epoch - flat) / flat)),
+                meta_train=sources[0],
+                meta_test=sources[1] if len(sources) > 1 else None,
+                hooks=LoopHooks(
+                    lambda epoch: 0.1 ** max(0.0, (epoch - flat) / flat),
+                    after_step=lambda: None if average is None else average.update(robust),
+                    state={**state, **self._state(crafter, values)},
+                ),
                 settings=facts,
                 **select(LoopOptions, values),
             )
+        if average is not None:
+            average.copy_to(robust)
+        return zero_gradients
+
+    def _of_parts(self, objective: DefenseObjective, crafter: Crafter) -> Objective:
+        """Return the objective of the module that holds the model and what is learnt beside it."""
+
+        def loss(parts: Any, batch: DefenseBatch) -> Tensor:
+            norms = parts["norms"] if self.batch_norm == "auxiliary" else None
+            return objective(parts["model"], batch, norms)
+
+        return loss
+
+    def _state(self, crafter: Crafter, values: dict[str, Any]) -> dict[str, nn.Module]:
+        """Return further modules whose state belongs to the checkpoint."""
+        return {}
 
     def _streams(
         self,
@@ -271,9 +311,13 @@ class AdversarialTraining(Defense):
         values: dict[str, Any],
     ) -> list[AdversarialBatches]:
         """Return the batches of meta-train and, with two loaders, meta-test."""
-        period = (self.refresh_every or 0) * max(len(loader) for loader in loaders)
+        longest = max(len(loader) for loader in loaders) * self.replays
+        period = (self.refresh_every or 0) * longest
+        turns = len(loaders) if self.alternate else 1
+        rising = self.warmup * values["steps"] / turns
 
-        def refresh(step: int) -> None:
+        def prepare(step: int) -> None:
+            crafter.scale = min(1.0, (step + 1) / rising) if rising else 1.0
             if period and step and step % period == 0:
                 names = ("identities", "images_per_identity", "image_size")
                 crafter.refresh(
@@ -293,13 +337,24 @@ class AdversarialTraining(Defense):
                 domain=name,
                 seed=values["seed"],
                 role=role,
-                before=refresh if role == "meta-train" else None,
+                before=prepare if role == "meta-train" else None,
+                choose=self.choose(),
+                replays=self.replays,
+                statistics=not (self.alternate and role == "meta-test"),
             )
             for loader, name, role in zip(loaders, names, ("meta-train", "meta-test"), strict=False)
         ]
 
     def _objective(self) -> DefenseObjective:
-        return DefenseObjective(self.losses, self.margin, self.reduction, self.batch_norm)
+        return DefenseObjective(
+            self.losses,
+            self.margin,
+            self.reduction,
+            self.batch_norm,
+            self.regularizer,
+            self.beta,
+            self.divergence,
+        )
 
     def make_learner(self) -> MetaLearner:
         """Return the learner, built if it is a registered name.
@@ -307,95 +362,4 @@ class AdversarialTraining(Defense):
         Raises:
             InputError: If ``inner_lr`` is given and the learner has no inner step.
         """
-        if not isinstance(self.learner, str):
-            return self.learner
-        factory = LEARNERS.get(self.learner)
-        # A subclass of BilevelLearner may pass ``inner`` on without naming it.
-        bilevel = isinstance(factory, type) and issubclass(factory, BilevelLearner)
-        if bilevel or "inner" in inspect.signature(factory).parameters:
-            return factory(inner=self.inner, inner_lr=self.inner_lr)
-        if self.inner_lr is not None:
-            raise InputError(f"the learner {self.learner!r} has no inner step: leave inner_lr out")
-        return factory()
-
-
-@DEFENSES.register("meta")
-@dataclass(frozen=True, eq=False)
-class MetaDefense(AdversarialTraining):
-    """The paper's defense (Algorithm 2): robust after a step on one domain, tested on another.
-
-    Meta-train takes Eq. 12 on the source domain and an inner step from w to w'; meta-test takes
-    Eq. 13 on the other domain at w'; the model moves along the gradient of their sum at w
-    (Eq. 14), through the inner step. See :class:`AdversarialTraining` for the arguments.
-
-    Example:
-        >>> from reidguard.attacks import SMA
-        >>> MetaDefense(SMA()).needs_meta_test
-        True
-        >>> defense = MetaDefense(attack)  # doctest: +SKIP
-        >>> robust = defense.fit(model, market, virtual)  # doctest: +SKIP
-    """
-
-    _: KW_ONLY
-    learner: MetaLearner | str = "maml"
-
-
-@DEFENSES.register("mixed")
-@dataclass(frozen=True, eq=False)
-class MixedTraining(AdversarialTraining):
-    """Adversarial training on two domains at once, without meta-learning: Table 17's No. 3.
-
-    See :class:`AdversarialTraining` for the arguments.
-
-    Example:
-        >>> MixedTraining.learner
-        'joint'
-    """
-
-    _: KW_ONLY
-    learner: MetaLearner | str = "joint"
-
-
-@DEFENSES.register("meta_released")
-@dataclass(frozen=True, eq=False)
-class ReleasedMetaDefense(MetaDefense):
-    """MetaDefense with those choices of the released code that can be reproduced.
-
-    Triplet loss only, learning rate 2e-4, and an inner step by the gradient's sign, which is what
-    a first step of Adam is; it has no derivative, so the learner is "first_order". Its errors
-    are not repeated: ``docs/defenses.rst`` lists them.
-
-    Example:
-        >>> ReleasedMetaDefense.losses
-        ('triplet',)
-    """
-
-    _: KW_ONLY
-    learner: MetaLearner | str = "first_order"
-    inner: str = "sign"
-    losses: tuple[Loss, ...] = ("triplet",)
-
-    default_lr: ClassVar[float] = 2e-4
-
-
-def _datasets(
-    learner: MetaLearner, meta_train: ReIDDataset, meta_test: ReIDDataset | None
-) -> list[ReIDDataset]:
-    name = LEARNERS.name_of(type(learner))
-    if learner.needs_meta_test and meta_test is None:
-        raise InputError(
-            f"the learner {name!r} needs a second dataset: pass meta_test=, or take the learner "
-            "'plain' (AdversarialTraining)"
-        )
-    if meta_test is None:
-        return [meta_train]
-    if not learner.needs_meta_test:
-        raise InputError(
-            f"the learner {name!r} uses no second dataset: leave meta_test out, or take 'joint' "
-            "(MixedTraining) or 'maml' (MetaDefense)"
-        )
-    return [meta_train, meta_test]
-
-
-def _identity(dataset: ReIDDataset) -> dict[str, str]:
-    return {"name": dataset.name, "fingerprint": dataset.fingerprint("train")}
+        return built_learner(self.learner, self.inner, self.inner_lr)

@@ -311,7 +311,7 @@ class ReIDObjective:
         if "triplet" in self.losses:
             terms += [
                 triplet_loss(gather(part, shard), pids, self.margin, reduction=self.reduction)
-                for part in _parts(embeddings)
+                for part in parts_of(embeddings)
             ]
         if "identity" in self.losses:
             if logits is None:
@@ -321,7 +321,7 @@ class ReIDObjective:
                 )
             terms += [
                 identity_loss(gather(part, shard), pids, reduction=self.reduction)
-                for part in _parts(logits)
+                for part in parts_of(logits)
             ]
         return torch.stack(terms).sum()
 
@@ -375,5 +375,6 @@ class AGWObjective(nn.Module):
         return triplet + identity + self.centre_weight * centre
 
 
-def _parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+def parts_of(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return what a model with parts gives for each part, or the only output of another one."""
     return [value] if isinstance(value, Tensor) else value

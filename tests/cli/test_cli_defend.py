@@ -115,6 +115,19 @@ def test_goat_has_its_own_attack(target, tmp_path, capsys):
     assert 0 < result["evaluation"]["attacked"]["linf_255"] <= 2.001  # its guides are the gallery
 
 
+def test_free_training_is_evaluated_against_sma(target, tmp_path, capsys):
+    """With averaged weights, and options of the defense from the command line."""
+    out = tmp_path / "run"
+    call = ["defend", *target, *SHORT, "--defense", "free", "--eps", "2/255", "--steps", "2"]
+    options = ["--set", "replays=2", "--set", "awp=0.01", "--ema", "0.9"]
+    assert main([*call, *options, "--out", str(out)]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["training"]["ema"] == 0.9
+    assert result["training"]["defense"]["awp"] == 0.01
+    assert result["evaluation"]["attack"]["name"] == "SMA"
+    assert 1.9 < result["evaluation"]["attacked"]["linf_255"] <= 2.001
+
+
 def test_errors_say_how_to_correct_the_call(call, target, data, attack_file, refused, tmp_path):
     bare = ["defend", *target]
     plain = ["--defense", "adversarial"]

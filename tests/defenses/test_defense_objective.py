@@ -231,7 +231,7 @@ def test_a_model_with_parts_adds_their_losses():
         ({"losses": ()}, "'triplet', 'identity' or both"),
         ({"losses": ("center",)}, "'triplet', 'identity' or both"),
         ({"reduction": "max"}, "'mean' or 'sum'"),
-        ({"batch_norm": "frozen"}, "'shared' or 'separate'"),
+        ({"batch_norm": "frozen"}, "'shared', 'separate' or 'auxiliary'"),
     ],
 )
 def test_wrong_options(options, message):

@@ -237,6 +237,13 @@ def test_the_settings_of_a_defense():
         "attack_mode": "eval",
         "refresh_every": None,
         "refresh_steps": 20,
+        "regularizer": None,
+        "beta": 6.0,
+        "divergence": "distance",
+        "warmup": 0.0,
+        "awp": 0.0,
+        "replays": 1,
+        "alternate": False,
     }
 
 

@@ -256,11 +256,25 @@ def delta() -> DeltaAttack:
 
 
 @pytest.mark.parametrize("check", **names(DEFENSE_CHECKS))
-@pytest.mark.parametrize("name", ["adversarial", "mixed", "meta", "meta_released", "goat"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adversarial",
+        "mixed",
+        "meta",
+        "meta_released",
+        "goat",
+        "trades",
+        "mart",
+        "act",
+        "hm",
+        "free",
+    ],
+)
 def test_our_defenses_keep_the_contract(name, check):
-    options = (
-        {} if name == "goat" else {"attack": SMA(steps=2) if name == "adversarial" else delta()}
-    )
+    options = {}
+    if name in ("adversarial", "mixed", "meta", "meta_released"):
+        options = {"attack": SMA(steps=2) if name == "adversarial" else delta()}
 
     def fit(model, source, other):
         defense = DEFENSES.create(name, **options)

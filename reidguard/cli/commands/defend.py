@@ -25,6 +25,10 @@ EXAMPLES = """\
     reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --attack sma --attack-set steps=7 --meta-data virtual:plaza
 
+  TRADES with its own attack, averaged weights, and an ε that rises over the first fifth:
+    reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
+        --defense trades --set beta=3 --set warmup=0.2 --ema 0.99
+
 The model is evaluated on clean queries, and on queries perturbed by the same attack: one from a
 file as it is (transfer, the paper's protocol), an instance attack on the hardened model itself.
 
@@ -40,7 +44,11 @@ class Which(TypedDict, total=False):
     defense: Annotated[str, Flag("reidguard list defenses", "meta")]
     set: Annotated[dict[str, Any], Flag("option of the defense: batch_norm=separate")]
     attack: Annotated[
-        str, Flag("a saved attack, or the name of an instance attack such as sma; goat has its own")
+        str,
+        Flag(
+            "a saved attack, or the name of an instance attack such as sma; goat, trades, mart, "
+            "act, hm and free have one of their own"
+        ),
     ]
     attack_set: Annotated[dict[str, Any], Flag("option of the named attack: steps=7")]
     eps: Annotated[float, EPS]
@@ -54,7 +62,7 @@ def run(options: Options) -> None:
     session = Session.open(options, classifier=True)
     fit = partial(defense.fit, session.model, session.dataset, session.meta_test)
     label = f"defend-{options.defense}-{session.dataset.name}"
-    attack = defense.attack.to(session.device)
+    attack = defense.test_attack().to(session.device)
     session.learn_model(label, DefenseOptions, fit, attack, defense=defense.config())
 
 
@@ -82,7 +90,8 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
     with errors_name("--set"):
         defense = factory(**arguments)
     if attack is None and "eps" in options.explicit:
-        own = type(defense.attack)(rg.Budget(options.eps))
+        settings = {**defense.attack.config(), "eps": options.eps}
+        own = type(defense.attack).from_config(settings)
         defense = dataclasses.replace(defense, attack=own)
     if defense.needs_meta_test != (options.meta_data is not None):
         cure = "needs a second dataset: give it with --meta-data NAME:PATH, or take adversarial"

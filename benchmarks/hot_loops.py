@@ -20,6 +20,7 @@ from reidguard.attacks.misrank.attack import MisRankObjective
 from reidguard.data.images import to_device
 from reidguard.evaluation.features import to_float
 from reidguard.learners import LEARNERS
+from reidguard.learners.displaced import DisplacedLearner
 from reidguard.models import ReIDModel, create_model
 from reidguard.nn import inference_view
 from reidguard.nn.gradients import count_gradients
@@ -129,14 +130,15 @@ def _learn(watch: Watch, module: nn.Module, objective: Any, learner: Any, size: 
 
 
 def attack_step(watch: Watch, *, model: ReIDModel, learner: str, size: Size) -> None:
-    """The step of `UniversalAttack.fit`."""
+    """The step of `UniversalAttack.fit`, with every option for transfer."""
     attack = CombinatorialAttack(size=size).to(watch.device)
     view = inference_view(copy.deepcopy(model).to(watch.device))
+    copies = InputCopies(diversity=0.5, shift=2, scales=2, admix=0.2)
     _learn(
         watch,
         attack,
-        FeatureObjective(view, MisrankingTriplet(), InputCopies(diversity=0.5)),
-        LEARNERS.create(learner),
+        FeatureObjective(view, MisrankingTriplet(), copies),
+        DisplacedLearner(LEARNERS.create(learner), EACH, True, attack.clip_parameters),
         size,
         optimizer=MISGD(attack.parameters(), lr=1e-3, momentum=0.5),
         hooks=LoopHooks(after_step=attack.clip_parameters),

@@ -9,6 +9,7 @@ and the order of the gallery.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.metrics.distances import blocks, pair_distances
-from reidguard.metrics.tiles import count_keys
+from reidguard.metrics.tiles import Bands
 
 __all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
 
@@ -25,9 +26,10 @@ SAME_CAMERA = ("exclude", "keep")
 JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
 
 CHUNK = 1024  # queries compared at a time; bounds the memory
-TILE = 2048  # gallery images compared at a time
+TILE = 1024  # gallery images compared at a time
+BLOCK = 512  # of these, products of one thread: a block of the tile stays in its core's cache
 UNIT = 2.0**-24  # rounding error of one float32 operation, relative
-DEPTH = 128  # columns per matrix product: bounds how far rounding errors can pile up
+DEPTH = 64  # columns per matrix product: bounds how far rounding errors can pile up
 FAR = 1e38  # key of an image that is not counted; finite, so that no inf - inf appears
 
 
@@ -108,6 +110,13 @@ class Matches:
             self.g_camids[kept],
             "exclude" if self.exclude else "keep",
         )
+
+    def of_queries(self, order: Tensor) -> Matches:
+        """Return the matches of the queries in another order."""
+        result = copy.copy(self)
+        for name in ("pids", "camids", "per_query", "_first", "_count"):
+            setattr(result, name, getattr(self, name)[order])
+        return result
 
     def masks(self, query: int) -> tuple[Tensor, Tensor]:
         """Return which gallery images are removed for one query, and which match it."""
@@ -218,17 +227,17 @@ class PairKeys:
         """Bound how far a float32 key is from the key of the exact distance, per row.
 
         With u for one rounding, S = |q| + |g| and n columns per product: the products err by at
-        most 2nu·|q||g| in any order of summation, and each sum by u·S². The rounding of centred
-        features adds 4u·S², that of |g|² u·S², that of the exact distance 2u·S², and that of a
-        threshold u·S².
+        most 2nu·|q||g| in any order of summation, and each sum by u·(|g|² + 2|q||g|). The rounding
+        of centred features adds 2u·S², that of |g|² u·|g|², that of the exact distance 2u·S², and
+        that of a threshold u·S².
         """
         radius = squares.sqrt()[:, None]
         sums = math.ceil(self.query.shape[1] / DEPTH)
         depth = min(self.query.shape[1], DEPTH)
+        square, product = self.gallery_radius.square(), radius * self.gallery_radius
         total = (radius + self.gallery_radius).square()
-        return 1.05 * UNIT * (2 * depth * radius * self.gallery_radius + (sums + 8) * total) + (
-            1e-33  # products that underflow
-        )
+        error = 2 * (depth + sums) * product + (sums + 1) * square + 5 * total
+        return 1.05 * UNIT * error + 1e-33  # products that underflow
 
     def product(self, queries: Tensor, first: int, last: int, out: Tensor | None = None) -> Tensor:
         """Return the (q, g) keys of a tile; summed in steps, which bounds the rounding error.
@@ -243,16 +252,29 @@ class PairKeys:
         size = len(queries) * len(rows)
         out = torch.empty(size, device=self.device, dtype=torch.float32) if out is None else out
         tile = out[:size].view(len(queries), len(rows))
-        tile.copy_(self.bias[first:last].expand_as(tile))
-        for k in range(0, rows.shape[1], DEPTH):
-            part = slice(k, k + DEPTH)
-            torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
+        bias = self.bias[first:last]
+        if self.device.type != "cpu":
+            return _product(queries, rows, bias, tile)
+        height = BLOCK * torch.get_num_threads()
+        for i in range(0, len(queries), height):
+            for j in range(0, len(rows), BLOCK):
+                own, others = slice(i, i + height), slice(j, j + BLOCK)
+                _product(queries[own], rows[others], bias[others], tile[own, others])
         return tile
 
     def exact(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Return the exact distances (P,) float32 of pairs."""
         rows, cols = rows.to(self.device), cols.to(self.device)
         return pair_distances(self.query, self.gallery, rows, cols, self.metric, self.norms)
+
+
+def _product(queries: Tensor, rows: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """Write ``bias - 2 q·g`` of all pairs to ``out``."""
+    out.copy_(bias.expand_as(out))
+    for k in range(0, rows.shape[1], DEPTH):
+        part = slice(k, k + DEPTH)
+        torch.addmm(out, queries[:, part], rows[:, part].T, alpha=-2, out=out)
+    return out
 
 
 class NonMatchCounter(PairKeys):
@@ -330,14 +352,15 @@ class NonMatchCounter(PairKeys):
         per_tile = torch.bincount(cols // TILE, minlength=-(-len(self.gallery) // TILE))
         special = torch.stack([rows, cols % TILE])[:, order].to(self.device)
         own = torch.split(special, per_tile.tolist(), dim=1)
-        size = (stop - start) * min(TILE, len(self.gallery))
-        buffers = torch.empty(2, size, dtype=torch.float32, device=self.device)
+        columns = min(TILE, len(self.gallery))
+        out = torch.empty((stop - start) * columns, dtype=torch.float32, device=self.device)
+        bands = Bands(edges, columns)
         for (first, last), (own_rows, own_cols) in zip(self.tiles(), own, strict=True):
-            tile = self.tile(queries, start, first, last, buffers[0])
+            tile = self.tile(queries, start, first, last, out)
             tile[own_rows, own_cols] = FAR
-            counts, near_row, near_col = count_keys(tile, edges, buffers[1])
-            certain += counts[:, ::2]
-            certain[:, 1:] -= counts[:, 1:-1:2]
+            before, through, near_row, near_col = bands.count(tile)
+            certain += before
+            certain[:, 1:] -= through[:, :-1]
             if len(near_row):
                 near = self._by_row(
                     near_row, self.exact(near_row + start, near_col + first), stop - start

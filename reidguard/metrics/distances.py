@@ -139,15 +139,21 @@ def pair_distances(
 ) -> Tensor:
     """Return the exact distances (P,) float32 of the pairs ``(query[rows], gallery[cols])``."""
     out = torch.empty(len(rows), dtype=torch.float32, device=query.device)
-    for start, stop in blocks(len(rows), query):
+    places = list(blocks(len(rows), query))
+    size = (places[0][1], query.shape[1]) if places else (0, 0)
+    # Memory that is used again: new memory costs more than the arithmetic.
+    raw = [torch.empty(size, dtype=side.dtype, device=side.device) for side in (query, gallery)]
+    wide = torch.empty((2, *size), dtype=torch.float64, device=query.device)
+    for start, stop in places:
         r, c = rows[start:stop], cols[start:stop]
-        block = query.index_select(0, r).double()
-        other = gallery.index_select(0, c).double()
+        block, other = wide[:, : stop - start]
+        block.copy_(torch.index_select(query, 0, r, out=raw[0][: stop - start]))
+        other.copy_(torch.index_select(gallery, 0, c, out=raw[1][: stop - start]))
         if metric == "euclidean":
             out[start:stop] = _row_sums_(block.sub_(other).square_()).sqrt()
         else:
-            size = norms[0][r] * norms[1][c]
-            similarity = _row_sums_(block.mul_(other)) / torch.where(size > 0, size, 1.0)
+            lengths = norms[0][r] * norms[1][c]
+            similarity = _row_sums_(block.mul_(other)) / torch.where(lengths > 0, lengths, 1.0)
             out[start:stop] = 1 - similarity.float()
     return out
 

@@ -114,8 +114,8 @@ def rank(
     Gallery images of identity -1 (junk) are left out; those of identity 0 (distractors) stay and
     match nothing. Among equal distances every other image is ranked before a match, so a model that
     maps all images to one point gets the lowest possible score. A query without any match is
-    skipped. Beside the features it needs about ``100 + D / 40`` MiB and 16 bytes per gallery image,
-    however large the gallery is.
+    skipped. Beside the features it needs about ``100 + D / 40`` MiB, a copy of the queries, and 16
+    bytes per gallery image, however large the gallery is.
 
     Several shards, on one process or on many, give the same bits as one tensor: what is added up is
     the number of images of each shard that are nearer than each match.
@@ -177,16 +177,22 @@ def rank(
             "no query has a match in the gallery, so nothing can be ranked: " + matches.why_none()
         )
     with torch.no_grad(), full_precision(query.device):
+        order = torch.arange(len(query))
         if isinstance(metric, Reranking):
             counters = [_reranked(query, shards, part, matches, metric)]
         else:
             query_norms, *shard_norms = check_norms(query, shards, metric)
+            # Blocks of queries with about as many matches have the smallest tables.
+            order = matches.per_query.argsort(stable=True)
+            matches, places = matches.of_queries(order), order.to(query.device)
+            query, query_norms = query[places], query_norms[places]
             counters = [
                 NonMatchCounter(query, shard, start, metric, (query_norms, norms), matches)
                 for shard, start, norms in zip(shards, starts, shard_norms, strict=True)
             ]
         distributed = part is not None and not isinstance(metric, Reranking)
-        ap, inp, first = _per_query(counters, matches, distributed=distributed)
+        results = _per_query(counters, matches, distributed=distributed)
+    ap, inp, first = (values[order.argsort()] for values in results)
     return summarize(ap, inp, first, max_rank)
 
 

@@ -449,6 +449,28 @@ def test_few_images_are_compared_again(metric, scale, offset, monkeypatch):
     assert own <= sum(compared) <= own + 100
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["normal", "positive", "one column", "half"])
+def test_the_error_of_the_product_is_within_its_bound(metric, kind):
+    g = torch.Generator().manual_seed(11)
+    query, gallery = torch.randn(60, 700, generator=g), torch.randn(1100, 700, generator=g)
+    if kind == "positive":  # all products have one sign
+        query, gallery = query.abs() + 3, gallery.abs() + 3
+    elif kind == "one column":
+        query[:, 5] *= 1000
+        gallery[:, 5] *= 1000
+    elif kind == "half":
+        query, gallery = query.half(), gallery.half()
+    norms = tuple(features.double().norm(dim=1) for features in (query, gallery))
+    keys = counting.PairKeys(query, gallery, metric, norms)
+    rows = keys.prepare(query, 0, len(query), 0)
+    squares = counting.squared_norms(rows)
+    found = torch.cat([keys.product(rows, *tile) for tile in keys.tiles()], 1)
+    expected = keys.keys(distances(query, gallery, metric), squares)
+    error = (found - expected).abs() / keys.error_bound(squares)
+    assert error.max() < 1
+
+
 def test_the_length_of_the_cmc_curve():
     options = labels(([1], [1], [1, 2, 2], [2, 2, 2]))
     query, gallery = torch.zeros(1, 1), torch.tensor([[2.0], [1.0], [1.5]])

@@ -1,4 +1,4 @@
-"""Counts of keys up to edges, against Python loops."""
+"""Counts of keys around bands, against Python loops."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,31 @@ from hypothesis import strategies as st
 from reidguard.metrics import tiles
 
 
-def loops(tile, edges):
-    counts, inside = [], []
+def by_sorting(tile, edges):
+    return tiles.Bands(edges, tile.shape[1]).count(tile)
+
+
+def check(tile, edges, found, slack):
+    """Compare with loops; ``slack`` is how far outside a band a key inside it may be."""
+    before, through, rows, cols = (part.tolist() for part in found)
+    assert rows == sorted(rows)
+    listed = set(zip(rows, cols, strict=True))
+    assert len(listed) == len(rows)
     for row, (keys, bounds) in enumerate(zip(tile.tolist(), edges.tolist(), strict=True)):
-        counts.append([sum(key <= bound for key in keys) for bound in bounds])
+        bands = [band for band in zip(bounds[::2], bounds[1::2], strict=True) if band[0] < np.inf]
+        span = slack * (bands[-1][1] - bands[0][0]) if bands else 0
+        inside = {column for r, column in listed if r == row}
         for column, key in enumerate(keys):
-            pairs = zip(bounds[::2], bounds[1::2], strict=True)
-            inside += [(row, column) for low, high in pairs if low < key <= high]
-    return counts, sorted(inside)
+            if any(low < key <= high for low, high in bands):
+                assert column in inside
+            if column in inside:
+                assert any(low - span <= key <= high + span for low, high in bands)
+        others = sorted(key for column, key in enumerate(keys) if column not in inside)
+        number = 0  # of keys inside a band, so far
+        for band, (low, _) in enumerate(bands):
+            assert before[row][band] == sum(key <= low for key in others) + number
+            number += through[row][band] - before[row][band]
+        assert number == len(inside)
 
 
 @given(
@@ -25,32 +42,48 @@ def loops(tile, edges):
     columns=st.integers(1, 40),
     matches=st.integers(1, 5),
     spread=st.sampled_from([1e-3, 1, 1e30]),  # with few distinct keys: on the edges, too
+    wide=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("function", [tiles.by_sorting, tiles.by_searching])
-def test_equals_loops(function, seed, rows, columns, matches, spread):
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("function", [by_sorting, tiles.by_searching])
+def test_equals_loops(function, seed, rows, columns, matches, spread, wide):
     rng = np.random.default_rng(seed)
     tile = torch.from_numpy(rng.integers(-4, 5, (rows, columns)) * np.float32(spread)).float()
-    tile = torch.where(torch.rand(tile.shape) < 0.2, -tile, tile)  # -0.0 as well as 0.0
+    tile = torch.where(torch.from_numpy(rng.random(tile.shape)) < 0.2, -tile, tile)  # -0.0, too
+    if wide:
+        tile[:, 0] = 1e38  # of an image that is left out
     edges = torch.from_numpy(rng.integers(-9, 10, (rows, 2 * matches)) / 2 * spread).float()
     edges = edges.sort(1).values
-    counts, row, column = function(tile, edges)
-    expected, inside = loops(tile, edges)
-    assert counts.tolist() == expected
-    assert sorted(zip(row.tolist(), column.tolist(), strict=True)) == inside
-    assert row.tolist() == sorted(row.tolist())
+    edges[0, 2:] = edges[-1] = torch.inf  # rows with fewer matches, and without any
+    check(tile, edges, function(tile, edges), 2 / tiles.LEVELS)
+
+
+@pytest.mark.parametrize("columns", [511, 512, 513, 1300])
+def test_several_segments(columns):
+    g = torch.Generator().manual_seed(columns)
+    tile, middle = torch.randn(20, columns, generator=g), torch.randn(20, 7, generator=g)
+    tile[:, 40:60] = tile[:, 39:40]  # many keys in one band
+    middle[:, 0] = tile[:, 39]
+    middle = middle.sort(1).values
+    edges = torch.stack([middle - 1e-3, middle + 1e-3], 2)
+    edges[:, :-1, 1] = torch.minimum(edges[:, :-1, 1], edges[:, 1:, 0])
+    edges = edges.flatten(1)
+    bands = tiles.Bands(edges, 1400)
+    check(tile, edges, bands.count(tile), 2 / tiles.LEVELS)
+    short = tile[:, :100].contiguous()
+    check(short, edges, bands.count(short), 2 / tiles.LEVELS)
 
 
 def test_threads_change_nothing():
     g = torch.Generator().manual_seed(0)
     tile = torch.randn(300, 500, generator=g)
     edges = torch.randn(300, 6, generator=g).sort(1).values
-    one = tiles.by_sorting(tile, edges)
+    one = by_sorting(tile, edges)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        three = tiles.by_sorting(tile, edges, torch.empty(300 * 500 + 7))
+        three = by_sorting(tile, edges)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
-    assert len(one[1]) > 0
+    assert len(one[2]) > 0

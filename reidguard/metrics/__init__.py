@@ -2,8 +2,9 @@
 
 from reidguard.metrics.counting import SAME_CAMERA
 from reidguard.metrics.distances import METRICS, distances
-from reidguard.metrics.ranking import MAX_RANK, GalleryPart, RankingResult, rank, top_k
+from reidguard.metrics.ranking import MAX_RANK, GalleryPart, RankingResult, rank
 from reidguard.metrics.reranking import Reranking
+from reidguard.metrics.shortlist import top_k
 
 __all__ = [
     "MAX_RANK",

@@ -118,12 +118,6 @@ class Matches:
             setattr(result, name, getattr(self, name)[order])
         return result
 
-    def masks(self, query: int) -> tuple[Tensor, Tensor]:
-        """Return which gallery images are removed for one query, and which match it."""
-        same = self.g_pids == self.pids[query]
-        own = same & (self.g_camids == self.camids[query]).any(1) & self.exclude
-        return own | self.junk, same & ~own
-
     def why_none(self) -> str:
         """Return why no query has a match."""
         of_queries = torch.unique(self.pids)

@@ -17,15 +17,7 @@ from torch import Tensor
 from reidguard.contexts import fixed_context
 from reidguard.distributed import add_up, gather_equal, gather_rows
 from reidguard.errors import InputError
-from reidguard.metrics.counting import (
-    CHUNK,
-    FAR,
-    Labels,
-    Matches,
-    NonMatchCounter,
-    PairKeys,
-    squared_norms,
-)
+from reidguard.metrics.counting import CHUNK, Labels, Matches, NonMatchCounter
 from reidguard.metrics.distances import (
     check_features,
     check_norms,
@@ -34,10 +26,10 @@ from reidguard.metrics.distances import (
 from reidguard.metrics.reranking import Reranking, reranked_counter
 from reidguard.schema import checked
 
-__all__ = ["MAX_RANK", "RankingResult", "rank", "top_k"]
+__all__ = ["MAX_RANK", "RankingResult", "rank"]
 
 MAX_RANK = 10**6  # length of a CMC curve
-TABLE = 1 << 21  # entries of a table of the matches, or keys, of one chunk of queries
+TABLE = 1 << 21  # entries of a table of the matches of one chunk of queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,83 +292,3 @@ def inverse_negative_penalty(ranks: Tensor, counts: Tensor) -> Tensor:
     """
     last = ranks.gather(1, (counts - 1)[:, None])[:, 0]
     return counts / last.double()
-
-
-@fixed_context()
-def top_k(
-    query: Tensor,
-    gallery: Tensor,
-    k: int,
-    *,
-    query_pids: Labels,
-    query_camids: Labels,
-    gallery_pids: Labels,
-    gallery_camids: Labels,
-    metric: str = "euclidean",
-    same_camera: str = "exclude",
-) -> tuple[Tensor, Tensor]:
-    """Return the first ``k`` gallery images of a few queries, in the order of :func:`rank`.
-
-    A matrix product leaves the images that may be among the first, and only these are compared by
-    their exact distances. Arguments are those of :func:`rank`.
-
-    Returns:
-        Distances (Q, k) float32 and gallery indices (Q, k) int64 on the features' device; where
-        fewer than ``k`` images are left, infinity and -1.
-
-    Example:
-        >>> _, indices = top_k(
-        ...     torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0], [0.5]]), 2,
-        ...     query_pids=[7], query_camids=[1],
-        ...     gallery_pids=[7, 8, 7], gallery_camids=[2, 2, 1],
-        ... )
-        >>> indices  # the image by the query's own camera is left out
-        tensor([[1, 0]])
-    """
-    check_features(query, [gallery], metric)
-    k = checked(int, "k", k, low=1, high=MAX_RANK)
-    matches = Matches(
-        len(query),
-        len(gallery),
-        query_pids,
-        query_camids,
-        gallery_pids,
-        gallery_camids,
-        same_camera,
-    )
-    device = query.device
-    near = torch.full((len(query), k), math.inf, dtype=torch.float32, device=device)
-    indices = torch.full((len(query), k), -1, device=device)
-    with torch.no_grad(), full_precision(device):
-        norms = check_norms(query, [gallery], metric)
-        keys = PairKeys(query, gallery, metric, (norms[0], norms[1]))
-        step = max(1, TABLE // len(gallery))
-        for start in range(0, len(query), step):
-            rows = keys.prepare(query, start, min(start + step, len(query)), 0)
-            table = torch.cat([keys.product(rows, *tile) for tile in keys.tiles()], 1)
-            errors = keys.error_bound(squared_norms(rows))
-            for i, (row, error) in enumerate(zip(table, errors, strict=True), start):
-                removed, match = (mask.to(device) for mask in matches.masks(i))
-                left = _nearest(row, float(error), k, removed)
-                exact = keys.exact(torch.full_like(left, i), left)
-                others_first = match[left].to(torch.int8).argsort(stable=True)
-                order = others_first[exact[others_first].argsort(stable=True)][:k]
-                near[i, : len(order)] = exact[order]
-                indices[i, : len(order)] = left[order]
-    return near, indices
-
-
-def _nearest(row: Tensor, error: float, k: int, removed: Tensor) -> Tensor:
-    """Return the images, ascending, among which are the ``k`` nearest that are not removed.
-
-    Args:
-        row: (G,) keys of one query.
-        error: How far they may be from the keys of the exact distances.
-        k: Number of images.
-        removed: (G,) images that are left out.
-    """
-    row = row.masked_fill(removed, FAR)
-    if k < int((~removed).sum()):
-        # The k images with the smallest keys are at most this far, and so is each of the nearest.
-        removed = removed | (row.double() > row.kthvalue(k).values.double() + 2 * error)
-    return (~removed).nonzero().flatten()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidguard.errors import InputError
-from reidguard.metrics import counting, distances, rank, ranking, top_k
+from reidguard.metrics import counting, distances, rank, ranking, shortlist, top_k
 from reidguard.metrics.distances import pair_distances
 
 
@@ -471,6 +471,41 @@ def test_the_error_of_the_product_is_within_its_bound(metric, kind):
     assert error.max() < 1
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["normal", "positive", "one column", "half", "double"])
+def test_the_errors_of_one_pass_are_within_their_bound(metric, kind):
+    g = torch.Generator().manual_seed(12)
+    query, gallery = torch.randn(7, 700, generator=g), torch.randn(1100, 700, generator=g)
+    if kind == "positive":
+        query, gallery = query.abs() + 3, gallery.abs() + 3
+    elif kind == "one column":
+        query[:, 5] *= 1000
+        gallery[:, 5] *= 1000
+    elif kind != "normal":
+        query, gallery = (features.to(getattr(torch, kind)) for features in (query, gallery))
+    keys, error = shortlist.one_pass(query, gallery, metric)
+    exact = distances(query, gallery, metric).double()
+    expected = exact.square() if metric == "euclidean" else 2 * exact
+    differences = (keys.double() - expected).sort(1).values  # the same for a row, up to errors
+    assert ((differences[:, -1] - differences[:, 0]) / (2 * error)).max() < 1
+    assert error.max() < 5e-3 * expected.amax()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("scale", [1e-25, 1e-17, 1.0, 1e12, 1e25])
+def test_top_k_of_features_of_any_size(metric, scale):
+    query, gallery, data = nearly_tied(4, queries=3, gallery=200, dim=20)
+    gallery[7] = 0
+    query, gallery = scale * query, scale * gallery
+    _, indices = top_k(query, gallery, 30, **labels(data), metric=metric)
+    for i in range(len(query)):
+        order = loop_order(query, gallery, i, data, metric, "exclude")[:30]
+        assert indices[i].tolist() == [j for *_, j in order]
+    gallery[150, 3] = torch.nan
+    with pytest.raises(InputError, match="1 of 200 gallery features are NaN"):
+        top_k(query, gallery, 30, **labels(data), metric=metric)
+
+
 def test_the_length_of_the_cmc_curve():
     options = labels(([1], [1], [1, 2, 2], [2, 2, 2]))
     query, gallery = torch.zeros(1, 1), torch.tensor([[2.0], [1.0], [1.5]])
@@ -487,9 +522,14 @@ def test_the_length_of_the_cmc_curve():
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_top_k_of_a_gallery_of_many_tiles_and_ties(metric, monkeypatch):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_top_k_of_a_gallery_of_many_tiles_and_ties(metric, scaled, monkeypatch):
     monkeypatch.setattr(counting, "TILE", 61)
-    monkeypatch.setattr(ranking, "TABLE", 1000)  # two queries at a time
+    monkeypatch.setattr(shortlist, "FEW", 2)
+    monkeypatch.setattr(shortlist, "TABLE", 1000)  # two queries at a time
+    monkeypatch.setattr(shortlist, "BLOCK", 50 * 20)
+    if scaled:  # as for features that are too large or small for one pass
+        monkeypatch.setattr(shortlist, "one_pass", lambda *_: None)
     query, gallery, data = nearly_tied(3, queries=5, gallery=400, dim=20)
     gallery[50:90] = gallery[49]
     exact = distances(query, gallery, metric)

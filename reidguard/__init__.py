@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         AttackedResult,
         AuditReport,
         AutoAttackResult,
+        CertifyResult,
         EvaluationResult,
         FeatureStore,
         GridCell,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         RetrievalAutoAttack,
         VerifyReport,
         audit,
+        certify,
         evaluate,
         evaluate_grid,
         save_adversarial,
@@ -120,6 +122,7 @@ __all__ = [
     "AuditReport",
     "AutoAttackResult",
     "Budget",
+    "CertifyResult",
     "CheckpointError",
     "ColorAttack",
     "CombinatorialAttack",
@@ -169,6 +172,7 @@ __all__ = [
     "ZeroGradientWarning",
     "__version__",
     "audit",
+    "certify",
     "create_attack",
     "create_model",
     "evaluate",
@@ -203,9 +207,9 @@ _NAMES = {
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "
     "ZeroGradientWarning",
-    "evaluation": "AttackedResult AuditReport AutoAttackResult EvaluationResult FeatureStore "
-    "GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit evaluate evaluate_grid "
-    "save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport AutoAttackResult CertifyResult EvaluationResult "
+    "FeatureStore GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit certify "
+    "evaluate evaluate_grid save_adversarial verify",
     "hub": "from_pretrained push_to_hub save_pretrained",
     "learners": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel Identification LoadReport ReIDModel ReIDOutput create_model "

@@ -23,6 +23,7 @@ __all__ = [
     "AuditOptions",
     "AutoAttackOptions",
     "BatchOptions",
+    "CertifyOptions",
     "DefenseOptions",
     "EvaluateOptions",
     "FitOptions",
@@ -301,6 +302,15 @@ class TrainOptions(ModelOptions, total=False):
         float | None,
         Option("margin of the paper's triplet loss; AGW's has none", low=0, high=1e6),
     ]
+    noise: Annotated[
+        float | None,
+        Option(
+            "standard deviation of Gaussian noise on each training image, in [0, 1] pixel units, "
+            "for larger certified radii",
+            above=0,
+            high=10,
+        ),
+    ]
 
 
 TRAIN_DEFAULTS = {
@@ -459,6 +469,36 @@ class AuditOptions(BatchOptions, total=False):
     ]
     probes: Annotated[int, Option("queries whose gradients are examined", 8, low=1, high=10**6)]
     seed: Annotated[int, Option("seed of starts and batches", 0, low=0, high=MAX_SEED)]
+
+
+class CertifyOptions(MeasureOptions, total=False):
+    """Options of :func:`certify <reidguard.certify>`.
+
+    Example:
+        >>> quick: CertifyOptions = {"sigma": 0.1, "draws": 100, "query_every": 64}
+        >>> result = certify(model, data, **quick)  # doctest: +SKIP
+    """
+
+    sigma: Annotated[
+        float,
+        Option("standard deviation of the noise, in [0, 1] pixel units", 0.1, above=0, high=10),
+    ]
+    draws: Annotated[int, Option("noisy copies of each query", 1000, low=1, high=10**6)]
+    alpha: Annotated[
+        float,
+        Option(
+            "probability with which the bound of a query may be wrong", 0.001, above=0, high=0.5
+        ),
+    ]
+    ranks: Annotated[
+        tuple[int, ...],
+        Option("a match must be among the first of so many", (1, 5, 10), low=1, high=10**6),
+    ]
+    radius: Annotated[
+        float,
+        Option("L2 radius of the accuracies that are shown and judged", 0.1, low=0, high=1e6),
+    ]
+    seed: Annotated[int, Option("seed of the noise", 0, low=0, high=MAX_SEED)]
 
 
 class VirtualOptions(TypedDict, total=False):

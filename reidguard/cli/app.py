@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "evaluate a model, on a dataset's own queries or on changed ones",
     "autoattack": "evaluate a model under the worst of a fixed set of attacks",
     "audit": "check a model for masked gradients, which only look like robustness",
+    "certify": "certify the ranking against noise in an L2 ball, by randomised smoothing",
     "report": "write one page about runs: metrics, curves, pictures, rank lists",
     "identify": "say what a file of weights or a network is, and how to load it",
     "list": "list the attacks, defenses, models, learners, objectives and datasets",
@@ -40,7 +41,7 @@ COMMANDS = {
 """Each command and its line in ``reidguard --help``."""
 
 # The commands that torchrun can start.
-DISTRIBUTED = ("train", "attack", "defend", "evaluate", "autoattack", "audit")
+DISTRIBUTED = ("train", "attack", "defend", "evaluate", "autoattack", "audit", "certify")
 
 BLANK = Box("    \n" * 8)  # around the sections of the help
 EPILOGUE = """\

@@ -38,10 +38,13 @@ def thresholds(options: Options) -> dict[str, float]:
     known = ["mAP", "rank1", "rank5", "rank10"]
     if options.command == "audit":
         known = ["mAP", "rank1"]
+    elif options.command == "certify":
+        known = [f"rank{rank}" for rank in options.ranks]
     elif options.command == "evaluate":
         known.append("mINP")
+    any_rank = options.command not in ("audit", "certify")
     for name, value in options.fail_below.items():
-        if name not in known and not (RANK.fullmatch(name) and options.command != "audit"):
+        if name not in known and not (any_rank and RANK.fullmatch(name)):
             raise InputError(
                 f"--fail-below {name}: {options.command} does not measure it; metrics are "
                 f"{', '.join(known)}"
@@ -114,6 +117,8 @@ def _measured(command: str, content: Mapping[str, Any], name: str) -> float:
                 "radii that are not above it"
             )
         return min(values)
+    if command == "certify":
+        return float(content["certified"][name.replace("rank", "rank_")])
     if command == "autoattack":
         rankings = [content["robust"], content["robust_8bit"]]
     else:

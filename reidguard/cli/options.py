@@ -97,6 +97,7 @@ TYPES: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("N", integer),
     float: ("X", fraction),
     tuple[int, int]: ("HxW", image_size),
+    tuple[int, ...]: ("N,N,...", lambda text: tuple(map(integer, text.split(",")))),
     tuple[float, ...]: ("X,X,...", lambda text: tuple(map(fraction, text.split(",")))),
     Path: ("PATH", pathname),
 }

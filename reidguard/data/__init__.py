@@ -1,6 +1,6 @@
 """Datasets, readers, samplers and loaders: from files on disk to training batches."""
 
-from reidguard.data.augment import Augment
+from reidguard.data.augment import Augment, NoisyAugment
 from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.images import ImageCache, decode_image, iterate_images
 from reidguard.data.join import join_datasets
@@ -17,6 +17,7 @@ __all__ = [
     "BatchLoader",
     "ImageCache",
     "Layout",
+    "NoisyAugment",
     "PKSampler",
     "ReIDDataset",
     "ReIDItem",

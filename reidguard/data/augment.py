@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from reidguard.input_spec import channel_values
 from reidguard.schema import MAX_SIDE, checked
 from reidguard.types import BatchShard, check_images
 
-__all__ = ["Augment"]
+__all__ = ["Augment", "NoisyAugment"]
 
 TRIES = 10  # rectangles drawn per image before giving up on one that fits
 
@@ -121,6 +121,50 @@ class Augment:
             )
             return torch.where(fits[:, None], boxes, full)
         return full
+
+
+@dataclass(frozen=True)
+class NoisyAugment(Augment):
+    """Augmentation that ends with Gaussian noise, for models whose ranking is certified.
+
+    Each pixel value gets a draw of ``N(0, noise²)``, and the image is cut to [0, 1], as
+    :func:`~reidguard.certify` does. The other draws are those of :class:`Augment`, whose arguments
+    come first.
+
+    Args:
+        noise: Standard deviation in [0, 1] pixel units.
+
+    Example:
+        >>> images = torch.full((2, 3, 64, 32), 0.5)
+        >>> noisy = NoisyAugment.after(None, 0.1)(images, torch.Generator().manual_seed(0))
+        >>> round(float(noisy.std()), 2)
+        0.1
+    """
+
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked(float, "noise", self.noise, above=0, high=10)
+
+    @classmethod
+    def after(cls, augment: Augment | None, noise: float) -> NoisyAugment:
+        """Return the augmentation that adds noise after another one; None leaves the images."""
+        if augment is None:
+            augment = Augment(flip=0.0, crop="none", erase=0.0)
+        values = {f.name: getattr(augment, f.name) for f in fields(Augment)}
+        return cls(**values, noise=noise)
+
+    @fixed_defaults()
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, shard: BatchShard | None = None
+    ) -> Tensor:
+        """Return augmented copies with noise; arguments and result are those of Augment."""
+        images = super().__call__(images, generator, shard)
+        n = len(images) if shard is None else shard.total
+        noise = torch.randn(n, *images.shape[1:], generator=generator)
+        noise = noise if shard is None else noise[shard.rows.cpu()]
+        return (images + self.noise * noise.to(images, non_blocking=True)).clamp(0, 1)
 
 
 def _check_range(name: str, value: object, *, most: float) -> None:

@@ -4,6 +4,8 @@ from reidguard.evaluation.audit import audit
 from reidguard.evaluation.audit_report import AuditReport, Finding
 from reidguard.evaluation.autoattack import RetrievalAutoAttack
 from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
+from reidguard.evaluation.certify import certify
+from reidguard.evaluation.certify_result import CertifyResult
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.grid import evaluate_grid
@@ -21,6 +23,7 @@ __all__ = [
     "AttackedResult",
     "AuditReport",
     "AutoAttackResult",
+    "CertifyResult",
     "EvaluationResult",
     "FeatureStore",
     "Finding",
@@ -34,6 +37,7 @@ __all__ = [
     "WorstCase",
     "achieved_linf",
     "audit",
+    "certify",
     "evaluate",
     "evaluate_grid",
     "extract_features",

@@ -23,8 +23,8 @@ from reidguard.evaluation.audit_report import AuditReport
 from reidguard.evaluation.autoattack_result import AutoAttackResult
 from reidguard.evaluation.autoattack_run import SuiteRun
 from reidguard.evaluation.evaluate import evaluate
-from reidguard.evaluation.features import CountCallback, FeatureStore
-from reidguard.evaluation.labels import has_tracklets
+from reidguard.evaluation.features import FeatureStore
+from reidguard.evaluation.progress import phase
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.models import ReIDModel
@@ -33,7 +33,7 @@ from reidguard.nn.gradients import warn_of_zero_gradients
 from reidguard.options import AutoAttackOptions
 from reidguard.schema import MAX_SEED, MAX_STEPS, checked, documented, resolve
 from reidguard.storage import ResumableStore, fingerprint
-from reidguard.training import Progress, ProgressCallback
+from reidguard.training import ProgressCallback
 from reidguard.types import Budget
 
 __all__ = ["RetrievalAutoAttack"]
@@ -194,7 +194,7 @@ class RetrievalAutoAttack:
         values = resolve(AutoAttackOptions, options)
         batch_size, query_every = values["batch_size"], values["query_every"]
         retrieval = Retrieval(model, dataset, protocol, store, batch_size)
-        _check_single_images(retrieval)
+        retrieval.need_single_images("the suite attacks each query image by itself")
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)
         clean = evaluate(
@@ -203,7 +203,7 @@ class RetrievalAutoAttack:
             None,
             retrieval.protocol,
             store=retrieval.store,
-            progress=_phase(progress, "clean features"),
+            progress=phase(progress, "clean features"),
             batch_size=batch_size,
             query_every=query_every,
         )
@@ -234,7 +234,7 @@ class RetrievalAutoAttack:
                 dataset.query[::query_every],
                 entries,
                 files[::query_every],
-                _phase(progress, "attacking"),
+                phase(progress, "attacking"),
             )
         for member, zero in run.zero_fractions(batches).items():
             warn_of_zero_gradients(f"the suite's {member}", zero)
@@ -249,23 +249,13 @@ class RetrievalAutoAttack:
             surrogate=self.surrogate,
             protocol=retrieval.protocol,
             store=retrieval.store,
-            progress=_phase(progress, "auditing"),
+            progress=phase(progress, "auditing"),
             batch_size=retrieval.batch_size,
             eps=self.budget.eps,
             learning_steps=0,  # the universal member is what would be learnt
             queries=queries,
             seed=self.seed,
         )
-
-
-def _phase(progress: ProgressCallback | None, name: str) -> CountCallback:
-    """Return a callback that reports counts as the progress of a phase."""
-
-    def count(done: int, total: int) -> None:
-        if progress is not None:
-            progress(Progress(name, done, total))
-
-    return count
 
 
 def _image_folder(
@@ -277,18 +267,3 @@ def _image_folder(
     settings = {"kind": kind, "dataset": dataset.name, "run": run}
     store = ResumableStore(folder, settings, card="adversarial.json", files=names)
     return store, [] if store.folder is None else [store.folder / name for name in names]
-
-
-def _check_single_images(retrieval: Retrieval) -> None:
-    """Refuse searches in which the result of a query depends on other images than its own."""
-    if retrieval.protocol.rerank or retrieval.protocol.multi_query:
-        raise InputError(
-            "the suite attacks each query image by itself, and with rerank or multi_query its "
-            "result depends on others: use a protocol without rerank and multi_query, and "
-            "evaluate() for single attacks"
-        )
-    if has_tracklets(retrieval.dataset.query):
-        raise InputError(
-            "the suite attacks each query image by itself, and a tracklet is the mean of its "
-            "frames: use evaluate() for single attacks"
-        )

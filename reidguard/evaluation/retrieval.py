@@ -101,6 +101,26 @@ class Retrieval:
                 cure = "bind it to a model there"
             raise InputError(f"the model is on {self.device}, the {name} on {device}; {cure}")
 
+    def need_single_images(self, reason: str) -> None:
+        """Refuse searches in which the result of a query depends on other images than its own.
+
+        Args:
+            reason: Begins the message: what is done to each image by itself.
+
+        Raises:
+            InputError: If the protocol re-ranks or averages, or queries are tracklets.
+        """
+        if self.protocol.rerank or self.protocol.multi_query:
+            raise InputError(
+                f"{reason}, and with rerank or multi_query its result depends on others: use a "
+                "protocol without rerank and multi_query, and evaluate() for single attacks"
+            )
+        if has_tracklets(self.dataset.query):
+            raise InputError(
+                f"{reason}, and a tracklet is the mean of its frames: use evaluate() for single "
+                "attacks"
+            )
+
     def key(self, split: str, every: int = 1) -> dict[str, Any]:
         """Return what determines the clean features of every ``every``-th sample of a split."""
         return features_key(

@@ -1,7 +1,7 @@
 """Self-contained HTML pages: tables, charts, figures and rank lists."""
 
 from reidguard.report.attack_figures import adversarial_examples, evenly_spaced, perturbation
-from reidguard.report.charts import bar_chart, line_chart
+from reidguard.report.charts import bar_chart, line_chart, line_svg
 from reidguard.report.html import (
     columns,
     figure,
@@ -34,6 +34,7 @@ __all__ = [
     "figure",
     "figure_row",
     "line_chart",
+    "line_svg",
     "page",
     "paragraph",
     "perturbation",

@@ -10,7 +10,7 @@ from typing import Any
 from reidguard.errors import InputError
 from reidguard.report.html import render
 
-__all__ = ["bar_chart", "line_chart"]
+__all__ = ["bar_chart", "line_chart", "line_svg"]
 
 Point = tuple[float, float]
 
@@ -40,7 +40,7 @@ def line_chart(
     *,
     from_zero: bool = False,
 ) -> str:
-    """Return a chart with a line for each series.
+    """Return a chart with a line for each series, as HTML with an inline SVG.
 
     A line of more than 200 points is shown as the means of 200 equal parts.
 
@@ -59,6 +59,39 @@ def line_chart(
         >>> "<title>mAP falls</title>" in chart, chart.count("<path")
         (True, 1)
     """
+    values = _line_values(title, x_label, y_label, series, from_zero)
+    return render("line_chart.html.j2", **values).strip()
+
+
+def line_svg(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    from_zero: bool = False,
+) -> str:
+    """Return the chart of :func:`line_chart` as an SVG file, with title and legend.
+
+    Arguments and errors are those of :func:`line_chart`.
+
+    Example:
+        >>> chart = line_svg("mAP falls", "ε", "mAP", {"meta": [(0, 75.0), (8, 3.0)]})
+        >>> chart.startswith("<svg"), ">meta</text>" in chart
+        (True, True)
+    """
+    values = _line_values(title, x_label, y_label, series, from_zero)
+    return render("line_chart.svg.j2", **values)
+
+
+def _line_values(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[Point]],
+    from_zero: bool,
+) -> dict[str, Any]:
+    """Return what the templates of a line chart show."""
     lines = {name: _averaged(points) for name, points in series.items() if points}
     values = [value for points in lines.values() for point in points for value in point]
     if not values or not all(map(math.isfinite, values)):
@@ -86,22 +119,21 @@ def line_chart(
             zip(lines.items(), LINES, strict=False), 1
         )
     ]
-    return render(
-        "line_chart.html.j2",
-        title=title,
-        description=_description(lines, x_label, y_label),
-        x_label=x_label,
-        y_label=y_label,
-        x_ticks=[(x_position(x), _number(x)) for x in x_ticks],
-        y_ticks=[(y_position(y), _number(y)) for y in y_ticks],
-        lines=drawn,
-        width=WIDTH,
-        height=HEIGHT,
-        left=LEFT,
-        right=RIGHT,
-        top=TOP,
-        bottom=BOTTOM,
-    ).strip()
+    return {
+        "title": title,
+        "description": _description(lines, x_label, y_label),
+        "x_label": x_label,
+        "y_label": y_label,
+        "x_ticks": [(x_position(x), _number(x)) for x in x_ticks],
+        "y_ticks": [(y_position(y), _number(y)) for y in y_ticks],
+        "lines": drawn,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": RIGHT,
+        "top": TOP,
+        "bottom": BOTTOM,
+    }
 
 
 def bar_chart(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:

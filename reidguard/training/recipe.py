@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from reidguard.contexts import fixed_context
-from reidguard.data import Augment, ReIDDataset
+from reidguard.data import Augment, NoisyAugment, ReIDDataset
 from reidguard.errors import InputError
 from reidguard.learners import Objective, PlainLearner
 from reidguard.models import ReIDModel
@@ -135,6 +135,8 @@ def train_model(
     values = resolve(TrainOptions, options, **defaults)
     if values["augment"] == "recipe":
         values["augment"] = recipe.augment
+    if values["noise"] is not None:
+        values["augment"] = NoisyAugment.after(values["augment"], values["noise"])
     domain = _domain_of(model, dataset)
     device = next(model.parameters()).device
     check_cameras(model, cameras_of(dataset.train))

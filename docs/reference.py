@@ -31,6 +31,7 @@ PACKAGES = {
     "reidguard.models": "Models",
     "reidguard.data": "Data",
     "reidguard.evaluation": "Evaluation",
+    "reidguard.detection": "Detection",
     "reidguard.objectives": "Objectives",
     "reidguard.learners": "Learners",
     "reidguard.training": "Training",

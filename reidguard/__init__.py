@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         MetaDefense,
         MixedTraining,
     )
+    from reidguard.detection import DETECTION_SCORES, AdaptiveSMA, DetectionScore, Detector
     from reidguard.errors import (
         CheckpointError,
         DataError,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         AuditReport,
         AutoAttackResult,
         CertifyResult,
+        DetectionResult,
         EvaluationResult,
         FeatureStore,
         GridCell,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         VerifyReport,
         audit,
         certify,
+        detection_scores,
         evaluate,
         evaluate_grid,
         save_adversarial,
@@ -109,12 +112,14 @@ __all__ = [
     "ATTACK_LOSSES",
     "DATASETS",
     "DEFENSES",
+    "DETECTION_SCORES",
     "FNA",
     "GOAT",
     "LEARNERS",
     "MODELS",
     "ODFA",
     "SMA",
+    "AdaptiveSMA",
     "AdversarialTraining",
     "Attack",
     "AttackLoss",
@@ -129,6 +134,9 @@ __all__ = [
     "DataError",
     "Defense",
     "DeltaAttack",
+    "DetectionResult",
+    "DetectionScore",
+    "Detector",
     "EnsembleModel",
     "EvaluationResult",
     "FeatureStore",
@@ -175,6 +183,7 @@ __all__ = [
     "certify",
     "create_attack",
     "create_model",
+    "detection_scores",
     "evaluate",
     "evaluate_grid",
     "fixed_patterns",
@@ -205,11 +214,12 @@ _NAMES = {
     "fixed_patterns load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
     "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
+    "detection": "DETECTION_SCORES AdaptiveSMA DetectionScore Detector",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "
     "ZeroGradientWarning",
-    "evaluation": "AttackedResult AuditReport AutoAttackResult CertifyResult EvaluationResult "
-    "FeatureStore GridCell GridResult Protocol RetrievalAutoAttack VerifyReport audit certify "
-    "evaluate evaluate_grid save_adversarial verify",
+    "evaluation": "AttackedResult AuditReport AutoAttackResult CertifyResult DetectionResult "
+    "EvaluationResult FeatureStore GridCell GridResult Protocol RetrievalAutoAttack VerifyReport "
+    "audit certify detection_scores evaluate evaluate_grid save_adversarial verify",
     "hub": "from_pretrained push_to_hub save_pretrained",
     "learners": "LEARNERS MetaLearner StepResult",
     "models": "MODELS EnsembleModel Identification LoadReport ReIDModel ReIDOutput create_model "

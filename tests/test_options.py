@@ -45,7 +45,9 @@ def outside(option: Option) -> list[object]:
         numbers.append(1.5)
     tuples = [t for t in types if get_origin(t) is tuple]
     if tuples:
-        lengths: list[object] = [()] if tuples[0] == tuple[float, ...] else [(), (3,), (3, 3, 3)]
+        lengths: list[object] = (
+            [()] if tuples[0] in (tuple[float, ...], tuple[int, ...]) else [(), (3,), (3, 3, 3)]
+        )
         return [(3, n) for n in numbers] + [(n, 3) for n in numbers] + [*lengths, 3, "32"]
     if bool in types:
         return [1, "true"]

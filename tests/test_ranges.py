@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import reidguard as rg
-from reidguard.data import Augment
+from reidguard.data import Augment, NoisyAugment
 from reidguard.data.images import ImageCache, decode_image, iterate_images
 from reidguard.data.loader import BatchLoader
 from reidguard.data.sampler import PKSampler
@@ -29,6 +29,7 @@ from reidguard.defenses import CollapsePairs, GuideSampling, RaiseHardness
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
 from reidguard.learners.perturbed import PerturbedLearner
+from reidguard.evaluation.smoothing import certified_radius, lower_bound
 from reidguard.metrics import Reranking, top_k
 from reidguard.objectives import InputCopies
 from reidguard.objectives.clusters import k_means
@@ -54,6 +55,7 @@ RESULTS = {
     "AttackedResult",
     "AuditReport",
     "AutoAttackResult",
+    "CertifyResult",
     "EvaluationResult",
     "GridCell",
     "GridResult",
@@ -163,6 +165,7 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     grid = {"attacks": {"a": rg.SMA()}, "models": {"m": model}, "datasets": {"d": data}}
     yield "evaluate_grid", rg.evaluate_grid, grid
     yield "audit", rg.audit, {"model": model, "dataset": data}
+    yield "certify", rg.certify, {"model": model, "dataset": data}
     yield "RetrievalAutoAttack.run", suite.run, {"model": model, "dataset": data}
     yield "verify", rg.verify, {"attack": delta, "images": data}
     saving = {"attack": delta, "dataset": data, "directory": folder / "saved"}
@@ -182,6 +185,10 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "Protocol", rg.Protocol, {}
     yield "RetrievalAutoAttack", rg.RetrievalAutoAttack, {}
     yield "Augment", Augment, {}
+    yield "NoisyAugment", NoisyAugment, {}
+    yield "NoisyAugment.after", NoisyAugment.after, {"augment": None}
+    yield "lower_bound", lower_bound, {"hits": 1, "draws": 2, "alpha": 0.1}
+    yield "certified_radius", certified_radius, {"probability": 0.7, "sigma": 0.1}
     yield "GuideSampling", GuideSampling, {}
     yield "CollapsePairs", CollapsePairs, {}
     yield "RaiseHardness", RaiseHardness, {}

@@ -32,6 +32,7 @@ COMMANDS = {
     "autoattack": "evaluate a model under the worst of a fixed set of attacks",
     "audit": "check a model for masked gradients, which only look like robustness",
     "certify": "certify the ranking against noise in an L2 ball, by randomised smoothing",
+    "detect": "measure how well scores tell attacked queries from clean ones",
     "report": "write one page about runs: metrics, curves, pictures, rank lists",
     "identify": "say what a file of weights or a network is, and how to load it",
     "list": "list the attacks, defenses, models, learners, objectives and datasets",

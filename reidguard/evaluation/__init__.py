@@ -6,6 +6,8 @@ from reidguard.evaluation.autoattack import RetrievalAutoAttack
 from reidguard.evaluation.autoattack_result import AutoAttackResult, MemberResult, WorstCase
 from reidguard.evaluation.certify import certify
 from reidguard.evaluation.certify_result import CertifyResult
+from reidguard.evaluation.detection import detection_scores
+from reidguard.evaluation.detection_result import DetectionResult
 from reidguard.evaluation.evaluate import evaluate
 from reidguard.evaluation.features import FeatureStore, extract_features
 from reidguard.evaluation.grid import evaluate_grid
@@ -24,6 +26,7 @@ __all__ = [
     "AuditReport",
     "AutoAttackResult",
     "CertifyResult",
+    "DetectionResult",
     "EvaluationResult",
     "FeatureStore",
     "Finding",
@@ -38,6 +41,7 @@ __all__ = [
     "achieved_linf",
     "audit",
     "certify",
+    "detection_scores",
     "evaluate",
     "evaluate_grid",
     "extract_features",

@@ -16,7 +16,6 @@ MAX_DRAWS = 10**6
 HALVINGS = 60  # of [0, 1], until its ends are neighbouring floats
 
 
-@lru_cache(maxsize=4096)
 def lower_bound(hits: int, draws: int, alpha: float) -> float:
     """Return the one-sided Clopper–Pearson lower bound on a probability.
 
@@ -39,6 +38,11 @@ def lower_bound(hits: int, draws: int, alpha: float) -> float:
     draws = checked(int, "draws", draws, low=1, high=MAX_DRAWS)
     hits = checked(int, "hits", hits, low=0, high=draws)
     alpha = checked(float, "alpha", alpha, above=0, high=0.5)
+    return _lower_bound(hits, draws, alpha)
+
+
+@lru_cache(maxsize=4096)
+def _lower_bound(hits: int, draws: int, alpha: float) -> float:
     if hits == 0:
         return 0.0
     counts = torch.arange(hits, draws + 1, dtype=torch.float64)

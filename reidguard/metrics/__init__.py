@@ -1,5 +1,6 @@
 """Ranking: exact distances, and the mAP, CMC and mINP of a ranked gallery, chunked."""
 
+from reidguard.metrics.auc import roc_auc
 from reidguard.metrics.counting import SAME_CAMERA
 from reidguard.metrics.distances import METRICS, distances
 from reidguard.metrics.ranking import MAX_RANK, GalleryPart, RankingResult, rank
@@ -15,5 +16,6 @@ __all__ = [
     "Reranking",
     "distances",
     "rank",
+    "roc_auc",
     "top_k",
 ]

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from reidguard.data import Augment
+from reidguard.data import Augment, NoisyAugment
 from reidguard.data.augment import _cut, _inside, _rectangles
 from reidguard.errors import InputError
+from reidguard.types import BatchShard
 
 H, W = 24, 12
 OFF = {"flip": 0.0, "crop": "none", "erase": 0.0}
@@ -221,3 +222,23 @@ def test_senseless_settings_are_refused(wrong):
 def test_8_bit_images_are_refused():
     with pytest.raises(InputError, match="255"):
         Augment()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), generator())
+
+
+def test_noise_has_its_standard_deviation_and_comes_after_the_rest():
+    images = 0.4 + 0.2 * noise(8, 64, 32)
+    before = Augment()(images, generator())
+    after = NoisyAugment.after(Augment(), 0.02)(images, generator())
+    difference = (after - before).flatten()
+    assert float(difference.std()) == pytest.approx(0.02, rel=0.02)
+    assert abs(float(difference.mean())) < 5 * 0.02 / len(difference) ** 0.5
+    strong = NoisyAugment.after(None, 1.0)(images, generator())
+    assert float(strong.min()) == 0  # cut to the range of images
+    assert float(strong.max()) == 1
+
+
+def test_each_process_gets_its_rows_of_the_joint_noise():
+    images, augment = noise(6), NoisyAugment(noise=0.1)
+    joint = augment(images, generator())
+    rows = torch.tensor([1, 4, 5])
+    shard = BatchShard(rows=rows, total=6)
+    assert torch.equal(augment(images[rows], generator(), shard), joint[rows])

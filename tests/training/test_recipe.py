@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from helpers import Killed, kill_at, tiny_model
-from reidguard.data import Augment, ReIDDataset, iterate_images
+from reidguard.data import Augment, NoisyAugment, ReIDDataset, iterate_images
 from reidguard.errors import CheckpointError, InputError
 from reidguard.metrics import RankingResult, rank
 from reidguard.models import ReIDModel, ReIDOutput, create_model, load_model
@@ -244,6 +244,20 @@ def test_modes_flags_and_facts(studio, tmp_path):
     assert facts["train"]["fingerprint"] == studio.fingerprint("train")
     model.save(tmp_path / "m.safetensors")
     assert load_model(tmp_path / "m.safetensors").provenance == facts
+
+
+def test_noise_is_part_of_the_augmentation_and_of_the_provenance(studio):
+    """The option does what an augmentation that ends with noise does."""
+    options = {"steps": 1, **SHORT}
+    noisy = train_model(small_model(), studio, noise=0.1, **options)
+    same = train_model(small_model(), studio, augment=NoisyAugment(noise=0.1), **options)
+    assert_same_weights(noisy, same)
+    plain = train_model(small_model(), studio, **options)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(noisy.parameters(), plain.parameters(), strict=True)
+    )
+    assert noisy.provenance["noise"] == noisy.provenance["augment"]["noise"] == 0.1
+    assert "noise" not in plain.provenance
 
 
 def test_modes_come_back_after_a_failure(studio):

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Annotated, Any, TypedDict
 
 import reidguard as rg
+from reidguard.cli.named_attack import attack_from
 from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Target
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
-from reidguard.records import to_path
 
 EXAMPLES = """\
   the paper's defense: harden a model against an attack that was learnt on it, with virtual people
@@ -78,7 +78,7 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
         )
     if "attack" in options.set:
         raise InputError("attack is no --set option: write --attack FILE")
-    attack = _attack(options)
+    attack = attack_from(options)
     fields = {field.name: field for field in dataclasses.fields(factory)}
     own_attack = fields["attack"].default_factory is not dataclasses.MISSING
     if attack is None and not own_attack:

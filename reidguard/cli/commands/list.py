@@ -18,6 +18,7 @@ REGISTRIES = {
     "learners": "LEARNERS",
     "objectives": "ATTACK_LOSSES",
     "datasets": "DATASETS",
+    "detection": "DETECTION_SCORES",
 }
 EXAMPLES = """\
   reidguard list
@@ -29,7 +30,7 @@ class Kind(TypedDict, total=False):
     """What to list."""
 
     kind: Annotated[
-        Literal["attacks", "defenses", "models", "learners", "objectives", "datasets"],
+        Literal["attacks", "defenses", "models", "learners", "objectives", "datasets", "detection"],
         Flag("what to list", shown="all", positional=True),
     ]
 

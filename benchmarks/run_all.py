@@ -41,6 +41,8 @@ SCRIPTS = (
     f"transfer.py {SURROGATE} {OTHERS}",
     f"instance.py {SURROGATE}",
     "inner_steps.py",
+    "certificates.py",
+    "detection.py",
     "backbones.py",
     "adapters.py",
     "protocols.py",

@@ -26,6 +26,8 @@ from reidguard.data.loader import BatchLoader
 from reidguard.data.sampler import PKSampler
 from reidguard.data.torch_dataset import TorchSplit
 from reidguard.defenses import CollapsePairs, GuideSampling, RaiseHardness
+from reidguard.defenses import GuideSampling
+from reidguard.detection.transforms import blur, jpeg, shift
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
 from reidguard.learners.perturbed import PerturbedLearner
@@ -56,6 +58,7 @@ RESULTS = {
     "AuditReport",
     "AutoAttackResult",
     "CertifyResult",
+    "DetectionResult",
     "EvaluationResult",
     "GridCell",
     "GridResult",
@@ -130,6 +133,9 @@ def registered() -> Iterator[Case]:
         own = name in ("act", "blur", "free", "hm")
         options = {} if own else {"attack": rg.DeltaAttack(size=(4, 2))}
         yield f"defense {name}", rg.DEFENSES.get(name), options
+        yield f"defense {name}", rg.DEFENSES.get(name), {"attack": rg.DeltaAttack(size=(4, 2))}
+    for name in SURFACE["DETECTION_SCORES"]["names"]:
+        yield f"score {name}", rg.DETECTION_SCORES.get(name), {}
     for name in SURFACE["MODELS"]["names"]:
         yield f"model {name}", rg.MODELS.get(name), MODELS.get(name, {})
 
@@ -166,6 +172,12 @@ def functions(data: rg.ReIDDataset, folder: Path) -> Iterator[Case]:
     yield "evaluate_grid", rg.evaluate_grid, grid
     yield "audit", rg.audit, {"model": model, "dataset": data}
     yield "certify", rg.certify, {"model": model, "dataset": data}
+    searched = {"model": model, "dataset": data, "attacks": {"delta": delta}}
+    yield "detection_scores", rg.detection_scores, searched
+    yield "AdaptiveSMA", rg.AdaptiveSMA, {}
+    yield "blur", blur, {"images": torch.rand(1, 3, 8, 4)}
+    yield "shift", shift, {"images": torch.rand(1, 3, 8, 4), "down": 0, "right": 0}
+    yield "jpeg", jpeg, {"images": torch.rand(1, 3, 8, 4)}
     yield "RetrievalAutoAttack.run", suite.run, {"model": model, "dataset": data}
     yield "verify", rg.verify, {"attack": delta, "images": data}
     saving = {"attack": delta, "dataset": data, "directory": folder / "saved"}
@@ -274,6 +286,7 @@ def check(case: Case, allowed: dict[str, list[object]] | None = None) -> None:
 
 # Numbers that are no mistake: the docstring says what they mean.
 ALLOWED: dict[str, dict[str, list[object]]] = {
+    "shift": {"down": [-3], "right": [-3]},
     "render_person": {"viewpoint": [-3, -0.5]},
     "attack pattern": {
         "phase": [(-3, -3), (-0.5, -0.5)],

@@ -19,7 +19,15 @@ else:
 
 HERE = Path(__file__).parent
 PACKAGES = sorted(path.parent for path in HERE.glob("*/pyproject.toml"))
-REGISTRIES = (rg.ATTACKS, rg.ATTACK_LOSSES, rg.DATASETS, rg.DEFENSES, rg.LEARNERS, rg.MODELS)
+REGISTRIES = (
+    rg.ATTACKS,
+    rg.ATTACK_LOSSES,
+    rg.DATASETS,
+    rg.DEFENSES,
+    rg.DETECTION_SCORES,
+    rg.LEARNERS,
+    rg.MODELS,
+)
 
 sys.path[:0] = [str(package) for package in PACKAGES]  # the tests import the modules
 

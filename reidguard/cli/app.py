@@ -35,7 +35,7 @@ COMMANDS = {
     "detect": "measure how well scores tell attacked queries from clean ones",
     "report": "write one page about runs: metrics, curves, pictures, rank lists",
     "identify": "say what a file of weights or a network is, and how to load it",
-    "list": "list the attacks, defenses, models, learners, objectives and datasets",
+    "list": "list the attacks, defenses, models, learners, objectives, datasets, scores",
     "data": "summarise a dataset, check its images, or export virtual people",
     "demo": "run everything in some minutes on virtual people, with a page to look at",
 }

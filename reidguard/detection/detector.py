@@ -44,6 +44,9 @@ class Detector(nn.Module):
     """
 
     metric: Metric = "euclidean"
+    scale: Tensor
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,

@@ -70,6 +70,13 @@ class Reference:
 class DetectorBatch:
     """Images to be scored, and all that a detector knows.
 
+    Example:
+        >>> from reidguard.testing import small_model
+        >>> reference, images = Reference(small_model(), torch.eye(3, 96)), torch.rand(2, 3, 32, 16)
+        >>> batch = DetectorBatch(images, reference.features(images), reference)
+        >>> FlipScore()(batch).shape
+        torch.Size([2])
+
     Attributes:
         images: (N, 3, H, W) in [0, 1].
         features: (N, D) their normalized features by the reference's model.
@@ -113,6 +120,13 @@ class ConsistencyScore(DetectionScore):
 
     Perturbations that are tuned to pixels tend to break under changes that leave a person as they
     are (compare Xu et al., 2018, on classes).
+
+    Example:
+        >>> class DarkenScore(ConsistencyScore):
+        ...     def changed(self, images):
+        ...         return [0.9 * images]
+        >>> DarkenScore().changed(torch.ones(1, 1, 1, 1))
+        [tensor([[[[0.9000]]]])]
     """
 
     @abstractmethod

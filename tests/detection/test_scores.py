@@ -53,10 +53,10 @@ def rebuilt(batch, x):
 @pytest.mark.parametrize("score", [FlipScore(), BlurScore(0.8), ShiftScore(2), JpegScore(60)])
 def test_consistency_is_one_less_the_cosine(batch, score):
     x, model = batch.images, batch.reference.model
-    for i, value in enumerate(score(batch)):
+    for i, value in enumerate(score(batch).detach()):
         own = model.features(x[i : i + 1])[0]
         copies = [model.features(c[i : i + 1])[0] for c in score.changed(x)]
-        cosines = [float(own @ c) / (math.sqrt(own @ own) * math.sqrt(c @ c)) for c in copies]
+        cosines = [(own @ c / (own @ own).sqrt() / (c @ c).sqrt()).item() for c in copies]
         assert float(value) == pytest.approx(1 - sum(cosines) / len(cosines), abs=1e-9)
 
 

@@ -26,12 +26,11 @@ from reidguard.data.loader import BatchLoader
 from reidguard.data.sampler import PKSampler
 from reidguard.data.torch_dataset import TorchSplit
 from reidguard.defenses import CollapsePairs, GuideSampling, RaiseHardness
-from reidguard.defenses import GuideSampling
 from reidguard.detection.transforms import blur, jpeg, shift
 from reidguard.evaluation.autoattack_result import WorstCase
 from reidguard.evaluation.features import extract_features
-from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.evaluation.smoothing import certified_radius, lower_bound
+from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.metrics import Reranking, top_k
 from reidguard.objectives import InputCopies
 from reidguard.objectives.clusters import k_means

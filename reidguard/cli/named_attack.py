@@ -3,7 +3,7 @@
 from typing import Any
 
 import reidguard as rg
-from reidguard.cli.options import Options
+from reidguard.cli.options import Options, errors_name
 from reidguard.errors import InputError
 from reidguard.records import to_path
 
@@ -16,8 +16,6 @@ def attack_from(options: Options) -> "rg.Attack | None":
     Raises:
         InputError: If the attack must be learnt first, or its options do not fit.
     """
-    from reidguard.cli.session import errors_name
-
     spec = options.attack
     if spec is None:
         if options.attack_set:

@@ -101,30 +101,6 @@ def _defense(options: Options) -> "rg.AdversarialTraining":
     return defense
 
 
-def _attack(options: Options) -> "rg.Attack | None":
-    """Load or build the attack of ``--attack``, ``--attack-set`` and ``--eps``."""
-    from reidguard.cli.options import errors_name
-
-    spec = options.attack
-    if spec is None:
-        if options.attack_set:
-            raise InputError("--attack-set belongs to a named attack: give --attack NAME, too")
-        return None
-    path = to_path(spec)
-    if spec not in rg.ATTACKS and (spec.endswith(".safetensors") or path.is_file()):
-        options.refuse(["attack_set", "eps"], f"{spec} contains these options; leave {{flags}} out")
-        return rg.load_attack(path)
-    factory: Any = rg.ATTACKS.get(spec)
-    if issubclass(factory, rg.LearnedAttack):
-        raise InputError(
-            f"{spec!r} must be learnt first, with: reidguard attack --attack {spec} ...; then give "
-            "its file, as in --attack runs/NAME/attack.safetensors"
-        )
-    with errors_name("--attack-set"):
-        attack: rg.Attack = factory(budget=rg.Budget(options.eps), **options.attack_set)
-        return attack
-
-
 app = command(
     "defend",
     run,

@@ -1,11 +1,12 @@
 """AUC of detection scores of OSNet x0.25 on Market-1501, under attacks with and without adaptation.
 
 Run: python benchmarks/detection.py [--query-every 64] [--steps 15] [--weight 0.1 1].
-Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. ε = 8/255. The patterns use neither model nor data; the
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder of clean features. ε = 8/255. The patterns use neither model nor data; the
 adaptive attack knows all five scores at once.
 """
 
 import argparse
+import os
 import time
 
 from common import market, osnet, save
@@ -18,9 +19,8 @@ def main() -> None:
     parser.add_argument("--query-every", type=int, default=64)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--weight", type=float, nargs="+", default=[AdaptiveSMA().weight])
-    parser.add_argument("--cache", help="folder of clean features")
     args = parser.parse_args()
-    data, model, store = market(), osnet(), FeatureStore(args.cache)
+    data, model, store = market(), osnet(), FeatureStore(os.environ.get("REIDGUARD_CACHE"))
     patterns = fixed_patterns()
     attacks = {name: patterns[name] for name in ("vertical stripes of 8", "gabor noise of 32")}
     attacks["SMA"] = SMA(steps=args.steps)

@@ -1,14 +1,22 @@
 """Extraction of features from cold JPEG files beside pure forward passes of the same images.
 
-Run: python benchmarks/extraction.py [--images 512] [--turns 5] [--threads 2]. Needs REIDGUARD_DATA
-and REIDGUARD_WEIGHTS. Both take turns in one process. Before each turn of files the kernel is asked
-to drop them from its cache. Forward passes take decoded images from memory, in the same batches;
-what extraction does beyond them is reading, decoding, resizing, and conversion to floats.
+Run: python benchmarks/extraction.py [--images 256] [--turns 3] [--threads 2]. Needs REIDGUARD_DATA
+and REIDGUARD_WEIGHTS. Each row is a process of its own, with the system's pages of 4 KiB or with
+huge ones (THP_MEM_ALLOC_ENABLE, which the command line sets). In it both take turns: forward passes
+of decoded images in memory, and the extraction of the same images in the same batches, memory
+format and threads. Before each turn of files the kernel is asked to drop them from its cache.
+Seconds are processor time of all threads, since only that means something on a busy machine; the
+ratio of wall seconds stands beside. What extraction does beyond the passes is timed alone, too:
+reading, decoding, resizing, and conversion to floats.
 """
 
 import argparse
+import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
@@ -31,54 +39,100 @@ def forget(samples) -> None:
         os.close(handle)
 
 
+def timed(function) -> dict:
+    """Wall, processor and system seconds, page faults, and the result."""
+    before, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    result = function()
+    wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_SELF)
+    system = after.ru_stime - before.ru_stime
+    return {
+        "wall": wall,
+        "cpu": after.ru_utime - before.ru_utime + system,
+        "system": system,
+        "faults": after.ru_minflt - before.ru_minflt,
+        "result": result,
+    }
+
+
 def measure(model, samples, turns: int) -> dict:
-    """Seconds of both, and their ratio in each turn."""
+    """Medians over the turns, the first of which warms up."""
     view = inference_view(model)
     batches = [to_float(pixels) for _, pixels in iterate_images(samples, batch_size=BATCH)]
-    seconds = {"forward": [], "extraction": []}
-    for turn in range(turns + 1):
-        began = time.perf_counter()
+
+    def forward():
         with torch.no_grad():
-            expected = torch.cat([view.features(batch) for batch in batches])
-        middle = time.perf_counter()
-        forget(samples)
-        start = time.perf_counter()
-        found = extract_features(model, samples, batch_size=BATCH)
-        ended = time.perf_counter()
-        assert torch.equal(found, expected)
-        if turn:  # the first is a warm-up
-            seconds["forward"].append(middle - began)
-            seconds["extraction"].append(ended - start)
-    pairs = zip(seconds["extraction"], seconds["forward"], strict=True)
-    ratios = [extraction / forward for extraction, forward in pairs]
+            return torch.cat([view.features(batch) for batch in batches])
+
+    def decode():
+        for _, pixels in iterate_images(samples, batch_size=BATCH):
+            to_float(pixels)
+
+    def extraction():
+        return extract_features(model, samples, batch_size=BATCH)
+
+    seen = []
+    for _ in range(turns + 1):
+        turn = {"forward": timed(forward)}
+        for function in (decode, extraction):
+            forget(samples)
+            turn[function.__name__] = timed(function)
+        assert torch.equal(turn["forward"]["result"], turn["extraction"]["result"])
+        seen.append(turn)
+    seen = seen[1:]
+
+    def ratios(name: str, kind: str) -> list[float]:
+        return sorted(turn[name][kind] / turn["forward"][kind] for turn in seen)
+
+    def median(name: str, kind: str) -> float:
+        return statistics.median(turn[name][kind] for turn in seen)
+
+    walls, cpus = ratios("extraction", "wall"), ratios("extraction", "cpu")
     return {
-        **{name: round(statistics.median(values), 3) for name, values in seconds.items()},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
+        "forward_cpu_s": round(median("forward", "cpu"), 3),
+        "forward_system_s": round(median("forward", "system"), 3),
+        "forward_faults": round(median("forward", "faults")),
+        "extraction_cpu_s": round(median("extraction", "cpu"), 3),
+        "decode_ratio": round(statistics.median(ratios("decode", "cpu")), 3),
+        "cpu_ratio": round(statistics.median(cpus), 3),
+        "cpu_ratios": [round(cpus[0], 3), round(cpus[-1], 3)],
+        "ratio": round(statistics.median(walls), 3),
+        "ratios": [round(walls[0], 3), round(walls[-1], 3)],
     }
+
+
+MODELS = {
+    "osnet_x0_25": osnet,
+    "osnet_x1_0": lambda: create_model("osnet_x1_0"),
+    "ide resnet50": lambda: create_model("ide", backbone="resnet50"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--one", choices=MODELS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = market()
     samples = data.gallery[:: len(data.gallery) // options.images][: options.images]
-    result = {"images": len(samples), "threads": options.threads, "rows": {}}
-    models = {
-        "osnet_x0_25": osnet(),
-        "osnet_x1_0": create_model("osnet_x1_0"),
-        "ide resnet50": create_model("ide", backbone="resnet50"),
-    }
-    for name, model in models.items():
-        result["rows"][name] = measure(model.eval(), samples, options.turns)
-        print(name, result["rows"][name], flush=True)
-    save("extraction", result, data)
+    if options.one:
+        print(json.dumps(measure(MODELS[options.one]().eval(), samples, options.turns)))
+        return
+    rows = []
+    for name in options.models:
+        for huge in (False, True):
+            call = [sys.executable, *sys.argv, "--one", name]
+            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(huge))}
+            ended = subprocess.run(call, check=True, stdout=subprocess.PIPE, env=environment)
+            found = json.loads(ended.stdout.splitlines()[-1])
+            rows.append({"model": name, "huge_pages": huge, **found})
+            print(rows[-1], flush=True)
+    save("extraction", {"images": len(samples), "threads": options.threads, "rows": rows}, data)
 
 
 if __name__ == "__main__":

@@ -111,3 +111,12 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed(
     assert "File too large; free some space or choose another folder" in line
     assert not [path for path in tmp_path.rglob("*") if is_temporary(path)]
     assert main(call) == 0
+
+
+def test_torch_is_asked_for_huge_pages_unless_the_user_says(monkeypatch, capsys):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert main(["--help"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert main(["--help"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"

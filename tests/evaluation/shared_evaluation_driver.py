@@ -6,13 +6,14 @@ Arguments: folder of the data, folder for the results.
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from reidguard.attacks import FNA, SMA, DeltaAttack
-from reidguard.data import load_dataset
+from reidguard.data import ReIDDataset, load_dataset
 from reidguard.distributed import join
 from reidguard.evaluation import (
     FeatureStore,
@@ -39,6 +40,15 @@ def embedder(seed):
     return wrap_model(nn.Sequential(*layers), input_spec=InputSpec(size=None))
 
 
+def tracklets(data):
+    """Return the data as tracklets of an identity by a camera, their frames far apart."""
+    images = sorted(data.query + data.gallery, key=lambda s: (s.pid, s.camid))
+    images = [replace(s, tracklet=10 * s.pid + s.camid) for s in images[::3] + images[1::3]]
+    query = [sample for sample in images if sample.camid == 1]
+    gallery = [sample for sample in images if sample.camid > 1]
+    return ReIDDataset("tracklets", query=query, gallery=gallery)
+
+
 def main(data_folder, out):
     torch.set_num_threads(1)
     with join() as processes:
@@ -58,6 +68,9 @@ def main(data_folder, out):
         store = FeatureStore(out / "features")
         again = evaluate(model, data, None, protocol, store=store, **options)
         found["stored"] = figures(again.clean)
+        clips = evaluate(model, tracklets(data), DeltaAttack(size=SIZE), protocol, **options)
+        found["tracklets"] = [*map(figures, (clips.clean, clips.attacked.ranking))]
+        found["counts"] = [clips.counts["query"], clips.counts["gallery"]]
         grid = evaluate_grid(
             {"SMA": SMA(steps=2), "FNA": FNA(steps=2)},
             {"a": model, "b": other},

@@ -55,6 +55,7 @@ def test_two_processes_measure_what_one_measures(studio_root, tmp_path):
     (alone,) = measure(1, studio_root, tmp_path / "one")
     for result in measure(2, studio_root, tmp_path / "two"):
         assert result == alone
+    assert alone["counts"] == [16, 32]  # tracklets of two frames, in batches of three
     names = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.png")}
     assert names
     for name in names:

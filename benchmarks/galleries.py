@@ -13,8 +13,8 @@ a strong attack.
 
 Beside them: the 100 nearest of each query by faiss, where it is installed, and the rankings of
 torchreid and fast-reid, in Python, where a folder of their sources is given. These two hold
-matrices of queries times gallery, so they are measured up to --matrices images. Full searches by
-faiss are measured up to --others images, and the lists of 8 queries, as in a report, for all sizes.
+matrices of queries times gallery, so they are measured up to --matrices images, and searches by
+faiss up to --others images. For the lists of a few queries, as in a report, see lists.py.
 """
 
 import argparse
@@ -34,13 +34,12 @@ import torch
 from common import CHECKPOINT, market, osnet, save
 
 from reidguard.evaluation.features import SHARD, FeatureStore
-from reidguard.metrics import rank, top_k
+from reidguard.metrics import rank
 from reidguard.storage import load_tensors, save_tensors
 
 QUERIES, WIDTH, IDENTITIES = 3368, 512, 750
 MATCHABLE = 15_913  # images of the identities, as in Market-1501; the others are distractors
 NEAREST = 100
-LISTS = 8  # queries whose nearest images a report shows
 
 
 def random_features(gallery: int):
@@ -61,9 +60,8 @@ def random_features(gallery: int):
 def osnet_features(gallery: int, noise: float, folder: str):
     """The same of real features and distractors around features of training images."""
     dataset, model, store = market(), osnet(), FeatureStore(folder)
-    query, real, pool = (
-        store.features(model, dataset, split) for split in ("query", "gallery", "train")
-    )
+    query, real = (store.features(model, dataset, split) for split in ("query", "gallery"))
+    pool = real if gallery <= len(real) else store.features(model, dataset, "train")
     g = torch.Generator().manual_seed(0)
     order = torch.randperm(len(real), generator=g)  # a small gallery has all kinds of images
     spread = noise * pool.std(0)
@@ -172,24 +170,20 @@ def measure(arguments) -> dict:
 
 
 def others(arguments, query, features, labels) -> dict:
-    """Seconds of other programs, and of lists of nearest images."""
+    """Seconds of other programs."""
     result = {}
-    few = {**labels, **{n: labels[n][:LISTS] for n in ("query_pids", "query_camids")}}
-    lists = timed(lambda: top_k(query[:LISTS], features, NEAREST, **few))
-    result["lists_s"] = round(lists[0], 3)
     try:
         import faiss
     except ImportError:
-        print("faiss is not installed: skipped", file=sys.stderr)
+        faiss = None
+    if faiss is None or arguments.one > arguments.others:
+        print(f"faiss is skipped at {arguments.one} images", file=sys.stderr)
     else:
         faiss.omp_set_num_threads(torch.get_num_threads())
         for name, index in (("l2", faiss.IndexFlatL2(WIDTH)), ("ip", faiss.IndexFlatIP(WIDTH))):
             result["faiss_add_s"] = round(timed(lambda i=index: i.add(features.numpy()))[0], 3)
-            if arguments.one <= arguments.others:
-                search = timed(lambda i=index: i.search(query.numpy(), NEAREST))
-                result[f"faiss_{name}_s"] = round(search[0], 3)
-            search = timed(lambda i=index: i.search(query[:LISTS].numpy(), NEAREST))
-            result[f"faiss_{name}_lists_s"] = round(search[0], 3)
+            search = timed(lambda i=index: i.search(query.numpy(), NEAREST))
+            result[f"faiss_{name}_s"] = round(search[0], 3)
             index.reset()
     names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
     arrays = [labels[name].numpy() for name in names]

@@ -697,6 +697,20 @@ and the rankings of torchreid and fast-reid in Python."""),
     return page
 
 
+def lists(data) -> list[str]:
+    rows = [
+        [f"{r['gallery']:,}", f"{r['top_k']:.3f}", f"{r['fill']:.3f}", f"{r['search']:.3f}"]
+        for r in data["rows"]
+    ]
+    equal = min(r["same_lists"] for r in data["rows"])
+    return [
+        prose(f"""The 100 nearest images of {data["queries"]} queries, as for the rank lists of a
+report, by ``top_k`` and by a flat index of faiss, which is filled first; processor seconds,
+{data["threads"]} thread(s). The lists of {equal} queries or more have the same images."""),
+        listing(["gallery", "top_k", "faiss, fill", "faiss, search"], rows),
+    ]
+
+
 def imports(data) -> list[str]:
     return [
         "Seconds of a new process, medians of turns:\n",
@@ -985,7 +999,7 @@ again, ``python benchmarks/page.py`` writes this page from them.
         if data := load(section.__name__):
             page += section(data)
     page.append(title("Cost"))
-    for section in (speed, learners, ranking, galleries, imports, precision, extraction):
+    for section in (speed, learners, ranking, galleries, lists, imports, precision, extraction):
         if data := load(section.__name__):
             page += section(data)
     (DOCS / "results.rst").write_text("\n".join(page), "utf-8")

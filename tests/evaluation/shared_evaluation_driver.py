@@ -42,7 +42,8 @@ def embedder(seed):
 
 def tracklets(data):
     """Return the data as tracklets of an identity by a camera, their frames far apart."""
-    images = sorted(data.query + data.gallery, key=lambda s: (s.pid, s.camid))
+    images = [sample for sample in data.query + data.gallery if sample.pid > 0]
+    images = sorted(images, key=lambda s: (s.pid, s.camid))
     images = [replace(s, tracklet=10 * s.pid + s.camid) for s in images[::3] + images[1::3]]
     query = [sample for sample in images if sample.camid == 1]
     gallery = [sample for sample in images if sample.camid > 1]

@@ -51,7 +51,7 @@ class AdaptiveSMA(SMA):
         self,
         budget: Budget | None = None,
         *,
-        weight: float = 0.1,
+        weight: float = 0.05,
         steps: int = 30,
         step_size: float | None = 1 / 255,
         restarts: int = 1,

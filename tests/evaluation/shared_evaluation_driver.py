@@ -20,6 +20,7 @@ from reidguard.evaluation import (
     Protocol,
     RetrievalAutoAttack,
     audit,
+    certify,
     evaluate,
     evaluate_grid,
 )
@@ -93,6 +94,11 @@ def main(data_folder, out):
             **options,
         )
         found["suite"] = [worst.worst.mAP, worst.worst_8bit.ap.nan_to_num(-1).tolist()]
+        noise = {"sigma": 0.05, "draws": 7, "alpha": 0.1, "query_every": 3}
+        certified = certify(
+            model, data, protocol=protocol, state=out / "certified", store=store, **noise, **options
+        )
+        found["certified"] = [certified.hits.tolist(), list(certified.names)]
         report = audit(
             model,
             data,

@@ -1,9 +1,8 @@
 """Certified rank-k of OSNet x0.25 on Market-1501 by randomised smoothing, for several σ.
 
 Run: python benchmarks/certificates.py [--query-every 64] [--draws 200]. Needs REIDGUARD_DATA and
-REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder in which clean features are kept. The
-published weights have never seen noise, so this is the
-certificate of a plain model.
+REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder in which clean features are kept. The published
+weights have never seen noise, so this is the certificate of a plain model.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """AUC of detection scores of OSNet x0.25 on Market-1501, under attacks with and without adaptation.
 
 Run: python benchmarks/detection.py [--query-every 64] [--steps 15] [--weight 0.02 0.05].
-Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder of
-clean features. ε = 8/255. The patterns use neither model nor data; the adaptive attack knows all five scores at once.
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS; REIDGUARD_CACHE names a folder of clean features.
+ε = 8/255. The patterns use neither model nor data; the adaptive attack knows all scores at once.
 """
 
 import argparse

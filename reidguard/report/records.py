@@ -11,7 +11,7 @@ from reidguard.evaluation.audit_report import Level
 from reidguard.evaluation.results import DatasetRecord, EvaluationRecord
 from reidguard.records import Count, Fraction
 
-__all__ = ["AuditRecord", "Manifest", "ResultRecord", "SuiteRecord"]
+__all__ = ["AuditRecord", "CertificateRecord", "Manifest", "ResultRecord", "SuiteRecord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,19 @@ class AuditRecord:
     curve: list[PointRecord]
     transfer: list[TransferRecord]
     facts: FactsRecord
+
+
+@dataclass(frozen=True)
+class CertificateRecord:
+    """The result of a certificate; accuracies go by "rank_1" and so on."""
+
+    dataset: DatasetRecord
+    certified: dict[str, float]
+    curve: list[dict[str, float]]
+
+    def __post_init__(self) -> None:
+        if not {"sigma", "radius"} <= set(self.certified):
+            raise ValueError("certified needs sigma and radius")
 
 
 @dataclass(frozen=True)

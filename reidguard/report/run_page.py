@@ -137,6 +137,8 @@ def _details(run: Run) -> Iterator[str]:
     measured = run.cells or "findings" in result or "robust" in result
     if run.text and not (tables or measured):
         yield preformatted(run.text)
+    if "certified" in result:
+        yield from _certificate(result)
     if "findings" in result:
         yield from _audit(result)
     if "robust" in result:
@@ -178,6 +180,18 @@ def _audit(result: Mapping[str, Any]) -> Iterator[str]:
             for row in result["transfer"]
         ]
         yield table(head, [measured], "White-box attacks and transfer")
+
+
+def _certificate(result: Mapping[str, Any]) -> Iterator[str]:
+    curve = [point for point in result["curve"] if "radius" in point]
+    ranks = list(dict.fromkeys(key for point in curve for key in point if key != "radius"))
+    lines = {
+        rank.replace("_", "-"): [(p["radius"], 100 * p[rank]) for p in curve if rank in p]
+        for rank in ranks[:5]  # a chart shows five lines
+    }
+    if any(lines.values()):
+        title = f"Certified accuracy, σ = {result['certified']['sigma']:g}"
+        yield line_chart(title, "L2 radius", "certified rank-k in %", lines, from_zero=True)
 
 
 def _members(result: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,13 @@ from typing import Any
 
 from reidguard.errors import InputError
 from reidguard.records import convert, read_file, read_record, to_path
-from reidguard.report.records import AuditRecord, Manifest, ResultRecord, SuiteRecord
+from reidguard.report.records import (
+    AuditRecord,
+    CertificateRecord,
+    Manifest,
+    ResultRecord,
+    SuiteRecord,
+)
 from reidguard.training.metrics import read_metrics
 
 __all__ = ["Run", "read_run"]
@@ -21,6 +27,7 @@ CURE = "repeat the run"
 RECORDS: dict[str | None, type] = {
     None: ResultRecord,
     "findings": AuditRecord,
+    "certified": CertificateRecord,
     "robust": SuiteRecord,
 }
 

@@ -33,6 +33,8 @@ def verdict(run: Run) -> str:
         return _audited(result)
     if "robust" in result:
         return _worst_case(result)
+    if "certified" in result:
+        return _certified(result)
     if not run.cells:
         return "See below." if run.text else "Nothing was measured."
     if len(run.cells) == 1:
@@ -108,6 +110,20 @@ def _audited(result: Mapping[str, Any]) -> str:
     names = [TITLES.get(name, name) for name in result["warnings"]]
     failed = f"; checks not passed: {', '.join(names)}" if names else ""
     return f"Audit on {result['facts']['dataset']}: {audit_verdict(len(names))}{failed}."
+
+
+def _certified(result: Mapping[str, Any]) -> str:
+    certified = result["certified"]
+    ranks = [
+        f"{_number(value)} {name.replace('_', '-')}"
+        for name, value in certified.items()
+        if name.startswith("rank_")
+    ]
+    return (
+        f"On {result['dataset']['name']}, the ranking smoothed by noise of σ = "
+        f"{certified['sigma']:g} keeps a certified {', '.join(ranks)} within an L2 radius of "
+        f"{certified['radius']:g}."
+    )
 
 
 def _worst_case(result: Mapping[str, Any]) -> str:

@@ -198,6 +198,26 @@ def test_grids_and_the_demo(tmp_path):
     assert f"mAP in %. {chart}" in said
 
 
+def test_certificates(tmp_path):
+    result = {
+        "dataset": {"name": "virtual:plaza"},
+        "certified": {"sigma": 0.1, "radius": 0.05, "rank_1": 0.25, "rank_5": 0.5},
+        "curve": [
+            {"radius": 0.0, "rank_1": 0.5, "rank_5": 0.75},
+            {"radius": 0.2, "rank_1": 0.0, "rank_5": 0.0},
+        ],
+    }
+    page = page_of(written(tmp_path / "a", "certify", result))
+    said = text(page)
+    assert "keeps a certified 25.0 % rank-1, 50.0 % rank-5 within an L2 radius of 0.05." in said
+    assert "Certified accuracy, σ = 0.1" in said
+    assert "rank-1: 50 at 0, 0 at 0.2; rank-5: 75 at 0, 0 at 0.2." in page
+    del result["certified"]["radius"]
+    folder = written(tmp_path / "b", "certify", result)
+    with pytest.raises(CheckpointError, match="sigma and radius"):
+        read_run(folder)
+
+
 def test_audits(tmp_path):
     finding = {
         "name": "zero_gradients",

@@ -7,6 +7,11 @@ from reidguard.objectives.base import (
     normalized_features,
 )
 from reidguard.objectives.ensemble import EnsembleLoss
+from reidguard.objectives.feature_level import (
+    DispersionLoss,
+    FeatureImportanceLoss,
+    NeuronAttributionLoss,
+)
 from reidguard.objectives.inputs import InputCopies
 from reidguard.objectives.misranking import MisrankingTriplet
 from reidguard.objectives.retrieval import (
@@ -19,12 +24,15 @@ from reidguard.objectives.retrieval import (
 __all__ = [
     "ATTACK_LOSSES",
     "AttackLoss",
+    "DispersionLoss",
     "EnsembleLoss",
+    "FeatureImportanceLoss",
     "FeatureObjective",
     "InputCopies",
     "LabelWiseLoss",
     "ListWiseLoss",
     "MisrankingTriplet",
+    "NeuronAttributionLoss",
     "PairWiseLoss",
     "SelfMetricLoss",
     "normalized_features",

@@ -75,13 +75,18 @@ class AttackLoss(ABC):
     """Whether the gradient is zero at the clean image; ``fit`` then starts with one step in a
     random direction."""
 
+    caches_clean: ClassVar[bool] = True
+    """Whether ``fit`` computes the :meth:`reference` of all training images first; otherwise that
+    of a batch in its step, because it is large, or takes many passes, or random draws."""
+
     @abstractmethod
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the loss.
 
         Args:
             adversarial: (N, D) features of the adversarial images, or their :meth:`representation`.
-            clean: (N, D) the same of these images before the attack, constant.
+            clean: (N, D) the same of these images before the attack, or their :meth:`reference`;
+                constant.
             pids: (N,) identities.
         """
 
@@ -89,11 +94,15 @@ class AttackLoss(ABC):
         """Return the (N, D) vectors that the loss compares; by default normalized features."""
         return normalized_features(model, images)
 
+    def reference(self, model: Embedder, images: Tensor) -> Tensor:
+        """Return what the loss takes of clean images; by default :meth:`representation`."""
+        return self.representation(model, images)
+
     def with_statistics(self, training: Tensor) -> AttackLoss:
         """Return the loss for a surrogate whose clean training images have these vectors.
 
         Args:
-            training: (images, D), :meth:`representation` of all training images.
+            training: (images, D), :meth:`reference` of all training images.
         """
         return self
 
@@ -137,7 +146,7 @@ class FeatureObjective:
             clean = batch.features
             if clean is None:
                 with torch.no_grad():
-                    clean = self.loss.representation(model, batch.images)
+                    clean = self.loss.reference(model, batch.images)
             images = attack(batch.images)
             with graph_needed(self.model):
                 copies = [

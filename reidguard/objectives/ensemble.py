@@ -58,9 +58,11 @@ class EnsembleLoss(AttackLoss):
             )
         self.losses: list[AttackLoss] = [loss]
         self.equal_gradients = equal_gradients
-        self.widths: list[int] = []
+        self.widths: list[int] = []  # of each member's representation, and of its reference
+        self.clean_widths: list[int] = []
         self.needs_training_statistics = loss.needs_training_statistics  # type: ignore[misc]
         self.flat_at_clean = loss.flat_at_clean  # type: ignore[misc]
+        self.caches_clean = loss.caches_clean  # type: ignore[misc]
 
     def representation(self, model: Embedder, images: Tensor) -> Tensor:
         """Return what the loss compares of each member of an ensemble, side by side."""
@@ -71,11 +73,18 @@ class EnsembleLoss(AttackLoss):
         self.widths = [part.shape[1] for part in parts]
         return torch.cat([part.to(parts[0].dtype) for part in parts], 1)
 
+    def reference(self, model: Embedder, images: Tensor) -> Tensor:
+        """Return what the loss takes of clean images of each member, side by side."""
+        members = model.members  # type: ignore[attr-defined]
+        parts = [self.losses[0].reference(member, images) for member in members]
+        self.clean_widths = [part.shape[1] for part in parts]
+        return torch.cat([part.to(parts[0].dtype) for part in parts], 1)
+
     def with_statistics(self, training: Tensor) -> EnsembleLoss:
         """Return the loss with each member's own statistics of the training images."""
         result = EnsembleLoss(self.losses[0], equal_gradients=self.equal_gradients)
-        result.widths = self.widths
-        parts = torch.split(training, self.widths, 1)
+        result.widths, result.clean_widths = self.widths, self.clean_widths
+        parts = torch.split(training, self.clean_widths or self.widths, 1)
         result.losses = [self.losses[0].with_statistics(part) for part in parts]
         return result
 
@@ -84,17 +93,19 @@ class EnsembleLoss(AttackLoss):
         result = EnsembleLoss(self.losses[0], equal_gradients=self.equal_gradients)
         if len(self.losses) > 1:
             result.losses = [self.losses[i] for i in members]
+        if self.clean_widths:
+            result.clean_widths = [self.clean_widths[i] for i in members]
         return result
 
     def columns(self, vectors: Tensor, members: Sequence[int]) -> Tensor:
-        """Return what :meth:`representation` gives for an ensemble of some of the members."""
-        parts = torch.split(vectors, self.widths, 1)
+        """Return what :meth:`reference` gives for an ensemble of some of the members."""
+        parts = torch.split(vectors, self.clean_widths or self.widths, 1)
         return torch.cat([parts[i] for i in members], 1)
 
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean of the members' losses."""
-        parts = (torch.split(t, self.widths, 1) for t in (adversarial, clean))
-        pairs = list(zip(*parts, strict=True))
+        own = torch.split(clean, self.clean_widths or self.widths, 1)
+        pairs = list(zip(torch.split(adversarial, self.widths, 1), own, strict=True))
         losses = self.losses if len(self.losses) > 1 else self.losses * len(self.widths)
         values = [loss(a, c, pids) for loss, (a, c) in zip(losses, pairs, strict=True)]
         return torch.stack(values).mean()

@@ -140,3 +140,18 @@ def test_several_surrogates_and_meta_learning_over_them(
     assert "two surrogates or more" in refused(
         *call, "--surrogate", file, "--surrogate", file, "--ensemble", "left_out"
     )
+
+
+def test_a_loss_inside_the_network_and_its_layer(
+    target: list[str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    options = ["--objective", "dispersion", "--objective-set"]
+    facts = learn(target, tmp_path / "run", *options, "layer=backbone.layer1")
+    assert facts["objective"] == "dispersion"
+    assert facts["objective_options"] == {"layer": "backbone.layer1"}
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    expected = ["dispersion", {"layer": "backbone.layer1"}]
+    assert manifest["settings"]["recipe"]["objective"] == expected
+    call = ["attack", *target, *SHORT, "--out", str(tmp_path / "no")]
+    assert "backbone.layer1" in refused(*call, *options, "layer=conv9")
+    assert "it takes: margin" in refused(*call, "--objective-set", "layer=conv9")

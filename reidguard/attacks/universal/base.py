@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +115,8 @@ class UniversalAttack(LearnedAttack):
         if not isinstance(loss, AttackLoss):
             loss = ATTACK_LOSSES.create(str(loss))
         values["objective"] = ATTACK_LOSSES.name_of(type(loss))
+        if own := own_options(loss):
+            facts["objective_options"] = own
         loss = loss_of_surrogates(loss, values["ensemble"], model, learner)
         facts |= settings(AttackOptions, values)
         lr, seed, steps, progress = (values[name] for name in ("lr", "seed", "steps", "progress"))
@@ -174,6 +176,15 @@ def displaced(
     return DisplacedLearner(learner, parts, values["nesterov"], clip)
 
 
+def own_options(loss: AttackLoss) -> dict[str, Any]:
+    """Return the arguments of a loss that differ from the defaults, as JSON values."""
+    if not is_dataclass(loss):
+        return {}
+    values = {f.name: (getattr(loss, f.name), f.default) for f in fields(loss) if f.init}
+    kinds = (bool, int, float, str)
+    return {k: v for k, (v, usual) in values.items() if isinstance(v, kinds) and v != usual}
+
+
 def loss_of_surrogates(
     loss: AttackLoss, ensemble: str, model: ReIDModel, learner: MetaLearner
 ) -> AttackLoss:
@@ -218,8 +229,9 @@ def with_representations(
     steps: int,
     progress: ProgressCallback | None,
 ) -> BatchLoader | CleanRepresentations:
-    """Compute all clean vectors first, unless fewer steps than one epoch would use them."""
-    if steps < len(loader) and not loss.needs_training_statistics:
+    """Compute all clean vectors first, unless the loss or too few steps advise against it."""
+    few = steps < len(loader) or not loss.caches_clean
+    if few and not loss.needs_training_statistics:
         return loader
     device = next(view.parameters(), torch.empty(0)).device
     processes = world()
@@ -232,7 +244,7 @@ def with_representations(
         stop = min(start + 64, own.stop)
         pixels = to_device(loader.cache.batch(range(start, stop)), device)
         seen = with_cameras(view, cameras_of(loader.samples[start:stop]))
-        parts.append(loss.representation(seen, pixels.float() / 255))
+        parts.append(loss.reference(seen, pixels.float() / 255))
         if progress is not None and rank == 0:
             done = count * (stop - own.start) // len(own)
             progress(Progress("clean features", done, count))

@@ -94,6 +94,7 @@ class Names(MetaTest, total=False):
     """Options of learning whose names the library also takes as objects."""
 
     objective: Annotated[str, Flag("reidguard list objectives", shown="misranking, uap pairwise")]
+    objective_set: Annotated[dict[str, Any], Flag("option of its constructor: layer=conv3")]
     learner: Annotated[str, Flag("reidguard list learners", shown="plain, meta maml")]
     learner_set: Annotated[dict[str, Any], Flag("option of its constructor: inner_steps=2")]
 
@@ -236,7 +237,7 @@ def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]
             ["learner", "learner_set", "meta_data"],
             f"{options.attack} has a search of its own in place of a learner: leave out {{flags}}",
         )
-        return _with_objective(options, options.of(AttackOptions, explicit=True))
+        return _with_objective(options, attack, options.of(AttackOptions, explicit=True))
     name = options.learner or defaults.learner
     arguments = dict(defaults.learner_options) if name == defaults.learner else {}
     arguments |= options.learner_set
@@ -249,13 +250,23 @@ def _fit_options(options: Options, attack: "rg.LearnedAttack") -> dict[str, Any]
             "(virtual:plaza needs no files), or take --learner plain, or, with two --surrogate or "
             "more, --ensemble left_out"
         )
-    return _with_objective(
-        options, {**options.of(AttackOptions, explicit=True), "learner": learner}
-    )
+    fit = {**options.of(AttackOptions, explicit=True), "learner": learner}
+    return _with_objective(options, attack, fit)
 
 
-def _with_objective(options: Options, fit: dict[str, Any]) -> dict[str, Any]:
-    if options.objective is not None:
+def _with_objective(
+    options: Options, attack: "rg.LearnedAttack", fit: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the objective of ``--objective``, or the attack's own, with ``--objective-set``."""
+    from reidguard.cli.options import errors_name
+
+    name = options.objective or attack.fit_defaults.objective
+    if options.objective_set and name is not None:
+        with errors_name("--objective-set"):
+            fit["objective"] = rg.ATTACK_LOSSES.create(name, **options.objective_set)
+    elif options.objective_set:
+        raise InputError(f"{options.attack} has an objective of its own: leave --objective-set out")
+    elif options.objective is not None:
         rg.ATTACK_LOSSES.get(options.objective)
         fit["objective"] = options.objective
     return fit
@@ -274,7 +285,13 @@ def _settings(
         return {**own, "attack": hashlib.sha256(options.load.read_bytes()).hexdigest()}
     own |= {"attack": options.attack, "set": attack.config()}
     if fit:
-        own["recipe"] = settings(AttackOptions, resolve(AttackOptions, fit))
+        recipe = resolve(AttackOptions, fit)
+        if options.objective_set:
+            recipe["objective"] = [
+                rg.ATTACK_LOSSES.name_of(type(recipe["objective"])),
+                options.objective_set,
+            ]
+        own["recipe"] = settings(AttackOptions, recipe)
     if (learner := fit.get("learner")) is not None:
         own["learner"] = {"name": rg.LEARNERS.name_of(type(learner)), **learner.config()}
     return own

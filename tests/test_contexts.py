@@ -191,6 +191,19 @@ CALLS: dict[str, Callable[[TinyNet, rg.ReIDDataset, Path], Any]] = {
         learning_steps=1,
         attack_steps=1,
     ).to_dict(),
+    "certify": lambda model, data, folder: rg.certify(
+        model, data, protocol=SMALL, sigma=0.05, draws=5, alpha=0.1, state=folder / "state"
+    ).to_dict(),
+    "detect": lambda model, data, folder: rg.detection_scores(
+        model,
+        data,
+        {"SMA": rg.SMA(steps=1), "adaptive": rg.AdaptiveSMA(steps=2)},
+        others=[model],
+        protocol=SMALL,
+    ).to_dict(),
+    "noisy": lambda model, data, folder: state(
+        rg.train_model(tiny_model(num_classes=6), data, **FIT, noise=0.1)
+    ),
     "train": trained,
     "agw": agw,
     "adversarial": hardened("adversarial"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +121,6 @@ def _round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-@cache
 def _cosines() -> Tensor:
     """Return the orthonormal (8, 8) matrix of the discrete cosine transform."""
     places = torch.arange(8, dtype=torch.float64)
@@ -131,7 +129,6 @@ def _cosines() -> Tensor:
     return basis
 
 
-@cache
 def _tables(quality: int) -> Tensor:
     """Return the (3, 8, 8) steps of quantisation, scaled as libjpeg does."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality

@@ -54,7 +54,7 @@ class CertifyResult(Result):
             [certified_radius(lower_bound(hits, draws, alpha), sigma) for hits in row]
             for row in self.hits.tolist()
         ]
-        return torch.tensor(radii, dtype=torch.float64).view(self.hits.shape)
+        return torch.tensor(radii, dtype=torch.float64, device="cpu").view(self.hits.shape)
 
     @property
     def abstained(self) -> Tensor:
@@ -64,7 +64,7 @@ class CertifyResult(Result):
             [lower_bound(h, draws, alpha) <= 0.5 <= upper_bound(h, draws, alpha) for h in row]
             for row in self.hits.tolist()
         ]
-        return torch.tensor(undecided).view(self.hits.shape)
+        return torch.tensor(undecided, device="cpu").view(self.hits.shape)
 
     def accuracy(self, rank: int, radius: float) -> float:
         """Return the certified rank-k at a radius.

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import torch
 
+from reidguard.contexts import fixed_context
 from reidguard.errors import InputError
 from reidguard.schema import checked
 
@@ -42,6 +43,7 @@ def lower_bound(hits: int, draws: int, alpha: float) -> float:
 
 
 @lru_cache(maxsize=4096)
+@fixed_context()
 def _lower_bound(hits: int, draws: int, alpha: float) -> float:
     if hits == 0:
         return 0.0

@@ -706,7 +706,7 @@ def lists(data) -> list[str]:
     return [
         prose(f"""The 100 nearest images of {data["queries"]} queries, as for the rank lists of a
 report, by ``top_k`` and by a flat index of faiss, which is filled first; processor seconds,
-{data["threads"]} thread(s). The lists of {equal} queries or more have the same images."""),
+{data["threads"]} thread(s). The lists of {equal} of the queries have the same images."""),
         listing(["gallery", "top_k", "faiss, fill", "faiss, search"], rows),
     ]
 

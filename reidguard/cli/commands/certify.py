@@ -13,9 +13,7 @@ EXAMPLES = """\
     reidguard certify --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
         --sigma 0.1 --draws 200 --query-every 64 --out runs/certified
 
-  a model that was trained with that noise, which has larger radii, and its certificate:
-    reidguard train --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth \\
-        --noise 0.1 --epochs 10 --out runs/noisy
+  a model of reidguard train --noise 0.1, which has larger radii:
     reidguard certify --data market1501:/data/market1501 --model runs/noisy/model.safetensors \\
         --sigma 0.1 --query-every 64
 

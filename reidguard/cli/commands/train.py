@@ -18,6 +18,9 @@ EXAMPLES = """\
   AGW by its own recipe:
     reidguard train --data market1501:/data/market1501 --model agw:resnet50.pth --recipe agw
 
+  with noise on the images, for a model whose ranking is to be certified:
+    reidguard train --data market1501:/data/market1501 --model osnet_x0_25:osnet.pth --noise 0.1
+
 The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
 model.safetensors, result.json and result.md. The same command resumes an interrupted run, and
 gives the same weights as an uninterrupted one.

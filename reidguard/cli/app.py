@@ -34,6 +34,7 @@ COMMANDS = {
     "certify": "certify the ranking against noise in an L2 ball, by randomised smoothing",
     "detect": "measure how well scores tell attacked queries from clean ones",
     "report": "write one page about runs: metrics, curves, pictures, rank lists",
+    "board": "compare models on one page, a row for each; measure a row again and compare",
     "identify": "say what a file of weights or a network is, and how to load it",
     "list": "list the attacks, defenses, models, learners, objectives, datasets, scores",
     "data": "summarise a dataset, check its images, or export virtual people",
@@ -63,7 +64,8 @@ several processes, on one machine or more, that share each batch:
   torchrun --nproc-per-node 2 -m reidguard attack ...
 
 exit codes: 0 done, 1 the run failed, 2 the call, its files or its data need a correction,
-3 a metric is below its --fail-below, 130 interrupted (the same command resumes)
+3 a metric is below its --fail-below or differs from its card (board verify),
+130 interrupted (the same command resumes)
 """
 
 
@@ -75,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if done, 1 for a failed run, 2 for something that the user can correct, 3 if a metric is
-        below its threshold (``--fail-below``), 130 if interrupted, 141 if the reader of the output
-        went away.
+        below its threshold (``--fail-below``) or differs from its card (``board verify``), 130 if
+        interrupted, 141 if the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.stderr is None:  # closed: print() would write to standard output instead

@@ -129,12 +129,14 @@ class Options(SimpleNamespace):
         argv: The command line without the program's name, for messages and manifests.
         explicit: Names of the options that the command line or the file set.
         run: Runs the command; returns its exit code, None for 0.
+        expected: Settings that the run must have, the device apart; None for any.
     """
 
     command: str
     argv: list[str]
     explicit: frozenset[str]
     run: "Callable[[Options], int | None]"
+    expected: "Mapping[str, Any] | None" = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an option's value, or the default where the command has no such option."""

@@ -199,11 +199,12 @@ def open_run(
         existing: Names in the folder that may be there before the run.
 
     Raises:
-        InputError: If the folder holds something else.
+        InputError: If the folder holds something else, or the settings are not the expected ones.
         CheckpointError: If another process works in the folder, or it cannot be written.
         KeyboardInterrupt: After Ctrl-C; the message says how to resume the run.
     """
     settings = json.loads(json.dumps(settings))
+    _check_expected(options, settings)
     path = path or options.out or default_folder(label or options.command, settings)
     if not is_first():
         yield RunFolder(path, {}, Display(), finished=shared_outcome(None), writes=False)
@@ -216,6 +217,17 @@ def open_run(
             raise
         shared_outcome(run.finished)
         yield run
+
+
+def _check_expected(options: Options, settings: Mapping[str, Any]) -> None:
+    if options.expected is None:
+        return
+    expected = {**options.expected, "device": settings.get("device")}
+    if changed := changed_settings(expected, settings):
+        raise InputError(
+            f"this is not what the card was measured with ({changed}): give the same model and "
+            "data with --model and --data, and the reidguard of the card's version"
+        )
 
 
 @contextmanager
@@ -280,6 +292,7 @@ def _new_manifest(
         "versions": {**library_versions(), "python": platform.python_version()},
         "settings": dict(settings),
         "options": options.values(),
+        "given": sorted(options.explicit),
         "files": {},
     }
 

@@ -104,6 +104,7 @@ class Machine(Device, total=False):
     """What computes, and where the results go."""
 
     out: Annotated[Path, Flag("run folder", shown="in runs/, named after the settings")]
+    by: Annotated[str, Flag("who measures, for reidguard board; goes into the manifest")]
     config: Annotated[
         Path,
         Flag("TOML or YAML file: keys are options without dashes; the command line wins"),

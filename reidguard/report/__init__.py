@@ -1,6 +1,9 @@
 """Self-contained HTML pages: tables, charts, figures and rank lists."""
 
 from reidguard.report.attack_figures import adversarial_examples, evenly_spaced, perturbation
+from reidguard.report.board import BoardRow, board_rows, board_table
+from reidguard.report.board_page import board_page
+from reidguard.report.cards import Card, read_cards, write_card
 from reidguard.report.charts import bar_chart, line_chart, line_svg
 from reidguard.report.html import (
     columns,
@@ -22,12 +25,17 @@ from reidguard.report.run_page import report_page
 from reidguard.report.runs import Run, read_run
 
 __all__ = [
+    "BoardRow",
+    "Card",
     "Retrieval",
     "Run",
     "adversarial_examples",
     "amplified",
     "as_image",
     "bar_chart",
+    "board_page",
+    "board_rows",
+    "board_table",
     "color_cube",
     "columns",
     "evenly_spaced",
@@ -40,6 +48,7 @@ __all__ = [
     "perturbation",
     "preformatted",
     "rank_list",
+    "read_cards",
     "read_run",
     "report_page",
     "save_page",
@@ -48,4 +57,5 @@ __all__ = [
     "swatches",
     "table",
     "thumbnail",
+    "write_card",
 ]

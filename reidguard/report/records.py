@@ -29,6 +29,8 @@ class Manifest:
     options: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
     """Digests of the model or attack that was learnt, by the name of its file."""
+    given: list[str] | None = None
+    """Names of the options that the command line or a file set; None in runs of older versions."""
 
 
 @dataclass(frozen=True)

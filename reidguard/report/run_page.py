@@ -16,7 +16,7 @@ from reidguard.report.runs import Run
 from reidguard.report.verdicts import facts, headline, level, query_folder, top_chart, verdict
 from reidguard.tables import percent
 
-__all__ = ["report_page"]
+__all__ = ["Measured", "details", "report_page", "results"]
 
 QUERIES = {"clean": "clean", "attacked": "attacked, float", "attacked_8bit": "attacked, 8-bit"}
 WORST = {"clean": "clean", "robust": "worst case, float", "robust_8bit": "worst case, 8-bit"}
@@ -50,9 +50,9 @@ def report_page(runs: Sequence[Run], figures: Mapping[str, Sequence[str]] | None
         facts=facts(runs[0]) if len(runs) == 1 else {},
         chart=top_chart(runs),
         verdicts={run.name: verdict(run) for run in runs},
-        results=_results(runs),
+        results=results(runs),
         eps_charts=_eps_charts(runs),
-        details={run.name: [*_details(run), *(figures or {}).get(run.name, ())] for run in runs},
+        details={run.name: [*details(run), *(figures or {}).get(run.name, ())] for run in runs},
         losses={run.name: list(_loss_chart(run)) for run in runs},
     )
 
@@ -71,7 +71,7 @@ class Measured(NamedTuple):
     rows: list[tuple[str, Mapping[str, Any]]]
 
 
-def _results(runs: Sequence[Run]) -> list[Measured]:
+def results(runs: Sequence[Run]) -> list[Measured]:
     """Return all evaluations of all runs, those of the suite of attacks included."""
     found = []
     for run in runs:
@@ -128,7 +128,7 @@ def _eps_charts(runs: Sequence[Run]) -> list[str]:
     return charts
 
 
-def _details(run: Run) -> Iterator[str]:
+def details(run: Run) -> Iterator[str]:
     """Yield what only this kind of run has."""
     result = run.result or {}
     tables = result.get("tables", ())

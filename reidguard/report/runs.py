@@ -20,7 +20,7 @@ from reidguard.report.records import (
 )
 from reidguard.training.metrics import read_metrics
 
-__all__ = ["Run", "read_run"]
+__all__ = ["Run", "check_records", "read_run"]
 
 CURE = "repeat the run"
 # Types of a result, by a field that only results of that type have; all have the first one.
@@ -123,11 +123,7 @@ def read_run(path: Path | str) -> Run:
             f"{path} is not a run folder: it holds neither manifest.json nor grid.json; give the "
             "folder that a command wrote with --out"
         )
-    if manifest is not None:
-        convert(manifest, Manifest, path / "manifest.json", cure=CURE)
-    for name, kind in RECORDS.items():
-        if result is not None and (name is None or name in result):
-            convert(result, kind, f"the result in {path}", cure=CURE)
+    check_records(path / "manifest.json", manifest, f"the result in {path}", result)
     text = b""
     if (path / "result.md").exists():
         text = read_file(path / "result.md")
@@ -139,6 +135,30 @@ def read_run(path: Path | str) -> Run:
         tuple(read_metrics(path / "metrics.jsonl")),
         text.decode("utf-8", "replace"),
     )
+
+
+def check_records(
+    manifest_name: object,
+    manifest: Mapping[str, Any] | None,
+    result_name: object,
+    result: Mapping[str, Any] | None,
+) -> None:
+    """Check a manifest and a result, as far as they are read again.
+
+    Args:
+        manifest_name: Names it in an error.
+        manifest: The manifest of a run.
+        result_name: Names it in an error.
+        result: The run's result.
+
+    Raises:
+        CheckpointError: Naming the field and what was expected.
+    """
+    if manifest is not None:
+        convert(manifest, Manifest, manifest_name, cure=CURE)
+    for name, kind in RECORDS.items():
+        if result is not None and (name is None or name in result):
+            convert(result, kind, result_name, cure=CURE)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from common import RESULTS
 
 from benchmarks.paper import paper_figures, paper_tables
+from reidguard.report import board_rows, board_table, read_cards
 
 WHERE_DRAWN = (
     "The picture is the top of the page that ``python -m benchmarks.paper`` draws "
     "(``docs/images/draw_paper_figures.py``)."
 )
 DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = ".. The next table is written by page.py.\n", ".. End of what page.py writes.\n"
 
 # The paper's claims: a description, the tables that show them, and the conditions compared.
 PLAIN = {"meta": False, "extra": "none"}
@@ -616,6 +618,15 @@ model with the most weights in common, and how many of its numbers the file has.
     ]
 
 
+def board() -> str | None:
+    """The table of the cards in results/board/; None without cards."""
+    folder = RESULTS / "board"
+    if not any(folder.glob("*.json")):
+        return None
+    table = board_table(board_rows(read_cards([folder])))
+    return listing(table.header, [["–" if c is None else c for c in row] for row in table.rows])
+
+
 def protocols(data) -> list[str]:
     sizes = ", ".join(
         f"{size['mib']:,} MiB and {size['cpu_s']:.0f} s of processor time for {size['gallery']:,}"
@@ -1004,6 +1015,11 @@ again, ``python benchmarks/page.py`` writes this page from them.
             page += section(data)
     (DOCS / "results.rst").write_text("\n".join(page), "utf-8")
     (DOCS / "paper_results.rst").write_text("\n".join(paper()), "utf-8")
+    if (table := board()) is not None:
+        before, begin, rest = (DOCS / "board.rst").read_text("utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+        (DOCS / "board.rst").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from reidguard.testing import small_dataset, small_model
 from reidguard.types import Budget
 
 SUITE = ["--restarts", "1", "--steps", "2", "--squares", "2", "--audit-queries", "2"]
+AUDIT = ["--queries", "2", "--attack-steps", "2", "--probes", "1", "--epsilons", "32/255"]
 SIZE = ["--image-size", "32x16", "--device", "cpu"]
 
 
@@ -32,17 +33,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             lines += [f"{s.path},{s.pid},{s.camid},{split}" for s in data.split(split)]
         (folder / "people.csv").write_text("\n".join(lines))
         small_model().save(folder / "net.safetensors")
-        attack = DeltaAttack(Budget(8 / 255), size=(32, 16))
-        attack.delta.data.uniform_(-8 / 255, 8 / 255)
+        attack = DeltaAttack(Budget(32 / 255), size=(32, 16))
+        attack.delta.data.uniform_(-32 / 255, 32 / 255)
         attack.save(folder / "delta.safetensors")
         what = ["--data", f"csv:{folder / 'people.csv'}"]
         what += ["--model", str(folder / "net.safetensors"), *SIZE]
         runs = {
-            "suite8": ["autoattack", *what, *SUITE, "--eps", "8/255", "--by", "Robust <Lab>"],
-            "suite4": ["autoattack", *what, *SUITE, "--eps", "4/255"],
+            "strong": ["autoattack", *what, *SUITE, "--eps", "32/255", "--by", "Robust <Lab>"],
+            "weak": ["autoattack", *what, *SUITE, "--eps", "16/255"],
             "clean": ["evaluate", *what],
             "delta": ["attack", *what, "--load", str(folder / "delta.safetensors")],
-            "audit": ["audit", *what, "--queries", "2", "--attack-steps", "2", "--probes", "1"],
+            "audit": ["audit", *what, *AUDIT, "--eps", "32/255"],
         }
         for name, call in runs.items():
             assert main([*call, "--out", str(folder / "runs" / name)]) == 0
@@ -63,10 +64,12 @@ def test_a_row_for_each_budget(runs: Path, tmp_path: Path, capsys: pytest.Captur
     page = tmp_path / "board.html"
     assert main(["board", str(runs), "--out", str(page), "--by", "me"]) == 0
     assert "rows: 2, of 5 cards" in capsys.readouterr().out
-    rows = {row["ε"]: row for row in csv.DictReader((tmp_path / "board.csv").open("utf-8"))}
-    assert rows.keys() == {"4/255", "8/255"}
-    result = content(runs / "suite8" / "result.json")
-    row = rows["8/255"]
+    rows = {
+        row["ε"]: row for row in csv.DictReader((tmp_path / "board.csv").open(encoding="utf-8"))
+    }
+    assert rows.keys() == {"16/255", "32/255"}
+    result = content(runs / "strong" / "result.json")
+    row = rows["32/255"]
     worst = [result[name] for name in ("robust", "robust_8bit")]
     delta = content(runs / "delta" / "result.json")["evaluation"]
     universal = [delta[name]["mAP"] for name in ("attacked", "attacked_8bit")]
@@ -85,8 +88,8 @@ def test_a_row_for_each_budget(runs: Path, tmp_path: Path, capsys: pytest.Captur
     assert row["certified"] == ""
     assert (row["model"], row["data"], row["queries"]) == ("net.safetensors", "people", "4")
     assert row["by"] == "Robust <Lab>, me"
-    assert rows["4/255"]["by"] == "me"
-    assert row["date"] == content(runs / "suite8" / "manifest.json")["finished"][:10]
+    assert rows["16/255"]["by"] == "me"
+    assert row["date"] == content(runs / "strong" / "manifest.json")["finished"][:10]
     order = [float(row["robust mAP"]) for row in rows.values()]
     assert order == sorted(order, reverse=True)
     assert (tmp_path / "board.md").read_text("utf-8").count(f"| {row['row']} |") == 1
@@ -99,27 +102,30 @@ def test_a_row_for_each_budget(runs: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_nobody_is_named_who_is_not_said(runs: Path, tmp_path: Path):
     page = tmp_path / "board.html"
-    assert main(["board", str(runs / "suite4" / "result.json"), "--out", str(page)]) == 0
-    (row,) = csv.DictReader((tmp_path / "board.csv").open("utf-8"))
+    assert main(["board", str(runs / "weak" / "result.json"), "--out", str(page)]) == 0
+    (row,) = csv.DictReader((tmp_path / "board.csv").open(encoding="utf-8"))
     assert row["by"] == ""
     assert "measured by (not said)" in page.read_text("utf-8")
 
 
 def test_verify_equal(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    call = ["board", "verify", str(runs / "suite8"), "--out", str(tmp_path / "again"), *SIZE[2:]]
+    call = ["board", "verify", str(runs / "strong"), "--out", str(tmp_path / "again"), *SIZE[2:]]
     assert main(call) == 0
-    card = read_cards([runs / "suite8"])[0]
+    card = read_cards([runs / "strong"])[0]
     assert f"equal: all {len(card.figures)} figures are the same" in capsys.readouterr().out
-    same = [content(folder / "result.json") for folder in (runs / "suite8", tmp_path / "again")]
+    same = [content(folder / "result.json") for folder in (runs / "strong", tmp_path / "again")]
     assert same[0] == same[1]
 
 
 def test_verify_every_card_of_a_row(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "board.html"
     assert main(["board", str(runs), "--out", str(page)]) == 0
-    rows = {row["ε"]: row["row"] for row in csv.DictReader((tmp_path / "board.csv").open("utf-8"))}
+    rows = {
+        row["ε"]: row["row"]
+        for row in csv.DictReader((tmp_path / "board.csv").open(encoding="utf-8"))
+    }
     again = tmp_path / "again"
-    call = ["board", "verify", rows["8/255"], str(runs), "--out", str(again), *SIZE[2:]]
+    call = ["board", "verify", rows["32/255"], str(runs), "--out", str(again), *SIZE[2:]]
     assert main(call) == 0
     assert capsys.readouterr().out.count("equal: all") == 4
     assert len(list(again.iterdir())) == 4
@@ -128,7 +134,7 @@ def test_verify_every_card_of_a_row(runs: Path, tmp_path: Path, capsys: pytest.C
 def test_verify_finds_what_was_tampered_with(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    card = shutil.copytree(runs / "suite4", tmp_path / "card")
+    card = shutil.copytree(runs / "weak", tmp_path / "card")
     result = content(card / "result.json")
     measured = result["robust"]["mAP"]
     result["robust"]["mAP"] = claimed = min(1.0, measured + 0.1)
@@ -155,10 +161,10 @@ def test_verify_refuses_another_model_and_other_options(
     other.requires_grad_(True)
     next(other.parameters()).data.mul_(2)
     other.save(tmp_path / "other.safetensors")
-    call = ["board", "verify", runs / "suite4", "--out", out]
+    call = ["board", "verify", runs / "weak", "--out", out]
     said = refused_quietly(*call, "--model", tmp_path / "other.safetensors")
     assert "not what the card was measured with (model weights" in said
-    card = shutil.copytree(runs / "suite4", tmp_path / "card")
+    card = shutil.copytree(runs / "weak", tmp_path / "card")
     manifest = content(card / "manifest.json")
     manifest["options"]["steps"] = 3
     (card / "manifest.json").write_text(json.dumps(manifest))
@@ -188,7 +194,7 @@ def test_errors(runs: Path, tmp_path: Path, refused: Any, refused_quietly: Any):
     assert "no row and no card is 0a0a0a0a" in refused_quietly("board", "verify", "0a0a0a0a", runs)
     alone = tmp_path / "alone" / "result.json"
     alone.parent.mkdir()
-    shutil.copy(runs / "suite4" / "result.json", alone)
+    shutil.copy(runs / "weak" / "result.json", alone)
     assert main(["board", str(alone), "--out", str(out)]) == 0
     assert "does not say how it was measured" in refused_quietly("board", "verify", alone)
     same = ["board", "verify", runs / "clean", "--out", runs / "clean"]

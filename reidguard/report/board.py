@@ -144,8 +144,8 @@ def board_rows(cards: Sequence[Card], *, by: str = "") -> list[BoardRow]:
         levels = {_level(card) for card in own} - {None}
         for level in sorted(levels, key=float) if levels else [None]:  # type: ignore[arg-type]
             here = [card for card in own if _level(card) in (None, level)]
-            key = fingerprint([subject, every, protocol_key, level])[:8]
-            rows.append(_row(key, here, by))
+            identity = fingerprint([subject, every, protocol_key, level])[:8]
+            rows.append(_row(identity, here, by))
     return sorted(rows, key=_order)
 
 
@@ -195,7 +195,7 @@ def _order(row: BoardRow) -> tuple[Any, ...]:
     return (*((v is None, -(v or 0)) for v in values), row.model, row.dataset, row.eps or 0, row.id)
 
 
-def _row(key: str, cards: Sequence[Card], by: str) -> BoardRow:
+def _row(identity: str, cards: Sequence[Card], by: str) -> BoardRow:
     order = ["suite", "evaluation", "audit", "certificate"]
     cards = sorted(cards, key=lambda card: order.index(card.kind))  # stable
     named = next((card for card in cards if card.run.manifest), cards[0])
@@ -211,7 +211,7 @@ def _row(key: str, cards: Sequence[Card], by: str) -> BoardRow:
     first = cards[0].facts
     eps = next((c.facts.eps for c in cards if c.facts.eps is not None), None)
     return BoardRow(
-        id=key,
+        id=identity,
         model=named.model,
         data=first.data.name,
         eps=eps,
@@ -254,7 +254,8 @@ def _attacked(evaluations: Sequence[dict[str, Any]], column: str) -> list[float 
 @cache
 def _instance_attacks() -> dict[str, type]:
     kinds = [ATTACKS.get(name) for name in ATTACKS.list()]
-    return {kind.__name__: kind for kind in kinds if issubclass(kind, InstanceAttack)}
+    classes = [kind for kind in kinds if isinstance(kind, type)]
+    return {kind.__name__: kind for kind in classes if issubclass(kind, InstanceAttack)}
 
 
 def _column(attack: str) -> str:

@@ -27,7 +27,7 @@ from reidguard.hub import from_pretrained
 from reidguard.learners import PlainLearner
 from reidguard.models import load_model, load_onnx, load_openvino, load_weights
 from reidguard.records import find_record
-from reidguard.report import read_run, report_page
+from reidguard.report import board_page, board_rows, board_table, read_cards, read_run, report_page
 from reidguard.storage import ResumableStore
 from reidguard.training import MetricsFile, Progress
 from reidguard.training.loop import learn
@@ -222,6 +222,13 @@ def read_openvino(file: Path) -> None:
     load_openvino(file.with_suffix(".xml"), threads=1).features(torch.full((1, 3, 16, 8), 0.5))
 
 
+def board(file: Path) -> None:
+    """Read a result card, and write the board's page and tables."""
+    rows = board_rows(read_cards([file.parent]))
+    board_page(rows)
+    board_table(rows, commands=True).to_csv()
+
+
 PARSERS = [
     Parser("attack", ("attacks", "*.safetensors"), read_attack),
     Parser("model", ("models", "*.safetensors"), read_model, cost=3),
@@ -238,6 +245,9 @@ PARSERS = [
     Parser("report on evaluate", ("runs/evaluate", "*"), report, whole=True),
     Parser("report on audit", ("runs/audit", "*"), report, whole=True),
     Parser("report on autoattack", ("runs/autoattack", "*"), report, whole=True),
+    Parser("board of an evaluation", ("runs/evaluate", "*.json"), board, whole=True),
+    Parser("board of an audit", ("runs/audit", "*.json"), board, whole=True),
+    Parser("board of a suite", ("runs/autoattack", "*.json"), board, whole=True),
     Parser("report on paper", ("runs/paper", "*"), report, whole=True, cost=2),
     Parser("report on grid", ("grid", "grid.json"), report, whole=True),
     Parser("pictures", ("runs/attack", "*.json"), draw, whole=True, cost=6),

@@ -222,7 +222,9 @@ def _row(identity: str, cards: Sequence[Card], by: str) -> BoardRow:
         robust_mAP=_lowest(values["mAP"] for values in worst),
         robust_rank1=_lowest(values["cmc"][0] for values in worst),
         **columns,
-        certified=_lowest(_certified(c) for c in cards if c.kind == "certificate"),
+        certified=_lowest(
+            c.figures.get("certified: rank-1") for c in cards if c.kind == "certificate"
+        ),
         warnings=_warnings(cards),
         by=", ".join(dict.fromkeys(name for c in cards if (name := c.by or by))),
         version=", ".join(dict.fromkeys(c.version for c in cards if c.version)),
@@ -263,12 +265,6 @@ def _column(attack: str) -> str:
     if (kind := _instance_attacks().get(attack)) is None:
         return "universal"
     return "by_queries" if issubclass(kind, SquareAttack) else "per_image"
-
-
-def _certified(card: Card) -> float | None:
-    """Return the certified rank-1, or what is certified if it is a single number."""
-    names = ("certified: rank-1", "certified")
-    return next((card.figures[name] for name in names if name in card.figures), None)
 
 
 def _warnings(cards: Sequence[Card]) -> tuple[str, ...] | None:

@@ -18,8 +18,6 @@ from reidguard.tables import percent
 
 __all__ = ["board_page"]
 
-MOST = 60  # lines of a certificate that are shown
-
 
 def board_page(rows: Sequence[BoardRow], title: str = "Robustness of re-identification") -> str:
     """Return the board as one page.
@@ -88,8 +86,10 @@ TITLES = {
 def _shown(card: Card) -> Shown:
     parts = list(details(card.run))
     if card.kind == "certificate":
-        rows = [[name, percent(value)] for name, value in list(card.figures.items())[:MOST]]
-        parts = [table(["certified", "%"], [rows], "Numbers of the certificate between 0 and 1")]
+        rows = [[name, percent(value)] for name, value in card.figures.items()]
+        certified = card.result["certified"]
+        radius = f"At an L2 radius of {certified['radius']:g}, by noise of {certified['sigma']:g}"
+        parts += [table(["queries", "%"], [rows], radius)]
     command = shlex.join(card.command)
     return Shown(card.id, TITLES[card.kind], _facts(card), results([card.run]), parts, command)
 

@@ -21,8 +21,6 @@ __all__ = ["Card", "read_cards", "write_card"]
 
 COMMANDS = ("autoattack", "evaluate", "attack", "audit", "certify")
 CURE = "give a run folder of " + ", ".join(COMMANDS[:-1]) + f" or {COMMANDS[-1]}, or its result"
-PRINTS = "fingerprints"
-NO_FIGURES = ("alpha", "eps", "radius", "sigma")  # of a certificate
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Hash = Annotated[str, Meta(min_length=8, max_length=128)]
@@ -250,10 +248,8 @@ def _run_of_file(path: Path) -> Run:
 def _facts(kind: str, run: Run) -> dict[str, Any]:
     """Return what :class:`Facts` checks; parts that a card lacks are None there."""
     result = run.result or {}
-    if kind == "certificate":
-        return _certificate_facts(run)
-    if kind == "suite":
-        said, eps = result, result["suite"]["eps"]
+    if kind in ("suite", "certificate"):
+        said, eps = result, _inner(result, "suite", "eps")
         weights, data = _inner(said, "model", "weights"), said["dataset"]
     elif kind == "audit":
         said, eps = result["facts"], result["facts"]["eps"]
@@ -262,7 +258,7 @@ def _facts(kind: str, run: Run) -> dict[str, Any]:
         said = result["evaluation"]
         eps = None if said["attack"] is None else said["attack"]["eps"]
         weights, data = said["weights"], said["dataset"]
-    prints = data.get(PRINTS)
+    prints = data.get("fingerprints")
     prints = prints if isinstance(prints, Mapping) else {}
     facts = {"name": data["name"], "query_every": data.get("query_every", 1)}
     queries = said.get("queries") if kind == "audit" else _inner(said, "counts", "query")
@@ -272,23 +268,6 @@ def _facts(kind: str, run: Run) -> dict[str, Any]:
         "eps": eps,
         "protocol": said.get("protocol", {}),
         "queries": queries,
-    }
-
-
-def _certificate_facts(run: Run) -> dict[str, Any]:
-    """Return the facts of a certificate, of its result or else of its run's settings."""
-    result, settings = run.result or {}, run.manifest.get("settings", {})
-    data: dict[str, Any] = {}
-    for said in (settings.get("data"), result.get("dataset"), _inner(result, "dataset", PRINTS)):
-        data |= said if isinstance(said, Mapping) else {}
-    protocol = result.get("protocol")
-    weights = _inner(result, "model", "weights") or _inner(settings, "model", "weights")
-    return {
-        "weights": weights or result.get("weights"),
-        "data": {"query_every": settings.get("query_every", 1), **data},
-        "eps": _inner(result, "certified", "eps"),
-        "protocol": protocol if isinstance(protocol, Mapping) else {},
-        "queries": _inner(result, "counts", "query"),
     }
 
 
@@ -321,7 +300,10 @@ def _figures(kind: str, result: Mapping[str, Any]) -> Iterator[tuple[str, float]
             yield f"{row['attack']} on the surrogate: mAP", row["surrogate"]
     else:
         for name in ("certified", "smoothed", "abstained"):
-            yield from _fractions(name, result.get(name))
+            values = result.get(name)
+            for rank, value in values.items() if isinstance(values, Mapping) else ():
+                if rank.startswith("rank_") and isinstance(value, int | float) and 0 <= value <= 1:
+                    yield f"{name}: {rank.replace('_', '-')}", float(value)
 
 
 def _ranking(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -331,16 +313,3 @@ def _ranking(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]
         yield f"{name}: mINP", values["mINP"]
     for rank, fraction in enumerate(values.get("cmc", [values.get("rank1")]), 1):
         yield f"{name}: rank-{rank}", fraction
-
-
-def _fractions(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Yield the numbers in [0, 1] inside a JSON value, by their path."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key not in NO_FIGURES:
-                yield from _fractions(f"{name}: {key.replace('_', '-')}", inner)
-    elif isinstance(value, list):
-        for number, inner in enumerate(value, 1):
-            yield from _fractions(f"{name} {number}", inner)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        yield name, float(value)

@@ -167,29 +167,19 @@ def test_audits(tmp_path: Path):
     assert (row.level, row.clean_mAP, row.audit) == ("8/255", 0.8, "warns: curve")
 
 
-@pytest.mark.parametrize(
-    ("certified", "shown"),
-    [
-        (0.25, 0.25),
-        ({"sigma": 0.1, "radius": 0.2, "rank_1": 0.25, "rank_5": 0.5}, 0.25),
-        ({"rank1": "?", "sigma": 0.1}, None),
-        (None, None),
-        (["x", {"y": 2}], None),
-        (3, None),
-    ],
-)
-def test_certificates_are_read_leniently(tmp_path: Path, certified: Any, shown: float | None):
-    result = {"certified": certified, "model": {"weights": WEIGHTS}, "dataset": DATASET}
-    for row in rows_of(tmp_path, suite(), suite(4), result):
-        assert row.certified == shown
-        assert len(row.cards) == 2
-    assert "Certificate" in board_page(rows_of(tmp_path, result))
-    own = {"weights": WEIGHTS}, {"name": "market1501", "query": QUERY, "gallery": GALLERY}
-    told = manifest("certify")
-    told["settings"] |= {"model": own[0], "data": own[1]}
-    card = file(tmp_path / "card.json", {"certified": certified}, told)
-    (row,) = board_rows(read_cards([card, file(tmp_path / "suite.json", suite())]))
-    assert row.certified == shown
+def test_certificates(tmp_path: Path):
+    facts = {"model": {"weights": WEIGHTS}, "dataset": {**DATASET, "query_every": 64}}
+    certified = {"sigma": 0.1, "radius": 0.2, "rank_1": 0.25, "rank_5": 0.5}
+    result = {"certified": certified, "smoothed": {"rank_1": 0.3}, "curve": [], **facts}
+    rows = rows_of(tmp_path, suite(), suite(4), result)  # L2, whatever ε
+    assert [(row.certified, len(row.cards)) for row in rows] == [(0.25, 2)] * 2
+    assert "At an L2 radius of 0.2, by noise of 0.1" in board_page(rows)
+    (row,) = rows_of(tmp_path, result)
+    assert (row.certified, row.eps, row.robust_mAP) == (0.25, None, None)
+    odd = {"sigma": 0.1, "radius": 0.2, "rank_1": 25.0, "mean": 0.1}
+    (row,) = rows_of(tmp_path, {**result, "certified": odd, "smoothed": [1]})
+    assert row.certified is None
+    assert "Certificate" in board_page([row])
 
 
 def test_who_version_date_and_command_are_those_of_the_card(tmp_path: Path):
@@ -244,6 +234,7 @@ FOREIGN = [
     {"manifest": manifest(), "result": {**suite(), "robust": 1}},
     {"certified": 1.0},
     {"certified": {}, "model": 3, "dataset": []},
+    {"certified": {"sigma": 1, "radius": 1}, "curve": [], "dataset": {"name": "x"}, "model": 3},
     changed("manifest.status", "running"),
     changed("manifest.options", "all"),
     changed("manifest.versions", {"reidguard": {}}),

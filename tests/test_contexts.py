@@ -119,7 +119,8 @@ def agw(model: TinyNet, data: rg.ReIDDataset, folder: Path) -> Any:
 
 def hardened(kind: str) -> Callable[..., Any]:
     def fit(model: TinyNet, data: rg.ReIDDataset, folder: Path) -> Any:
-        options: dict[str, Any] = {} if kind == "goat" else {"attack": rg.SMA(steps=1)}
+        own = kind in ("act", "free", "goat", "hm")
+        options: dict[str, Any] = {} if own else {"attack": rg.SMA(steps=1)}
         defense = rg.DEFENSES.create(kind, **options, losses=("triplet",))
         second = data if kind == "meta" else None
         return state(defense.fit(model, data, second, **FIT))  # type: ignore[call-arg]
@@ -208,7 +209,7 @@ CALLS: dict[str, Callable[[TinyNet, rg.ReIDDataset, Path], Any]] = {
     "agw": agw,
     "adversarial": hardened("adversarial"),
     "meta defense": hardened("meta"),
-    "goat": hardened("goat"),
+    **{name: hardened(name) for name in ("goat", "trades", "act", "hm", "free")},
     "batches": batches,
     "rank": ranked,
     "render": lambda model, data, folder: render_person("plaza", 1, 1, height=64).tobytes(),

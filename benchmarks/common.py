@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from reidguard.cli.allocation import keep_freed_memory as keep_freed_memory
 from reidguard.data import load_dataset
 from reidguard.models import create_model
 from reidguard.storage import library_versions, write_json
@@ -28,12 +29,16 @@ def market():
     return load_dataset("market1501", os.environ["REIDGUARD_DATA"])
 
 
+def weights(name: str) -> Path:
+    """A file below $REIDGUARD_WEIGHTS."""
+    if "REIDGUARD_WEIGHTS" not in os.environ:
+        sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {name}")
+    return Path(os.environ["REIDGUARD_WEIGHTS"]) / name
+
+
 def osnet(num_classes: int | None = None):
     """The published OSNet x0.25 from $REIDGUARD_WEIGHTS, with a classifier of `num_classes`."""
-    if "REIDGUARD_WEIGHTS" not in os.environ:
-        sys.exit(f"set REIDGUARD_WEIGHTS to the folder that holds {CHECKPOINT}")
-    weights = Path(os.environ["REIDGUARD_WEIGHTS"]) / CHECKPOINT
-    return create_model("osnet_x0_25", num_classes=num_classes, weights=weights)
+    return create_model("osnet_x0_25", num_classes=num_classes, weights=weights(CHECKPOINT))
 
 
 def mean_and_spread(values: list[float]) -> list[float] | None:

@@ -50,6 +50,7 @@ SCRIPTS = (
     f"settings.py --keep runs/settings {NETWORKS}",
     f"variations.py {TARGETS}",
     "defenses.py --keep runs/defenses --attack runs/meta/combinatorial-maml-0.safetensors",
+    "hardening.py --keep runs/hardening",
     "-m benchmarks.paper all --stand-in --out runs/paper_stand_in --results paper_stand_in",
     "-m benchmarks.paper all --stand-in --data market1501:$REIDGUARD_DATA --blur --query-every 8 "
     "--model Market-IDE=runs/market_osnet025/model.safetensors --only-given-models "

@@ -1,0 +1,351 @@
+"""Ways to harden a small network on Market-1501 at 128×64, attacked adaptively.
+
+Run: python benchmarks/hardening.py --keep DIR [--methods trades act ...] [--seeds 0 1 2]
+     [--steps 1000] [--query-every 8] [--restarts 3]
+The whole measurement: first the normal model, alone; then parts that may run side by side in one
+DIR; then the last line, which finds all of it done and writes the results file:
+     python benchmarks/hardening.py --keep runs/hardening --methods normal --seeds 0 --no-save
+     python benchmarks/hardening.py --keep runs/hardening --seeds 0 --no-save
+     python benchmarks/hardening.py --keep runs/hardening --seeds 1 --no-save
+     python benchmarks/hardening.py --keep runs/hardening --seeds 2 --no-save
+     python benchmarks/hardening.py --keep runs/hardening
+     python benchmarks/page.py
+A look at whether all of it runs, in some minutes:
+     python benchmarks/hardening.py --keep /tmp/look --base-steps 20 --steps 10 --attack-steps 5 \\
+         --query-every 256 --restarts 1 --methods normal trades free --seeds 0 --no-save
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS.
+
+The network is OSNet x0.25 with 128×64 inside, where a pass costs a quarter of that at its own
+256×128: published weights, fine-tuned for --base-steps steps; "normal" is that model. Each method
+hardens it for --steps steps. "longer" takes these steps without any attack.
+
+Each model is measured clean and, on every n-th query, against:
+- transfer: the universal attacks of FAMILIES, learnt on the normal model, with other seeds than the
+  attack of the training;
+- adaptive: the same families learnt afresh on the model itself, once for each restart; the lowest
+  mAP counts, for each family and over all of them ("universal");
+- SMA and FNA with restarts on the model itself, FNA with the true identities.
+All values are of 8-bit images. Each model, attack and value is in DIR as soon as it is there, so
+that a stopped run resumes; DIR/progress.txt is the table of all values so far.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from attacks import EIGHT, shares
+from common import CHECKPOINT, commit, keep_freed_memory, market, mean_and_spread, save, weights
+
+from reidguard.attacks import (
+    FNA,
+    SMA,
+    ColorAttack,
+    CombinatorialAttack,
+    DeltaAttack,
+    Guides,
+    load_attack,
+)
+from reidguard.data import load_dataset
+from reidguard.defenses import (
+    ACT,
+    GOAT,
+    HM,
+    MART,
+    TRADES,
+    AdversarialTraining,
+    Blur,
+    FreeTraining,
+    MetaDefense,
+    MixedTraining,
+)
+from reidguard.evaluation import FeatureStore, Protocol, evaluate
+from reidguard.models import create_model, load_model
+from reidguard.storage import write_json
+from reidguard.training import train_model
+
+SIZE = (128, 64)
+BATCH = {"identities": 8, "images_per_identity": 8, "image_size": SIZE}
+FAMILIES = {
+    "delta": lambda: DeltaAttack(EIGHT, size=SIZE),
+    "blocks": lambda: DeltaAttack(EIGHT, basis="blocks", grid=(16, 8)),
+    "color": lambda: ColorAttack(EIGHT),
+    "combinatorial": lambda: CombinatorialAttack(EIGHT, size=SIZE),
+}
+UNSEEN = 100  # seed of the first attack of the tests; trainings have those of --seeds
+SEVEN = {"steps": 7, "step_size": 2 / 255}
+sma = partial(SMA, EIGHT, **SEVEN)
+
+# Of each method, the defense, given the universal attack of the training, and options of fit.
+METHODS = {
+    "normal": None,
+    "longer": (lambda a: AdversarialTraining(a, adversarial=0.0), {}),
+    "blur": (lambda a: Blur(), None),
+    "delta": (AdversarialTraining, {}),
+    "delta, relearnt": (lambda a: AdversarialTraining(a, refresh_every=1, refresh_steps=50), {}),
+    "delta, EMA": (AdversarialTraining, {"ema": 0.99}),
+    "delta, SWA": (AdversarialTraining, {"swa": 0.5}),
+    "delta, AWP": (lambda a: AdversarialTraining(a, awp=0.005), {}),
+    "delta, separate BN": (lambda a: AdversarialTraining(a, batch_norm="separate"), {}),
+    "delta, auxiliary BN": (lambda a: AdversarialTraining(a, batch_norm="auxiliary"), {}),
+    "mixed": (MixedTraining, {}),
+    "alternate": (lambda a: AdversarialTraining(a, alternate=True), {}),
+    "meta": (MetaDefense, {}),
+    "fast": (lambda a: AdversarialTraining(SMA(EIGHT, steps=1, step_size=10 / 255)), {}),
+    "fast, warm-up": (
+        lambda a: AdversarialTraining(SMA(EIGHT, steps=1, step_size=10 / 255), warmup=0.3),
+        {},
+    ),
+    "free": (lambda a: FreeTraining(), {}),
+    "SMA": (lambda a: AdversarialTraining(sma()), {}),
+    "SMA, EMA": (lambda a: AdversarialTraining(sma()), {"ema": 0.99}),
+    "trades": (lambda a: TRADES(sma()), {}),
+    "trades, KL": (lambda a: TRADES(sma(), divergence="kl"), {}),
+    "mart": (lambda a: MART(sma()), {}),
+    "act": (lambda a: ACT(), {}),
+    "hm": (lambda a: HM(), {}),
+    "goat": (lambda a: GOAT(), {}),
+}
+
+
+def base(options, source):
+    """The normal model, trained here unless DIR has it."""
+    path = options.keep / "base.safetensors"
+    if not path.exists():
+        model = create_model(
+            "osnet_x0_25", size=SIZE, num_classes=source.num_train_pids, weights=weights(CHECKPOINT)
+        )
+        checkpoint = path.with_suffix(".checkpoint")
+        train_model(
+            model,
+            source,
+            steps=options.base_steps,
+            checkpoint=checkpoint,
+            progress=partial(report, "base"),
+            **BATCH,
+        ).save(path)
+    return load_model(path)
+
+
+def report(name, progress) -> None:
+    if progress.done % 50 == 0 and progress.metrics:
+        print(name, progress.done, "of", progress.total, dict(progress.metrics), flush=True)
+
+
+def learnt(options, model, source, family: str, name: str, seed: int):
+    """A universal attack on a model, learnt here unless DIR has it."""
+    path = options.keep / f"{name}-{family}-{seed}.attack.safetensors"
+    if not path.exists():
+        attack = FAMILIES[family]()
+        attack.fit(
+            model, source, steps=options.attack_steps, seed=seed, learner="plain", **BATCH
+        ).save(path)
+    return load_attack(path)
+
+
+def hardened(options, method: str, seed: int, normal, source):
+    """The model of a method, hardened here unless DIR has it, and its cost in seconds a step."""
+    if METHODS[method] is None:
+        return normal, {}
+    make, fit = METHODS[method]
+    defense = make(learnt(options, normal, source, "delta", "normal", 0))
+    if fit is None:
+        return defense.fit(normal, source), {}
+    path = options.keep / f"{slug(method)}-{seed}.safetensors"
+    facts = path.with_suffix(".facts.json")
+    if not path.exists():
+        other = load_dataset("virtual:plaza") if defense.needs_meta_test else None
+        began, first = time.process_time(), []
+        model = defense.fit(
+            normal,
+            source,
+            other,
+            steps=options.steps,
+            seed=seed,
+            checkpoint=path.with_suffix(".checkpoint"),
+            progress=lambda p: (first.append(p.done), report(f"{method} {seed}", p)),
+            **BATCH,
+            **fit,
+        )
+        taken = max(1, options.steps - first[0])
+        seconds = (time.process_time() - began) / taken
+        write_json(facts, {"processor_seconds_per_step": round(seconds, 3), "commit": commit()})
+        model.save(path)
+    return load_model(path), json.loads(facts.read_text("utf-8"))
+
+
+def slug(method: str) -> str:
+    return method.lower().replace(", ", "-").replace(" ", "-")
+
+
+def gallery(model, source, store) -> Guides:
+    """The gallery's features, which are those of the evaluation."""
+    features = store.features(model, source, "gallery", image_size=SIZE)
+    return Guides(features, [sample.pid for sample in source.gallery])
+
+
+def tests(options, method: str, seed: int, model, normal, source, store):
+    """Yield each value's name and the attack that it is measured with."""
+    yield "clean", lambda: None
+    for family in FAMILIES:
+        if method != "normal":
+            yield (
+                f"{family}, transfer",
+                lambda f=family: learnt(options, normal, source, f, "normal", UNSEEN),
+            )
+        for restart in range(options.restarts):
+            yield (
+                f"{family}, adaptive {restart}",
+                lambda f=family, k=restart: learnt(
+                    options, model, source, f, f"{slug(method)}-{seed}", UNSEEN + k
+                ),
+            )
+    strong = {"steps": options.instance_steps, "restarts": options.restarts}
+    yield "SMA", lambda: SMA(EIGHT, **strong).bind(model)
+    yield "FNA", lambda: FNA(EIGHT, **strong).bind(model, gallery(model, source, store))
+
+
+def row(options, method: str, seed: int, normal, source) -> dict:
+    """All values of one model, each measured unless DIR has it."""
+    path = options.keep / f"{slug(method)}-{seed}.json"
+    known = {"method": method, "seed": seed, "steps": options.steps}
+    if path.exists():
+        known = json.loads(path.read_text("utf-8"))
+    model, facts = hardened(options, method, seed, normal, source)
+    known |= facts
+    store = FeatureStore()
+    for label, make in tests(options, method, seed, model, normal, source, store):
+        if label in known:
+            continue
+        result = evaluate(
+            model,
+            source,
+            make(),
+            Protocol(image_size=SIZE),
+            store=store,
+            query_every=options.query_every,
+            with_labels=label == "FNA",
+        )
+        if result.attacked is None:
+            clean = result.clean
+            known[label] = {
+                "mAP": round(100 * clean.mAP, 2),
+                "rank1": round(100 * clean.rank_k(1), 2),
+            }
+        else:
+            known[label] = shares(result.attacked_8bit)
+        write_json(path, known)
+        show(options)
+        print(method, seed, label, known[label]["mAP"], known[label]["rank1"], flush=True)
+    return known
+
+
+def worst(known: dict) -> dict[str, dict]:
+    """The values of a model, of several restarts the one with the lowest mAP."""
+    values = {k: v for k, v in known.items() if isinstance(v, dict)}
+    found = {k: v for k, v in values.items() if "adaptive" not in k}
+    for family in FAMILIES:
+        restarts = [v for k, v in values.items() if k.startswith(f"{family}, adaptive")]
+        if restarts:
+            found[f"{family}, adaptive"] = min(restarts, key=lambda v: v["mAP"])
+    learnt_on_it = [v for k, v in found.items() if k.endswith("adaptive")]
+    if len(learnt_on_it) == len(FAMILIES):
+        found["universal"] = min(learnt_on_it, key=lambda v: v["mAP"])
+    return found
+
+
+def summary(rows) -> list[dict]:
+    """Mean and sample standard deviation over seeds of every value of every method."""
+    out = []
+    for method in [m for m in METHODS if any(r["method"] == m for r in rows)]:
+        mine = [r for r in rows if r["method"] == method]
+        line = {"method": method, "seeds": [r["seed"] for r in mine]}
+        costs = [r["processor_seconds_per_step"] for r in mine if "commit" in r]
+        if costs:
+            line["processor_seconds_per_step"] = sorted(costs)[len(costs) // 2]
+        values = [worst(r) for r in mine]
+        for label in dict.fromkeys(k for v in values for k in v):
+            for key in ("mAP", "rank1"):
+                line[f"{label} {key}"] = mean_and_spread(
+                    [v[label][key] for v in values if label in v]
+                )
+        out.append(line)
+    return out
+
+
+def rows_of(options) -> list[dict]:
+    rows = [
+        json.loads(path.read_text("utf-8")) for path in sorted(options.keep.glob("*-[0-9].json"))
+    ]
+    return [r for r in rows if r.get("method") in METHODS]
+
+
+def show(options) -> None:
+    """Write the table of all values so far to DIR/progress.txt."""
+    labels = ["clean", *(f"{f}, {w}" for w in ("transfer", "adaptive") for f in FAMILIES)]
+    labels += ["universal", "SMA", "FNA"]
+    wide = max(len(label) for label in labels)
+    lines = ["mAP".ljust(24) + " ".join(label.rjust(wide) for label in labels)]
+    for line in summary(rows_of(options)):
+        cells = [line.get(f"{label} mAP") for label in labels]
+        texts = ["–" if c is None else f"{c[0]:.1f} ± {c[1]:.1f}" for c in cells]
+        head = f"{line['method']} ({len(line['seeds'])})"
+        lines.append(head.ljust(24) + " ".join(text.rjust(wide) for text in texts))
+    (options.keep / "progress.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def same_settings(options) -> None:
+    """Refuse a DIR whose values were measured with other settings."""
+    names = ("base_steps", "steps", "attack_steps", "instance_steps", "restarts", "query_every")
+    settings = {name: getattr(options, name) for name in names}
+    path = options.keep / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+    elif json.loads(path.read_text("utf-8")) != settings:
+        raise SystemExit(f"{path} has other settings: take another --keep, or the same settings")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--base-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--attack-steps", type=int, default=200)
+    parser.add_argument("--instance-steps", type=int, default=30)
+    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--query-every", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-save", action="store_true", help="leave results/ as it is")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    options.keep.mkdir(parents=True, exist_ok=True)
+    same_settings(options)
+    source = market()
+    normal = base(options, source)
+    for seed in options.seeds:
+        for method in options.methods:
+            if seed == options.seeds[0] or method not in ("normal", "blur"):
+                row(options, method, seed, normal, source)
+    print((options.keep / "progress.txt").read_text("utf-8"))
+    if options.no_save:
+        return
+    rows = rows_of(options)
+    setting = {
+        "setting": f"OSNet x0.25 at 128×64, fine-tuned on Market-1501 for {options.base_steps} "
+        f"steps and hardened for {options.steps} of 8 × 8 images; universal attacks of the tests: "
+        f"{options.attack_steps} steps, {options.restarts} restarts; SMA and FNA: "
+        f"{options.instance_steps} steps, {options.restarts} restarts; ε = 8/255",
+        "query_every": options.query_every,
+    }
+    save("hardening", {**setting, "rows": rows, "summary": summary(rows)}, source)
+
+
+if __name__ == "__main__":
+    main()

@@ -48,6 +48,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"[0-9A-Z]"),  # of a shape such as (3, H, W)
     (
         r"py:class",
-        r"(dict|tuple|collections\.abc\.Mapping)\[\w+|Reduction|BatchNormPolicy|AttackMode",
+        r"(dict|tuple|collections\.abc\.Mapping)\[\w+|Reduction|BatchNormPolicy|AttackMode|"
+        r"Regularizer|Divergence|Loss",
     ),  # in a signature
 ]

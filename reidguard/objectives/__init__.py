@@ -6,7 +6,7 @@ from reidguard.objectives.base import (
     FeatureObjective,
     normalized_features,
 )
-from reidguard.objectives.ensemble import EnsembleLoss
+from reidguard.objectives.ensemble import EnsembleLoss, LogitEnsembleLoss
 from reidguard.objectives.feature_level import (
     DispersionLoss,
     FeatureImportanceLoss,
@@ -31,6 +31,7 @@ __all__ = [
     "InputCopies",
     "LabelWiseLoss",
     "ListWiseLoss",
+    "LogitEnsembleLoss",
     "MisrankingTriplet",
     "NeuronAttributionLoss",
     "PairWiseLoss",

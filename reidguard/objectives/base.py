@@ -75,6 +75,9 @@ class AttackLoss(ABC):
     """Whether the gradient is zero at the clean image; ``fit`` then starts with one step in a
     random direction."""
 
+    compares_logits: ClassVar[bool] = False
+    """Whether :meth:`representation` gives logits of a classifier."""
+
     caches_clean: ClassVar[bool] = True
     """Whether ``fit`` computes the :meth:`reference` of all training images first; otherwise that
     of a batch in its step, because it is large, or takes many passes, or random draws."""

@@ -13,7 +13,7 @@ from reidguard.errors import InputError
 from reidguard.objectives.base import AttackLoss
 from reidguard.types import Embedder
 
-__all__ = ["EnsembleLoss"]
+__all__ = ["EnsembleLoss", "LogitEnsembleLoss"]
 
 TINY = 1e-12
 
@@ -109,3 +109,48 @@ class EnsembleLoss(AttackLoss):
         losses = self.losses if len(self.losses) > 1 else self.losses * len(self.widths)
         values = [loss(a, c, pids) for loss, (a, c) in zip(losses, pairs, strict=True)]
         return torch.stack(values).mean()
+
+
+class LogitEnsembleLoss(AttackLoss):
+    """A loss of the mean logits of an ensemble (Dong et al., CVPR 2018).
+
+    Args:
+        loss: Of logits.
+
+    Raises:
+        InputError: If the loss compares features.
+
+    Example:
+        >>> from reidguard.objectives import LabelWiseLoss
+        >>> loss = LogitEnsembleLoss(LabelWiseLoss())
+    """
+
+    compares_logits = True
+
+    def __init__(self, loss: AttackLoss) -> None:
+        if not loss.compares_logits:
+            raise InputError(
+                'ensemble="logits" is for losses of logits: give objective="labelwise", or '
+                'ensemble="loss"'
+            )
+        self.loss = loss
+
+    def representation(self, model: Embedder, images: Tensor) -> Tensor:
+        """Return the mean of the members' logits, (N, classes).
+
+        Raises:
+            InputError: If a member has no classifier, or one of other identities.
+        """
+        members = model.members  # type: ignore[attr-defined]
+        parts = [self.loss.representation(member, images) for member in members]
+        if len({part.shape[1] for part in parts}) > 1:
+            counts = ", ".join(str(part.shape[1]) for part in parts)
+            raise InputError(
+                f"the surrogates' classifiers have {counts} classes, and their mean needs those of "
+                'the same identities: take ensemble="loss"'
+            )
+        return torch.stack([part.to(parts[0].dtype) for part in parts]).mean(0)
+
+    def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
+        """Return the loss of the mean logits."""
+        return self.loss(adversarial, clean, pids)

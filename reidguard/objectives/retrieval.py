@@ -156,6 +156,8 @@ class LabelWiseLoss(AttackLoss):
         2.0
     """
 
+    compares_logits = True
+
     def __call__(self, adversarial: Tensor, clean: Tensor, pids: Tensor) -> Tensor:
         """Return the mean loss of logits; labels are not used. See :class:`AttackLoss`.
 

@@ -10,7 +10,14 @@ from helpers import noise_datasets, random_batch, rng
 from reidguard.attacks import DeltaAttack, MetaAttack
 from reidguard.errors import InputError
 from reidguard.models import EnsembleModel, ReIDModel, wrap_model
-from reidguard.objectives import EnsembleLoss, FeatureObjective, MisrankingTriplet, PairWiseLoss
+from reidguard.objectives import (
+    EnsembleLoss,
+    FeatureObjective,
+    LabelWiseLoss,
+    LogitEnsembleLoss,
+    MisrankingTriplet,
+    PairWiseLoss,
+)
 from reidguard.types import Budget, InputSpec, ReIDBatch
 
 SIZE = (12, 8)
@@ -111,6 +118,56 @@ def test_a_list_of_features_is_an_ensemble_model(tmp_path) -> None:
     other = DeltaAttack(size=SIZE).fit(EnsembleModel(models), people, **options)
     assert torch.equal(one.delta, other.delta)
     assert one.provenance == other.provenance
+
+
+class Classifier(ReIDModel):
+    """A linear classifier on a linear embedding."""
+
+    def __init__(self, seed: int, width: int, classes: int = 5) -> None:
+        raw = InputSpec(size=SIZE, **RAW)
+        super().__init__(input_spec=raw, metric="euclidean", num_classes=classes)
+        self.layer = nn.Linear(3 * SIZE[0] * SIZE[1], width)
+        self.build_classifiers(width)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(generator=rng(seed))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs.flatten(1))
+
+
+@torch.no_grad()
+def test_logits_are_averaged_before_the_loss(batch: ReIDBatch) -> None:
+    models = [Classifier(0, 4).double().eval(), Classifier(1, 6).double().eval()]
+    moved = (batch.images + 0.1).clamp(0, 1)
+    objective = FeatureObjective(EnsembleModel(models), LogitEnsembleLoss(LabelWiseLoss()))
+    value = float(objective(lambda x: moved, batch))
+    total = 0.0
+    for before, after in zip(batch.images, moved, strict=True):
+        pairs = [(m(before[None]).logits[0], m(after[None]).logits[0]) for m in models]
+        clean = [(float(a) + float(b)) / 2 for a, b in zip(pairs[0][0], pairs[1][0], strict=True)]
+        shown = [(float(a) + float(b)) / 2 for a, b in zip(pairs[0][1], pairs[1][1], strict=True)]
+        best = clean.index(max(clean))
+        rest = max(z for number, z in enumerate(shown) if number != best)
+        total += max(0.0, shown[best] - rest)
+    assert value == pytest.approx(total / len(moved), rel=1e-10)
+
+
+def test_fit_by_mean_logits(tmp_path) -> None:
+    people, _ = noise_datasets(tmp_path, 4, SIZE)
+    options = {"steps": 2, "identities": 2, "images_per_identity": 2, "image_size": SIZE}
+    models = [Classifier(0, 4).eval(), Classifier(1, 6).eval()]
+    labelwise = {"objective": "labelwise", "ensemble": "logits"}
+    made = DeltaAttack(size=SIZE).fit(models, people, **labelwise, **options)
+    assert bool(made.delta.any())
+    with pytest.raises(InputError, match='give objective="labelwise"'):
+        DeltaAttack(size=SIZE).fit(models, people, ensemble="logits", **options)
+    others = [models[0], Classifier(1, 6, 7).eval()]
+    with pytest.raises(InputError, match="have 5, 7 classes"):
+        DeltaAttack(size=SIZE).fit(others, people, **labelwise, **options)
+    unlabelled = [models[0], members()[1].float()]
+    with pytest.raises(InputError, match="has no classifier"):
+        DeltaAttack(size=SIZE).fit(unlabelled, people, **labelwise, **options)
 
 
 def test_mistakes(tmp_path) -> None:

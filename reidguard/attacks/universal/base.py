@@ -30,6 +30,7 @@ from reidguard.objectives import (
     EnsembleLoss,
     FeatureObjective,
     InputCopies,
+    LogitEnsembleLoss,
 )
 from reidguard.options import AttackOptions, InputOptions, LoopOptions, SurrogateOptions
 from reidguard.schema import documented, select, settings
@@ -201,6 +202,8 @@ def loss_of_surrogates(
             'ensemble="left_out" is for two surrogates or more and a learner with a meta-test, '
             "such as 'maml': give both, or take ensemble=\"loss\""
         )
+    if ensemble == "logits":
+        return LogitEnsembleLoss(loss)
     return EnsembleLoss(loss, equal_gradients=ensemble == "gradient")
 
 

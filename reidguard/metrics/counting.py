@@ -28,6 +28,7 @@ JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
 CHUNK = 1024  # queries compared at a time; bounds the memory
 TILE = 1024  # gallery images compared at a time
 BLOCK = 512  # of these, products of one thread: a block of the tile stays in its core's cache
+SAMPLE = 1024  # images whose mean is near that of the gallery
 UNIT = 2.0**-24  # rounding error of one float32 operation, relative
 DEPTH = 64  # columns per matrix product: bounds how far rounding errors can pile up
 FAR = 1e38  # key of an image that is not counted; finite, so that no inf - inf appears
@@ -149,6 +150,12 @@ def _labels(values: Labels, count: int, name: str, *, several: bool = False) -> 
     return labels.long()
 
 
+def near_mean(features: Tensor) -> Tensor:
+    """Return (D,) float64, the mean of ``SAMPLE`` of the rows."""
+    rows = torch.arange(0, len(features), -(-len(features) // SAMPLE), device=features.device)
+    return features[rows].double().mean(0)
+
+
 class PairKeys:
     """Float32 keys of all pairs of two sets of features, with a bound of their errors.
 
@@ -173,10 +180,7 @@ class PairKeys:
         self.centre = None
         if metric == "euclidean":
             # Distances do not change when all features move by one vector; errors shrink.
-            total = torch.zeros(gallery.shape[1], dtype=torch.float64, device=self.device)
-            for start, stop in blocks(len(gallery), gallery):  # mean() would copy all to float64
-                total += gallery[start:stop].double().sum(0)
-            self.centre = total / len(gallery)
+            self.centre = near_mean(gallery)
             largest = float(torch.stack([n.max() for n in norms]).max())
             if largest > 0:  # a power of two is exact, and squares stay in range
                 self.scale = 2.0 ** -math.ceil(math.log2(largest))

@@ -20,6 +20,7 @@ from reidguard.metrics.counting import (
     Labels,
     Matches,
     PairKeys,
+    near_mean,
     squared_norms,
 )
 from reidguard.metrics.distances import (
@@ -37,7 +38,6 @@ __all__ = ["top_k"]
 TABLE = 1 << 24  # keys at a time
 FEW = 16  # queries at a time at least, however large the gallery is
 BLOCK = 1 << 18  # numbers of a block of the gallery, which stays in a core's cache
-SAMPLE = 1024  # images whose mean is near that of the gallery
 LEAST, MOST = 1e-28, 1e28  # squared norms that need no scale
 
 
@@ -125,8 +125,7 @@ def one_pass(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tenso
     wide = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
     centre = torch.zeros(width, dtype=wide, device=device)
     if centred:
-        rows = torch.arange(0, len(gallery), -(-len(gallery) // SAMPLE), device=device)
-        centre = gallery[rows].double().mean(0).to(wide)
+        centre = near_mean(gallery).to(wide)
     own = (query.to(wide) - centre).double()
     own_squares = own.square().sum(1)
     if not centred:

@@ -128,7 +128,7 @@ def blocks(count: int, features: Tensor) -> Iterator[tuple[int, int]]:
 def rough_norms(features: Tensor) -> Tensor:
     """Return the (N,) float64 norms, up to the rounding of the features' own float type."""
     if features.dtype in (torch.float32, torch.float64):
-        norms = torch.linalg.vector_norm(features, dim=1).double()
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1).double()
         if 1e-15 < float(norms.max()) < 1e15:  # squares neither vanished nor became infinite
             return norms
     return row_norms(features)

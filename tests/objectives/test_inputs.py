@@ -204,6 +204,8 @@ LEARNT = [
     (lambda: ColorAttack(resolution=3), 2, {"learner": "first_order"}),
     (lambda: CombinatorialAttack(resolution=3, size=SIZE), 1, {"learner": "hessian_free"}),
     (lambda: MetaAttack("delta", size=SIZE), 2, {}),
+    (lambda: MetaAttack("delta", size=SIZE), 2, {"ensemble": "left_out"}),
+    (lambda: DeltaAttack(size=SIZE), 2, {"ensemble": "logits", "objective": "labelwise"}),
     (lambda: MetaAttack("delta", preset="released", size=SIZE), 1, {}),
     (lambda: UAPRetrieval(size=SIZE), 1, {"objective": "self_metric"}),
 ]

@@ -45,10 +45,16 @@ if TYPE_CHECKING:
         register_dataset,
     )
     from reidguard.defenses import (
+        ACT,
         DEFENSES,
         GOAT,
+        HM,
+        MART,
+        TRADES,
         AdversarialTraining,
+        Blur,
         Defense,
+        FreeTraining,
         MetaDefense,
         MixedTraining,
     )
@@ -108,6 +114,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ACT",
     "ATTACKS",
     "ATTACK_LOSSES",
     "DATASETS",
@@ -115,10 +122,13 @@ __all__ = [
     "DETECTION_SCORES",
     "FNA",
     "GOAT",
+    "HM",
     "LEARNERS",
+    "MART",
     "MODELS",
     "ODFA",
     "SMA",
+    "TRADES",
     "AdaptiveSMA",
     "AdversarialTraining",
     "Attack",
@@ -126,6 +136,7 @@ __all__ = [
     "AttackedResult",
     "AuditReport",
     "AutoAttackResult",
+    "Blur",
     "Budget",
     "CertifyResult",
     "CheckpointError",
@@ -140,6 +151,7 @@ __all__ = [
     "EnsembleModel",
     "EvaluationResult",
     "FeatureStore",
+    "FreeTraining",
     "GridCell",
     "GridResult",
     "Guides",
@@ -213,7 +225,8 @@ _NAMES = {
     "PatternAttack SquareAttack UAPRetrieval UniversalAttack UniversalSquare create_attack "
     "fixed_patterns load_attack register_attack",
     "data": "DATASETS ReIDDataset join_datasets load_dataset register_dataset",
-    "defenses": "DEFENSES GOAT AdversarialTraining Defense MetaDefense MixedTraining",
+    "defenses": "ACT DEFENSES GOAT HM MART TRADES AdversarialTraining Blur Defense FreeTraining "
+    "MetaDefense MixedTraining",
     "detection": "DETECTION_SCORES AdaptiveSMA DetectionScore Detector",
     "errors": "CheckpointError DataError InputError ReIDGuardError RegistryError TrainingError "
     "ZeroGradientWarning",

@@ -132,7 +132,6 @@ def registered() -> Iterator[Case]:
         own = name in ("act", "blur", "free", "hm")
         options = {} if own else {"attack": rg.DeltaAttack(size=(4, 2))}
         yield f"defense {name}", rg.DEFENSES.get(name), options
-        yield f"defense {name}", rg.DEFENSES.get(name), {"attack": rg.DeltaAttack(size=(4, 2))}
     for name in SURFACE["DETECTION_SCORES"]["names"]:
         yield f"score {name}", rg.DETECTION_SCORES.get(name), {}
     for name in SURFACE["MODELS"]["names"]:

@@ -69,8 +69,8 @@ class RaiseHardness(GradientAttack):
     """Raises the hardness of triplets up to a given one (Zhou & Patel, CVPR 2022).
 
     Minimises ``max(0, H_D − H)²`` over all three images by PGD, from a random start, where the
-    hardness is ``H = ‖φ(ã) − φ(p̃)‖ − ‖φ(ã) − φ(ñ)‖``. A call takes all anchors, followed by all
-    positives and all negatives.
+    hardness is ``H = ‖φ(ã) − φ(p̃)‖ − ‖φ(ã) − φ(ñ)‖`` of features as the model compares them. A call
+    takes all anchors, followed by all positives and all negatives.
 
     Args:
         budget: The L∞ ball; 8/255 by default.

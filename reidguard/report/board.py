@@ -47,6 +47,7 @@ class BoardRow:
         eps: In [0, 1] units; None where nothing was attacked.
         queries: Number of queries.
         query_every: One query in how many was used.
+        suite: Restarts, steps and squares of the suite; empty without one.
         clean_mAP: Without an attack.
         clean_rank1: Without an attack.
         robust_mAP: The worst case of each query in the suite of attacks; the lower one of float
@@ -74,6 +75,7 @@ class BoardRow:
     eps: float | None
     queries: int | None
     query_every: int
+    suite: str
     clean_mAP: float | None  # noqa: N815 (the field's name for it)
     clean_rank1: float | None
     robust_mAP: float | None  # noqa: N815
@@ -160,7 +162,7 @@ def board_table(rows: Iterable[BoardRow], *, commands: bool = False) -> Table:
         >>> print(board_table([]).header[:3])
         ['row', 'model', 'data']
     """
-    head = ["row", "model", "data", "ε", "queries", *FRACTIONS.values()]
+    head = ["row", "model", "data", "ε", "queries", "suite", *FRACTIONS.values()]
     head += ["audit", "by", "reidguard", "date"] + ["commands"] * commands
     cells = [
         [
@@ -169,6 +171,7 @@ def board_table(rows: Iterable[BoardRow], *, commands: bool = False) -> Table:
             row.dataset,
             row.level or None,
             row.queries,
+            row.suite or None,
             *(percent(getattr(row, name)) for name in FRACTIONS),
             row.audit or None,
             row.by or None,
@@ -217,6 +220,7 @@ def _row(identity: str, cards: Sequence[Card], by: str) -> BoardRow:
         eps=eps,
         queries=first.queries,
         query_every=first.data.query_every,
+        suite="; ".join(dict.fromkeys(filter(None, map(_strength, suites)))),
         clean_mAP=clean and clean["mAP"],
         clean_rank1=clean and clean["cmc"][0],
         robust_mAP=_lowest(values["mAP"] for values in worst),
@@ -231,6 +235,11 @@ def _row(identity: str, cards: Sequence[Card], by: str) -> BoardRow:
         finished=max(card.finished for card in cards),
         cards=tuple(cards),
     )
+
+
+def _strength(suite: dict[str, Any]) -> str:
+    restarts, steps, squares = (suite["suite"].get(n) for n in ("restarts", "steps", "squares"))
+    return "" if restarts is None else f"{restarts} × {steps} steps, {squares} squares"[:100]
 
 
 def _lowest(values: Iterable[float | None]) -> float | None:

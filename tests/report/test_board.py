@@ -22,6 +22,7 @@ DATASET = {
     "fingerprints": {"query": QUERY, "gallery": GALLERY},
 }
 PROTOCOL = {"image_size": [256, 128], "metric": "cosine"}
+STRENGTH = {"restarts": 2, "steps": 100, "squares": 1000}
 ALONE = {"clean": 0.8, "self-metric": 0.2, "furthest-negative": 0.1, "transfer": 0.3}
 ALONE |= {"pattern": 0.6, "square": 0.4}
 
@@ -39,7 +40,7 @@ def suite(eps: float = 8, robust: float | None = 0.05, **changed: Any) -> dict[s
         "robust": worst,
         "robust_8bit": higher,
         "members": [member(*pair) for pair in ALONE.items()],
-        "suite": {"eps": eps / 255, "broken_rank": 10, "broken_ap": 0.1, "steps": 100},
+        "suite": {"eps": eps / 255, "broken_rank": 10, "broken_ap": 0.1, **STRENGTH},
         "dataset": DATASET,
         "protocol": PROTOCOL,
         "counts": {"query": 421},
@@ -109,6 +110,7 @@ def test_columns(tmp_path: Path):
     assert (row.level, row.queries, row.query_every) == ("8/255", 421, 8)
     assert (row.by, row.version, row.finished) == ("", "", "")
     assert row.model == WEIGHTS[:8]
+    assert row.suite == "2 × 100 steps, 1000 squares"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,9 @@ def test_what_shares_a_row(tmp_path: Path):
         assert len(rows_of(tmp_path, suite(), suite(**other))) == 2
     (row,) = rows_of(tmp_path, suite(robust=0.05), suite(robust=0.02))
     assert row.robust_mAP == 0.02  # the worst case of both
+    weaker = {**suite()["suite"], "steps": 10}
+    (row,) = rows_of(tmp_path, suite(), suite(suite=weaker))
+    assert row.suite == "2 × 100 steps, 1000 squares; 2 × 10 steps, 1000 squares"
 
 
 def test_rows_are_sorted_by_robust_map(tmp_path: Path):

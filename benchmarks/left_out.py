@@ -52,6 +52,16 @@ RECIPES = {
     "blocks of 16, one surrogate": (lambda: blocks(16), {}, True),
     "pixels": (lambda: DeltaAttack(EIGHT), {"ensemble": "gradient"}, False),
     "blocks of 16": (lambda: blocks(16), {"ensemble": "gradient"}, False),
+    "blocks of 16, maml over networks": (
+        lambda: blocks(16),
+        {"ensemble": "left_out", "learner": "maml"},
+        False,
+    ),
+    "blocks of 16, diversity, shift": (
+        lambda: blocks(16),
+        {"ensemble": "gradient", "diversity": 0.7, "shift": 8},
+        False,
+    ),
     "blocks of 8": (lambda: blocks(8), {"ensemble": "gradient"}, False),
     "blocks of 4": (lambda: blocks(4), {"ensemble": "gradient"}, False),
     "tint + blocks of 8": (lambda: with_tint(8), {"ensemble": "gradient"}, False),

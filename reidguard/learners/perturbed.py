@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from reidguard.distributed import shard_of
 from reidguard.learners.base import MetaLearner, Objective, StepResult
 from reidguard.learners.bilevel import gradients_of
-from reidguard.nn.batch_norm import without_memory
 from reidguard.nn.functional import RNGState
 from reidguard.schema import checked
 
@@ -60,11 +59,14 @@ class PerturbedLearner(MetaLearner):
         """Leave the gradient at the perturbed weights in ``.grad``; see :class:`MetaLearner`."""
         moved = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
         draws = RNGState(module)
-        with without_memory(module):
-            loss = objective(module, meta_train_batch)
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        loss = objective(module, meta_train_batch)
         gradients = gradients_of(loss, moved, shard_of(meta_train_batch))
         loss = loss.detach()
         draws.rewind()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
         before = [p.detach().clone() for p in moved]
         try:
             self._move(moved, gradients)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -132,10 +132,10 @@ class DefenseObjective:
         Raises:
             InputError: If the model has no such classifier, or the batch does not suit the losses.
         """
-        with nullcontext() if batch.statistics else without_memory(model):
-            if self.regularizer is None and batch.triplets is None and not self._apart(batch):
-                return self._of(batch.domain)(model, batch)
-            clean, adversarial = self._outputs(model, batch, norms)
+        plain = self.regularizer is None and batch.triplets is None and batch.statistics
+        if plain and not self._apart(batch):
+            return self._of(batch.domain)(model, batch)
+        clean, adversarial = self._outputs(model, batch, norms)
         if self.regularizer is None:
             return self._losses(clean.followed_by(adversarial), batch)
         if batch.sources is None:
@@ -213,14 +213,14 @@ class DefenseObjective:
             shards = [part_of(batch.shard, r) for r in rows]
         pids = [gather(batch.pids[r], shard) for r, shard in zip(rows, shards, strict=True)]
         if not self._apart(batch):
-            with sync_layers(batch.shard):
+            with sync_layers(batch.shard), _statistics(model, batch):
                 output = with_cameras(model, batch.camids)(batch.images, domain=batch.domain)
             found = [
                 _selected(output, r, shard, own)
                 for r, shard, own in zip(rows, shards, pids, strict=True)
             ]
             return found[0], found[1]
-        with sync_layers(shards[0]):
+        with sync_layers(shards[0]), _statistics(model, batch):
             seen = with_cameras(model, batch.camids[rows[0]])
             clean = seen(batch.images[rows[0]], domain=batch.domain)
         with sync_layers(shards[1]), self._norms(model, norms):
@@ -246,6 +246,11 @@ class DefenseObjective:
 
     def _of(self, domain: str | None) -> ReIDObjective:
         return ReIDObjective(domain, self.margin, self.reduction, self.losses)
+
+
+def _statistics(model: Any, batch: DefenseBatch) -> AbstractContextManager[None]:
+    """Let images enter running statistics if they may; used inside sync_layers, not around it."""
+    return nullcontext() if batch.statistics else without_memory(model)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from reidguard.distributed import agree, average, gather, join
 from reidguard.errors import TrainingError
 from reidguard.learners import LEARNERS
 from reidguard.learners.displaced import DisplacedLearner
+from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.models import wrap_model
 from reidguard.models.base import ReIDOutput
 from reidguard.objectives import FeatureObjective, InputCopies, MisrankingTriplet
@@ -43,6 +44,8 @@ class Block(nn.Sequential):
 
 class Classifier(nn.Module):
     """With all that looks beyond one image: batch norm in two forms, dropout in two layouts."""
+
+    metric = "cosine"
 
     def __init__(self):
         super().__init__()
@@ -189,6 +192,18 @@ def defenses():
             made = LEARNERS.create(learner, **options)
             values = steps(made, Classifier().train(), objective, pairs)
             yield f"defense {policy} {learner}", difference(*values)
+    tied = [tuple(replace(b, sources=c) for b, c in zip(pair, (chosen, other_chosen), strict=True))
+            for pair in pairs]  # fmt: skip
+    for regularizer, policy in (("trades", "shared"), ("mart", "separate")):
+        for learner in ("joint", "maml"):
+            objective = DefenseObjective(batch_norm=policy, regularizer=regularizer)
+            options = {"inner": "sgd", "inner_lr": 1e-4} if learner == "maml" else {}
+            made = PerturbedLearner(LEARNERS.create(learner, **options), 0.01)
+            values = steps(made, Classifier().train(), objective, tied)
+            yield f"defense {regularizer} perturbed {learner}", difference(*values)
+    still = [tuple(replace(b, statistics=False) for b in pair) for pair in pairs]
+    values = steps(LEARNERS.create("plain"), Classifier().train(), DefenseObjective(), still)
+    yield "defense in turns plain", difference(*values)
     for learner in ("plain", "maml"):  # frozen statistics
         options = {"inner": "sgd", "inner_lr": 1e-4} if learner == "maml" else {}
         made = LEARNERS.create(learner, **options)

@@ -49,6 +49,8 @@ def found(work, studio_root):
 CASES = [
     *(f"{attack} {name}" for attack in ("delta", "color", "combinatorial") for name in LEARNERS),
     *(f"defense {norms} {name}" for norms in ("shared", "separate") for name in LEARNERS),
+    *(f"defense {r} perturbed {name}" for r in ("trades", "mart") for name in ("joint", "maml")),
+    "defense in turns plain",
     "defense frozen plain",
     "defense frozen maml",
     "defense recomputed first_order",

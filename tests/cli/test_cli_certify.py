@@ -58,7 +58,8 @@ def test_a_gate_on_a_finished_certificate(certified, target, capsys):
     assert "already finished" in capsys.readouterr().err
 
 
-def test_errors(target, refused):
+def test_errors(target, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs that fail leave a folder below it
     assert "certify does not measure it" in refused("certify", *target, "--fail-below", "mAP=5")
     assert "metrics are rank1, rank5, rank10" in refused(
         "certify", *target, "--fail-below", "rank2=5"

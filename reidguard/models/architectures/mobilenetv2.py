@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.architectures.published import PublishedModel, register_variants
+from reidguard.models.architectures.published import PublishedModel
 from reidguard.models.base import image_size
+from reidguard.models.factory import register_model
 from reidguard.models.layers import ConvBN, initialise
 from reidguard.types import InputSpec
 
@@ -87,8 +88,14 @@ class MobileNetV2(PublishedModel):
         return x.mean((2, 3))
 
 
-register_variants(
-    MobileNetV2,
-    "MobileNetV2 as torchreid has it, compared by Euclidean distance.",
-    {"mobilenetv2_x1_0": {"width": 1.0}, "mobilenetv2_x1_4": {"width": 1.4}},
-)
+def _register(name: str, width: float) -> None:
+    @register_model(name)
+    def mobilenetv2(
+        num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
+    ) -> MobileNetV2:
+        """MobileNetV2 as torchreid has it, compared by Euclidean distance."""
+        return MobileNetV2(width, num_classes=num_classes, size=size)
+
+
+_register("mobilenetv2_x1_0", 1.0)
+_register("mobilenetv2_x1_4", 1.4)

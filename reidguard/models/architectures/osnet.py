@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.architectures.published import PublishedModel, register_variants
+from reidguard.models.architectures.published import PublishedModel
 from reidguard.models.base import image_size
+from reidguard.models.factory import register_model
 from reidguard.models.layers import ConvBN, dense_layer, initialise
 from reidguard.schema import checked
 from reidguard.types import InputSpec
@@ -147,14 +148,17 @@ class OSNet(PublishedModel):
         return features
 
 
-register_variants(
-    OSNet,
-    "OSNet in one of its published widths, with a feature of 512 numbers.",
-    {
-        "osnet_x1_0": {"width": 1.0},
-        "osnet_x0_75": {"width": 0.75},
-        "osnet_x0_5": {"width": 0.5},
-        "osnet_x0_25": {"width": 0.25},
-        "osnet_ibn_x1_0": {"width": 1.0, "ibn": True},
-    },
-)
+def _register(name: str, width: float, **options: bool) -> None:
+    @register_model(name)
+    def osnet(
+        num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
+    ) -> OSNet:
+        """OSNet in one of its published widths, with a feature of 512 numbers."""
+        return OSNet(width, num_classes=num_classes, size=size, **options)
+
+
+_register("osnet_x1_0", 1.0)
+_register("osnet_x0_75", 0.75)
+_register("osnet_x0_5", 0.5)
+_register("osnet_x0_25", 0.25)
+_register("osnet_ibn_x1_0", 1.0, ibn=True)

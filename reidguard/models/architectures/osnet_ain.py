@@ -18,8 +18,9 @@ from reidguard.models.architectures.osnet import (
     instance_norm,
     shrinking,
 )
-from reidguard.models.architectures.published import PublishedModel, register_variants
+from reidguard.models.architectures.published import PublishedModel
 from reidguard.models.base import image_size
+from reidguard.models.factory import register_model
 from reidguard.models.layers import ConvBN, dense_layer, initialise
 from reidguard.types import InputSpec
 
@@ -111,13 +112,16 @@ class OSNetAIN(PublishedModel):
         return features
 
 
-register_variants(
-    OSNetAIN,
-    "OSNet-AIN, with instance norms in some of the blocks, compared by cosine.",
-    {
-        "osnet_ain_x1_0": {"width": 1.0},
-        "osnet_ain_x0_75": {"width": 0.75},
-        "osnet_ain_x0_5": {"width": 0.5},
-        "osnet_ain_x0_25": {"width": 0.25},
-    },
-)
+def _register(name: str, width: float) -> None:
+    @register_model(name)
+    def osnet_ain(
+        num_classes: int | Mapping[str, int] | None = None, size: tuple[int, int] = (256, 128)
+    ) -> OSNetAIN:
+        """OSNet-AIN, with instance norms in some of the blocks, compared by cosine."""
+        return OSNetAIN(width, num_classes=num_classes, size=size)
+
+
+_register("osnet_ain_x1_0", 1.0)
+_register("osnet_ain_x0_75", 0.75)
+_register("osnet_ain_x0_5", 0.5)
+_register("osnet_ain_x0_25", 0.25)

@@ -149,13 +149,16 @@ def measure(arguments) -> dict:
             extra = max(extra, peak.peak - peak.before)
             turns.append((*bare, *own))
         ratios = sorted(turn[2] / turn[0] for turn in turns)
-        product_s, _, rank_s, _ = map(statistics.median, zip(*turns, strict=True))
+        seconds = map(statistics.median, zip(*turns, strict=True))
+        product_s, product_cpu_s, rank_s, rank_cpu_s = seconds
         row = {
             "features": arguments.kind,
             "gallery": gallery,
             "dtype": str(dtype).removeprefix("torch."),
             "product_s": round(product_s, 3),
             "rank_s": round(rank_s, 3),
+            "product_cpu_s": round(product_cpu_s, 3),
+            "rank_cpu_s": round(rank_cpu_s, 3),
             "ratio": round(statistics.median(ratios), 2),
             "ratios": [round(ratios[0], 2), round(ratios[-1], 2)],
             "cpu_ratio": round(statistics.median(turn[3] / turn[1] for turn in turns), 2),
@@ -164,7 +167,7 @@ def measure(arguments) -> dict:
             "load": [round(value, 1) for value in os.getloadavg()],
             "mAP": round(found["result"].mAP, 6),
         }
-        if arguments.kind == "osnet":
+        if arguments.kind == "osnet" and arguments.others:
             row |= others(arguments, query, torch.cat(shards).float(), labels)
         return row
 

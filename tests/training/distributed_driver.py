@@ -15,15 +15,22 @@ import torch.distributed as dist
 from torch import nn
 
 from reidguard.attacks import ColorAttack, CombinatorialAttack, DeltaAttack
+from reidguard.attacks.universal.left_out import LeftOutBatch, LeftOutObjective
 from reidguard.data import load_dataset
 from reidguard.distributed import agree, average, gather, join
 from reidguard.errors import TrainingError
 from reidguard.learners import LEARNERS
 from reidguard.learners.displaced import DisplacedLearner
 from reidguard.learners.perturbed import PerturbedLearner
-from reidguard.models import wrap_model
+from reidguard.models import EnsembleModel, TransferModel, wrap_model
 from reidguard.models.base import ReIDOutput
-from reidguard.objectives import FeatureObjective, InputCopies, MisrankingTriplet
+from reidguard.objectives import (
+    EnsembleLoss,
+    FeatureImportanceLoss,
+    FeatureObjective,
+    InputCopies,
+    MisrankingTriplet,
+)
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective
 from reidguard.objectives.reid import ReIDObjective
 from reidguard.training import MISGD
@@ -178,6 +185,42 @@ def attacks():
         made = DisplacedLearner(LEARNERS.create(learner), 3, True, attack.clip_parameters)
         values = steps(made, attack, objective, pairs, optimizer)
         yield f"copies, look-ahead and small batches {learner}", difference(*values)
+    yield from over_networks(pairs)
+
+
+class Skip(nn.Module):
+    """A residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Conv2d(3, 4, 3, stride=2)
+        self.branch = nn.Conv2d(4, 4, 3, padding=1)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.5, generator=rng(p.numel()))
+
+    def forward(self, x):
+        x = self.inside(x)
+        return (x + torch.tanh(self.branch(x))).flatten(1)
+
+
+def over_networks(pairs):
+    """Meta-learning over networks of random shortcuts, by a loss with random masks."""
+    spec = InputSpec(size=(12, 10))
+    nets = [
+        wrap_model(Skip(), input_spec=replace(spec, size=(h, 10))).double() for h in (8, 10, 12)
+    ]
+    ensemble = EnsembleModel([TransferModel(net, ghost=0.3) for net in nets])
+    losses = {"triplet": MisrankingTriplet(), "fia": FeatureImportanceLoss("network.inside", 3)}
+    pairs = [
+        (LeftOutBatch(**vars(a), members=(0, 2)), LeftOutBatch(**vars(b), members=(1,)))
+        for a, b in pairs
+    ]
+    for name, loss in losses.items():
+        attack = DeltaAttack(Budget(0.1), (12, 10)).double()
+        objective = LeftOutObjective(FeatureObjective(ensemble, EnsembleLoss(loss)))
+        optimizer = MISGD(attack.parameters(), lr=0.002, momentum=0.5)
+        values = steps(LEARNERS.create("maml"), attack, objective, pairs, optimizer)
+        yield f"over networks {name}", difference(*values)
 
 
 def defenses():

@@ -62,6 +62,7 @@ CASES = [
     "average second",
     "delta, diverse",
     *(f"copies, look-ahead and small batches {name}" for name in ("joint", "maml")),
+    *(f"over networks {name}" for name in ("triplet", "fia")),
 ]
 
 

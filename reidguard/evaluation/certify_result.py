@@ -70,7 +70,7 @@ class CertifyResult(Result):
         """Return the certified rank-k at a radius.
 
         Args:
-            rank: One of :attr:`ranks`.
+            rank: One of ``ranks``.
             radius: L2, in [0, 1] pixel units.
 
         Returns:

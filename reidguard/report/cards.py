@@ -117,7 +117,7 @@ class Card:
 
     @property
     def statements(self) -> dict[str, Any]:
-        """What the result says of what was measured: data, model, options, warnings."""
+        """What the result says of data, model, options and warnings."""
         names = (
             "suite",
             "early_stop",

@@ -5,7 +5,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-MOST_BYTES = 700_000  # of the wheel: code alone, so that no data or result slips in
+MOST_BYTES = 800_000  # of the wheel: code alone, so that no data or result slips in
 TOP_OF_SDIST = {
     "CHANGELOG.md",
     "CITATION.cff",

@@ -60,9 +60,13 @@ class Options(argparse.Namespace):
 
     Attributes:
         argv: The command line.
+        explicit: No names: which options were set is not recorded.
+        expected: None: the run may have any settings.
     """
 
     argv: Sequence[str]
+    explicit: frozenset[str] = frozenset()
+    expected: Mapping[str, Any] | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the values as JSON."""

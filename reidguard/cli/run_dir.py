@@ -294,8 +294,8 @@ def _new_manifest(
         "versions": {**library_versions(), "python": platform.python_version()},
         "settings": dict(settings),
         "options": options.values(),
-        "given": sorted(options.explicit),
         "files": {},
+        "given": sorted(options.explicit),
     }
 
 

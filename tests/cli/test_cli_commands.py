@@ -136,7 +136,9 @@ def test_reranking(target, trained, studio, tmp_path, refused, capsys):
     assert "rerank" in refused("evaluate", *target, *out)  # another run's folder
 
 
-def test_mirror_images_and_several_images(attacked, target, trained, studio, refused, capsys):
+def test_mirror_images_and_several_images(
+    attacked, target, trained, studio, refused, capsys, tmp_path
+):
     assert main(["evaluate", *target, "--flip", "--multi-query", "--amp"]) == 0
     shown = capsys.readouterr().out
     assert "mirrored images; several images" in shown
@@ -146,7 +148,8 @@ def test_mirror_images_and_several_images(attacked, target, trained, studio, ref
     assert f"| {100 * mean:.1f} |" in shown
     call = ["attack", *target, "--load", attacked / "attack.safetensors", "--multi-query"]
     assert "leave one of them out" in refused(*call, "--save-images", "images")
-    assert "without rerank" in refused("autoattack", *target, "--multi-query")
+    out = ("--out", tmp_path / "suite")
+    assert "without rerank" in refused("autoattack", *target, "--multi-query", *out)
 
 
 def test_features_are_cached_in_the_folder_of_the_option(target, private_cache, tmp_path, capsys):

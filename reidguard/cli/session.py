@@ -200,7 +200,7 @@ class Session:
                 progress=display.phase("evaluating"),
             )
             text = result.to_markdown()
-        if provenance is not None:
+        if provenance is not None and "steps" in provenance:
             each = "" if seconds is None else f", {seconds:.3g} s each"
             text += f"\nlearnt in {provenance['steps']} steps{each}\n"
         content = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from reidguard.data import ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
 from reidguard.models import BlurModel, ReIDModel
+from reidguard.models.fingerprint import model_key
 from reidguard.schema import checked
+from reidguard.storage import fingerprint
 
 __all__ = ["Blur"]
 
@@ -46,10 +49,18 @@ class Blur(Defense):
         """Return the model behind the transform.
 
         Args:
-            model: It is copied.
+            model: It is copied. The result can be saved where it can.
             meta_train: Not used.
             meta_test: Not used.
         """
         robust = BlurModel(copy.deepcopy(model), self.sigma, self.scale)
-        robust.provenance = {"method": "blur", "sigma": self.sigma, "scale": self.scale}
+        robust.provenance = {
+            "method": "blur",
+            **self.config(),
+            "base": fingerprint(model_key(model)),
+        }
         return robust.eval()
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"sigma": self.sigma, "scale": self.scale}

@@ -208,6 +208,18 @@ class ReIDModel(ABC, nn.Module):
                 say how to build it again, or if the card has values that JSON lacks.
             CheckpointError: If the file cannot be written.
         """
+        card = self._card()
+        try:
+            json.dumps(card, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the card of {path} must consist of JSON values ({error}); "
+                "give provenance and model arguments as numbers, strings, lists and dicts"
+            ) from None
+        save_tensors(path, self.state_dict(), card)
+
+    def _card(self) -> dict[str, Any]:
+        """Return what a saved file says about the model; see :meth:`save`."""
         if self.build_spec is None:
             raise InputError(
                 f"this {type(self).__name__} cannot be rebuilt from a file, since it was not made "
@@ -215,7 +227,7 @@ class ReIDModel(ABC, nn.Module):
                 "and use create_model(name), or keep its state_dict() yourself"
             )
         name, kwargs = self.build_spec
-        card = {
+        return {
             "kind": "model",
             "name": name,
             "kwargs": kwargs,
@@ -226,14 +238,6 @@ class ReIDModel(ABC, nn.Module):
             "versions": library_versions(),
             "training": self.provenance,
         }
-        try:
-            json.dumps(card, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the card of {path} must consist of JSON values ({error}); "
-                "give provenance and model arguments as numbers, strings, lists and dicts"
-            ) from None
-        save_tensors(path, self.state_dict(), card)
 
 
 def identity_layer(width: int, identities: int, *, bias: bool = True) -> nn.Linear:

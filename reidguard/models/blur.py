@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reidguard.models.base import ReIDModel
+from reidguard.errors import InputError
+from reidguard.models.base import ReIDModel, ReIDOutput
 from reidguard.nn.cameras import with_cameras
 from reidguard.schema import check_instance, checked
+from reidguard.types import InputSpec, Metric, check_images
 
 __all__ = ["BlurModel"]
 
@@ -20,11 +23,12 @@ class BlurModel(ReIDModel):
     """A model that sees each image shrunk, enlarged again and blurred.
 
     The transform is linear in the image and part of the model, so every attack that is bound to it
-    or learnt on it differentiates exactly through it: no adaptive attack is left out. Images
+    or learnt on it differentiates exactly through it, resizing included; nothing has to be
+    approximated (as by BPDA, Athalye et al., ICML 2018). Images
     are resized bilinearly to ``scale`` of their size, with antialiasing, and back, and then
     convolved with a Gaussian of ``sigma`` pixels, cut off at 3 σ, whose weights are renormalised at
-    the image's edges. It is compared as the model is, has no classifier of its own, and is not
-    saved itself: save the model.
+    the image's edges. It is compared as the model is, and its classifiers are the model's. A file
+    that :meth:`save` writes has the model and the blur.
 
     Args:
         model: It is not copied.
@@ -41,6 +45,7 @@ class BlurModel(ReIDModel):
         >>> blurred = BlurModel(model, sigma=1.0, scale=0.5)
         >>> torch.allclose(blurred.features(x), model.features(x), atol=1e-5)  # one colour stays
         True
+        >>> blurred.save("blurred.safetensors")  # doctest: +SKIP
     """
 
     def __init__(self, model: ReIDModel, sigma: float = 1.0, scale: float = 0.5) -> None:
@@ -48,11 +53,44 @@ class BlurModel(ReIDModel):
         super().__init__(input_spec=model.input_spec, metric=model.metric)
         self.model = model
         self.cameras = model.cameras
+        self.num_classes = model.num_classes
+        self.head_prefixes = tuple(f"model.{prefix}" for prefix in model.head_prefixes)
         self.sigma = checked(float, "sigma", sigma, low=0, high=100)
         self.scale = checked(float, "scale", scale, above=0, high=1)
 
+    @property
+    def input_spec(self) -> InputSpec:
+        """Resizing and normalisation, which are the model's."""
+        spec: InputSpec = self.model.input_spec
+        return spec
+
+    @input_spec.setter
+    def input_spec(self, spec: InputSpec) -> None:
+        if "model" in self._modules:  # the base class's constructor sets it before there is one
+            self.model.input_spec = spec
+
+    @property
+    def metric(self) -> Metric:
+        """How features are compared, which is the model's."""
+        metric: Metric = self.model.metric
+        return metric
+
+    @metric.setter
+    def metric(self, metric: Metric) -> None:
+        if "model" in self._modules:
+            self.model.metric = metric
+
+    def extra_repr(self) -> str:
+        """Return what differs from the model, which fingerprints see, too."""
+        return f"sigma={self.sigma}, scale={self.scale}"
+
     def transform(self, x: Tensor) -> Tensor:
-        """Return the (N, 3, H, W) images that the model sees."""
+        """Return the (N, 3, H, W) images that the model sees.
+
+        Raises:
+            InputError: If ``x`` is no such tensor.
+        """
+        check_images(x)
         size = tuple(x.shape[2:])
         if self.scale < 1:
             small = [max(1, round(self.scale * side)) for side in size]
@@ -71,6 +109,26 @@ class BlurModel(ReIDModel):
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the features of images, which the model prepares."""
         return self.features(inputs)
+
+    def logits(self, features: Tensor, domain: str) -> Tensor:
+        """Return the (N, identities) scores of one of the model's classifiers."""
+        return self.model.logits(features, domain)
+
+    def forward(
+        self,
+        x: Tensor,
+        domain: str | None = None,
+        cameras: Tensor | Sequence[int] | None = None,
+    ) -> ReIDOutput:
+        """Return the model's training outputs; see :meth:`ReIDModel.forward`."""
+        return with_cameras(self.model, cameras)(self.transform(x), domain=domain)
+
+    def _card(self) -> dict[str, Any]:
+        """Return the model's card with the blur's numbers; see :meth:`ReIDModel.save`."""
+        if isinstance(self.model, BlurModel):
+            raise InputError("a file has one blur: blur the model inside, with a larger sigma")
+        blur = {"sigma": self.sigma, "scale": self.scale}
+        return {**self.model._card(), "training": self.provenance, "blur": blur}
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:

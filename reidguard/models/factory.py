@@ -13,6 +13,7 @@ from torch import Tensor
 from reidguard.contexts import fixed_context, on_meta
 from reidguard.errors import CheckpointError, a_few
 from reidguard.models.base import Metric, ReIDModel
+from reidguard.models.blur import BlurModel
 from reidguard.models.weights import check_finite, load_weights
 from reidguard.records import convert, to_path
 from reidguard.registry import Registry
@@ -25,8 +26,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
+class BlurCard:
+    """What a card says of a :class:`~reidguard.models.BlurModel`: its arguments."""
+
+    sigma: float
+    scale: float
+
+
+@dataclass(frozen=True)
 class ModelCard:
-    """The card of a saved model."""
+    """The card of a saved model; ``blur`` if a blur is in front of it."""
 
     name: str
     kwargs: dict[str, Any]
@@ -34,6 +43,11 @@ class ModelCard:
     input_spec: InputSpec
     metric: Metric
     training: dict[str, Any] | None = None
+    blur: BlurCard | None = None
+
+    def wrapped(self, model: ReIDModel) -> ReIDModel:
+        """Return the model behind the blur, if the card has one."""
+        return model if self.blur is None else BlurModel(model, **vars(self.blur))
 
 
 #: All models by name; the entry-point group of the same name adds those of other packages.
@@ -145,13 +159,13 @@ def load_model(path: Path | str) -> ReIDModel:
         kwargs["num_classes"] = dict(card.num_classes)
     try:
         with on_meta():  # takes no memory, whatever the card asks for
-            draft: ReIDModel | None = MODELS.create(card.name, **kwargs)
+            draft: ReIDModel | None = card.wrapped(MODELS.create(card.name, **kwargs))
     except Exception:  # code that needs data; or the card is wrong, as is said below
         draft = None
     if draft is not None:
         _check_shapes(path, draft, state, card.name)
     try:
-        model = create_model(card.name, **kwargs)
+        model = card.wrapped(create_model(card.name, **kwargs))
     except Exception as error:  # a constructor may fail in any way with a damaged card
         raise CheckpointError(
             f"{path} holds a model {card.name!r} that cannot be built here: {error}"

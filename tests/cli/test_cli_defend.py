@@ -10,7 +10,7 @@ import torch
 
 from reidguard.attacks import SMA, create_attack
 from reidguard.cli import main
-from reidguard.models import load_model
+from reidguard.models import BlurModel, load_model
 
 SHORT = ["--images-per-identity", "4", "--query-every", "4", "--threads", "1"]
 
@@ -126,6 +126,47 @@ def test_free_training_is_evaluated_against_sma(target, tmp_path, capsys):
     assert result["training"]["defense"]["awp"] == 0.01
     assert result["evaluation"]["attack"]["name"] == "SMA"
     assert 1.9 < result["evaluation"]["attacked"]["linf_255"] <= 2.001
+
+
+def test_a_blur_is_saved_evaluated_and_attacked(target, data, trained, tmp_path, capsys):
+    """From files to files, without learning; the attack goes through the blur."""
+    out = tmp_path / "run"
+    call = ["defend", *target, "--query-every", "4", "--threads", "1", "--defense", "blur"]
+    call += ["--set", "sigma=1.5", "--eps", "2/255", "--out", str(out)]
+    assert main(call) == 0
+    assert "attacked, 8-bit" in capsys.readouterr().out
+    robust = load_model(out / "model.safetensors")
+    assert isinstance(robust, BlurModel)
+    assert (robust.sigma, robust.scale) == (1.5, 0.5)
+    x = torch.rand(2, 3, 64, 32)
+    normal = load_model(trained / "model.safetensors")
+    assert torch.equal(robust.features(x), normal.features(robust.transform(x)))
+    result = json.loads((out / "result.json").read_text())
+    assert result["training"]["method"] == "blur"
+    assert result["evaluation"]["attack"]["name"] == "SMA"
+    assert 1.9 < result["evaluation"]["attacked"]["linf_255"] <= 2.001
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert main(call) == 0
+    assert "already finished" in capsys.readouterr().err
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+
+    saved = [*data, "--model", str(out / "model.safetensors"), *target[-2:], "--threads", "1"]
+    measured = tmp_path / "measured"
+    assert main(["evaluate", *saved, "--query-every", "4", "--out", str(measured)]) == 0
+    again = json.loads((measured / "result.json").read_text())
+    assert again["evaluation"]["clean"] == result["evaluation"]["clean"]
+    options = ["--attack", "delta", "--steps", "2", "--images-per-identity", "4"]
+    learnt = tmp_path / "attack"
+    assert main(["attack", *saved, *options, "--query-every", "4", "--out", str(learnt)]) == 0
+    assert (learnt / "attack.safetensors").is_file()
+
+
+def test_a_blur_takes_no_options_of_learning(target, data, refused):
+    call = ["defend", *target, "--defense", "blur"]
+    assert "learns nothing: leave --lr, --steps out" in refused(*call, "--steps", "2", "--lr", "1")
+    assert "leave --meta-data out" in refused(*call, "--meta-data", data[1])
+    assert "--set: " in refused(*call, "--set", "colour=red")
+    assert "sigma" in refused(*call, "--set", "sigma=-1")
 
 
 def test_errors_say_how_to_correct_the_call(call, target, data, attack_file, refused, tmp_path):

@@ -10,6 +10,7 @@ from reidguard.cli.options import MACHINE, Flag, Options, command
 from reidguard.cli.sections import EPS, Machine, MetaTest, Reading, Target
 from reidguard.errors import InputError
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, MeasureOptions
+from reidguard.schema import options_of
 
 EXAMPLES = """\
   the paper's defense: harden a model against an attack that was learnt on it, with virtual people
@@ -29,8 +30,13 @@ EXAMPLES = """\
     reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
         --defense trades --set beta=3 --set warmup=0.2 --ema 0.99
 
+  a blur in front of the model, without training:
+    reidguard defend --data market1501:/data/market1501 --model runs/ide/model.safetensors \\
+        --defense blur --set sigma=1.5 --set scale=0.5 --attack sma --attack-set steps=30
+
 The model is evaluated on clean queries, and on queries perturbed by the same attack: one from a
 file as it is (transfer, the paper's protocol), an instance attack on the hardened model itself.
+Gradients pass through a blur. Without --attack, blur, act, hm and free are measured under SMA.
 
 The run folder gets manifest.json, metrics.jsonl (a line a step), checkpoint.safetensors,
 model.safetensors, result.json and result.md. The same command resumes an interrupted run, and
@@ -47,23 +53,51 @@ class Which(TypedDict, total=False):
         str,
         Flag(
             "a saved attack, or the name of an instance attack such as sma; goat, trades, mart, "
-            "act, hm and free have one of their own"
+            "act, hm and free have one of their own, and blur needs none"
         ),
     ]
     attack_set: Annotated[dict[str, Any], Flag("option of the named attack: steps=7")]
     eps: Annotated[float, EPS]
 
 
+class NoLearning(TypedDict, total=False):
+    """Options of a defense that learns nothing: none."""
+
+
 def run(options: Options) -> None:
     """Harden, evaluate, save."""
     from reidguard.cli.session import Session
 
+    if options.defense == "blur":
+        _run_blur(options)
+        return
     defense = _defense(options)  # finds mistakes before anything slow
     session = Session.open(options, classifier=True)
     fit = partial(defense.fit, session.model, session.dataset, session.meta_test)
     label = f"defend-{options.defense}-{session.dataset.name}"
     attack = defense.test_attack().to(session.device)
     session.learn_model(label, DefenseOptions, fit, attack, defense=defense.config())
+
+
+def _run_blur(options: Options) -> None:
+    """Put a blur in front of the model, evaluate, save."""
+    from reidguard.cli.options import errors_name
+    from reidguard.cli.session import Session
+    from reidguard.defenses.crafting import attack_provenance
+
+    learning = {*options_of(DefenseOptions), *options_of(MetaTest)} - {"seed", "image_size"}
+    options.refuse(sorted(learning), "the defense 'blur' learns nothing: leave {flags} out")
+    with errors_name("--set"):
+        defense = rg.Blur(**options.set)
+    attack = attack_from(options) or rg.SMA(rg.Budget(options.eps))
+    session = Session.open(options, classifier=True)
+
+    def fit(**_: Any) -> rg.ReIDModel:
+        return defense.fit(session.model, session.dataset)
+
+    own = {**defense.config(), "attack": attack_provenance(attack)}
+    label = f"defend-blur-{session.dataset.name}"
+    session.learn_model(label, NoLearning, fit, attack.to(session.device), defense=own)
 
 
 def _defense(options: Options) -> "rg.AdversarialTraining":

@@ -45,7 +45,7 @@ class Options(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         holder = nodes.section()
-        lines = StringList(table(self.arguments[0]).splitlines(), "reidguard/options.py")
+        lines = StringList(table(self.arguments[0]).splitlines(), "reidguard/options")
         self.state.nested_parse(lines, self.content_offset, holder)
         return holder.children
 

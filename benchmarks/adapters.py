@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reidguard.evaluation import FeatureStore, evaluate, extract_features
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.hub import from_pretrained, save_pretrained
 from reidguard.models import (
     EnsembleModel,
@@ -28,7 +29,6 @@ from reidguard.models import (
     load_openvino,
     wrap_model,
 )
-from reidguard.storage import weights_fingerprint
 
 
 class Bare(nn.Module):

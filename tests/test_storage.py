@@ -8,14 +8,13 @@ import torch
 from helpers import leave_temporary
 from reidguard import storage
 from reidguard.errors import CheckpointError
+from reidguard.fingerprint import fingerprint, tensor_fingerprint
 from reidguard.storage import (
     ResumableStore,
     changed_settings,
-    fingerprint,
     load_tensors,
     read_card,
     save_tensors,
-    tensor_fingerprint,
 )
 
 

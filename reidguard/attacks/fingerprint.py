@@ -10,13 +10,13 @@ from torch import nn
 from reidguard.attacks.base import Attack
 from reidguard.attacks.instance.base import InstanceAttack
 from reidguard.errors import CheckpointError
+from reidguard.fingerprint import fingerprint, tensor_fingerprint, weights_fingerprint
 from reidguard.models.fingerprint import (
     model_key,
     output_digest,
     probe_images,
     tensor_digest,
 )
-from reidguard.storage import fingerprint, tensor_fingerprint, weights_fingerprint
 from reidguard.types import Embedder
 
 __all__ = ["attack_fingerprint"]

@@ -14,6 +14,7 @@ from typing_extensions import Self, Unpack
 from reidguard.attacks.base import Attack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.errors import InputError
+from reidguard.fingerprint import fingerprint
 from reidguard.learners import LEARNERS, MetaLearner
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
@@ -21,7 +22,6 @@ from reidguard.nn.cameras import cameras_of, check_cameras
 from reidguard.nn.gradients import ZERO_LIMIT, warn_of_zero_gradients
 from reidguard.options import LearnedAttackOptions
 from reidguard.schema import resolve
-from reidguard.storage import fingerprint
 from reidguard.training import batch_loaders
 
 __all__ = ["FitDefaults", "LearnedAttack"]

@@ -27,15 +27,11 @@ from reidguard.files import (
     is_temporary,
     remove_leftovers,
 )
+from reidguard.fingerprint import fingerprint
 from reidguard.models import ReIDModel
 from reidguard.records import read_file, read_record
 from reidguard.report.records import Manifest
-from reidguard.storage import (
-    changed_settings,
-    fingerprint,
-    library_versions,
-    write_json,
-)
+from reidguard.storage import changed_settings, library_versions, write_json
 from reidguard.training import MetricsFile, MLflow, ProgressCallback, TensorBoard, WandB
 
 __all__ = ["RunFolder", "default_folder", "open_run"]

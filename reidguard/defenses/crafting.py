@@ -17,13 +17,13 @@ from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset
 from reidguard.distributed import gather, part_of
 from reidguard.errors import InputError, RegistryError
+from reidguard.fingerprint import fingerprint, weights_fingerprint
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.batch_norm import sync_layers, without_memory
 from reidguard.nn.cameras import with_cameras
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.registry import Registry
-from reidguard.storage import fingerprint, weights_fingerprint
 from reidguard.types import Budget, Embedder, ReIDBatch
 
 __all__ = ["AttackMode", "Crafter", "attack_provenance", "is_bound", "registered_name"]

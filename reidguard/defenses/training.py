@@ -23,6 +23,7 @@ from reidguard.defenses.batches import (
 from reidguard.defenses.checks import built_learner, check_options, dataset_facts, datasets_of
 from reidguard.defenses.crafting import AttackMode, Crafter, attack_provenance, registered_name
 from reidguard.defenses.heads import domains_of, with_classifiers
+from reidguard.fingerprint import fingerprint
 from reidguard.learners import LEARNERS, MetaLearner, Objective
 from reidguard.learners.perturbed import PerturbedLearner
 from reidguard.models import ReIDModel
@@ -40,7 +41,6 @@ from reidguard.objectives.defense import (
 from reidguard.objectives.reid import Loss, Reduction
 from reidguard.options import DEFENSE_DEFAULTS, DefenseOptions, LoopOptions
 from reidguard.schema import documented, resolve, select, settings
-from reidguard.storage import fingerprint
 from reidguard.training import Batches, LoopHooks, batch_loaders, learn
 from reidguard.training.averaging import average_of
 from reidguard.training.loop import derived_seed

@@ -26,13 +26,13 @@ from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.gradient_checks import GradientProbe, gradient_findings, probe_gradients
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.metrics import RankingResult
 from reidguard.models import ReIDModel
 from reidguard.nn.cameras import cameras_of
 from reidguard.nn.gradients import count_gradients
 from reidguard.options import AuditOptions
 from reidguard.schema import documented, resolve
-from reidguard.storage import weights_fingerprint
 from reidguard.types import Budget
 
 __all__ = ["audit"]

@@ -27,12 +27,13 @@ from reidguard.evaluation.features import FeatureStore
 from reidguard.evaluation.progress import phase
 from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.retrieval import Retrieval
+from reidguard.fingerprint import fingerprint
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.gradients import warn_of_zero_gradients
 from reidguard.options import AutoAttackOptions
 from reidguard.schema import MAX_SEED, MAX_STEPS, checked, documented, resolve
-from reidguard.storage import ResumableStore, fingerprint
+from reidguard.storage import ResumableStore
 from reidguard.training import ProgressCallback
 from reidguard.types import Budget
 

@@ -18,13 +18,14 @@ from reidguard.data.images import to_device
 from reidguard.distributed import gather_rows, rows_here
 from reidguard.errors import CheckpointError, InputError
 from reidguard.files import remove_leftovers
+from reidguard.fingerprint import fingerprint
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn import inference_view
 from reidguard.nn.cameras import cameras_of, depends_on_cameras, with_cameras
 from reidguard.records import to_path
 from reidguard.schema import MAX_SIDE, checked
-from reidguard.storage import fingerprint, load_tensors, save_tensors
+from reidguard.storage import load_tensors, save_tensors
 from reidguard.types import ReIDSample
 
 __all__ = ["CountCallback", "FeatureStore", "attack_device", "extract_features", "module_device"]

@@ -24,13 +24,14 @@ from reidguard.evaluation.protocol import Protocol
 from reidguard.evaluation.results import EvaluationRecord
 from reidguard.evaluation.retrieval import Retrieval
 from reidguard.files import remove_leftovers
+from reidguard.fingerprint import fingerprint
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.nn.gradients import count_gradients, warn_of_zero_gradients
 from reidguard.options import GridOptions
 from reidguard.records import Count, convert, find_record, to_path
 from reidguard.schema import check_instance, documented, resolve
-from reidguard.storage import fingerprint, write_json
+from reidguard.storage import write_json
 
 __all__ = ["evaluate_grid"]
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.contexts import seeded
+from reidguard.fingerprint import fingerprint, weights_fingerprint
 from reidguard.models.base import ReIDModel
 from reidguard.nn import inference_view
 from reidguard.nn.cameras import probe_cameras, with_cameras
-from reidguard.storage import fingerprint, weights_fingerprint
 
 __all__ = ["model_key", "output_digest", "probe_images", "tensor_digest"]
 

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from reidguard.attacks import ATTACKS, InstanceAttack, SquareAttack
+from reidguard.fingerprint import fingerprint
 from reidguard.report.cards import Card
-from reidguard.storage import fingerprint
 from reidguard.tables import Table, percent
 
 __all__ = ["BoardRow", "board_rows", "board_table"]

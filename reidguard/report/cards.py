@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from reidguard.errors import CheckpointError, InputError
+from reidguard.fingerprint import fingerprint
 from reidguard.records import Count, Fraction, convert, read_record, to_path
 from reidguard.report.rerun import MACHINE, rerun_command, shortened, without_folders
 from reidguard.report.runs import Run, check_records, read_run
-from reidguard.storage import fingerprint, write_json
+from reidguard.storage import write_json
 
 __all__ = ["Card", "read_cards", "write_card"]
 

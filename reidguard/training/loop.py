@@ -21,14 +21,12 @@ from reidguard.contexts import fixed_context, seeded
 from reidguard.data import Augment, BatchLoader, ReIDDataset
 from reidguard.distributed import agree, world
 from reidguard.errors import InputError, TrainingError
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.nn.gradients import count_gradients
 from reidguard.options import LoopOptions
 from reidguard.records import to_path
 from reidguard.schema import documented, resolve
-from reidguard.storage import (
-    weights_fingerprint,
-)
 from reidguard.training.checkpoints import TrainingCheckpoint
 from reidguard.types import Progress, ProgressCallback, ReIDBatch
 

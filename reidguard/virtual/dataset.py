@@ -19,10 +19,10 @@ from reidguard.data.readers.layout import MARKET_FOLDERS, read_market_folders
 from reidguard.data.readers.market1501 import EXAMPLE, NAME
 from reidguard.errors import DataError, InputError
 from reidguard.files import remove_leftovers, temporary_folder
+from reidguard.fingerprint import fingerprint
 from reidguard.options import VirtualOptions
 from reidguard.records import Count, cache_folder, find_record, read_record, to_path
 from reidguard.schema import checked, documented, resolve
-from reidguard.storage import fingerprint
 from reidguard.virtual.domains import DOMAINS, find_domain
 from reidguard.virtual.render import MAX_HEIGHT, render_person
 from reidguard.virtual.worker import RenderJob, render_files

@@ -20,10 +20,10 @@ from reidguard.attacks import (
 from reidguard.attacks.misrank import attack as misrank_module
 from reidguard.attacks.universal import base as universal_module
 from reidguard.errors import InputError
+from reidguard.fingerprint import fingerprint
 from reidguard.learners import FirstOrderLearner, JointLearner, MAMLLearner, PlainLearner
 from reidguard.models.fingerprint import model_key
 from reidguard.objectives import MisrankingTriplet
-from reidguard.storage import fingerprint
 from reidguard.training import MISGD
 from reidguard.types import Budget
 

@@ -13,8 +13,8 @@ from reidguard.attacks import FNA, SMA, DeltaAttack, Guides, InstanceAttack
 from reidguard.defenses import DEFENSES, AdversarialTraining, GuideSampling
 from reidguard.defenses.crafting import Crafter, attack_provenance, is_bound, registered_name
 from reidguard.errors import InputError
+from reidguard.fingerprint import fingerprint, weights_fingerprint
 from reidguard.models.fingerprint import model_key
-from reidguard.storage import fingerprint, weights_fingerprint
 from reidguard.types import Budget
 
 SIZE = (32, 16)

@@ -24,11 +24,12 @@ from reidguard.defenses import (
 from reidguard.defenses.batches import AdversarialBatches
 from reidguard.errors import CheckpointError, InputError, ReIDGuardError, TrainingError
 from reidguard.evaluation import Protocol, evaluate
+from reidguard.fingerprint import fingerprint, weights_fingerprint
 from reidguard.learners import HessianFreeLearner
 from reidguard.models import create_model, load_model, wrap_model
 from reidguard.models.fingerprint import model_key
 from reidguard.objectives.defense import DefenseObjective
-from reidguard.storage import fingerprint, load_tensors, weights_fingerprint
+from reidguard.storage import load_tensors
 from reidguard.training import train_model
 from reidguard.types import Budget, InputSpec
 

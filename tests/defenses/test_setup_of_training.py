@@ -15,9 +15,9 @@ from reidguard.data import Augment
 from reidguard.defenses import GOAT, AdversarialTraining, MetaDefense, MixedTraining
 from reidguard.defenses import training as module
 from reidguard.errors import InputError, ReIDGuardError
+from reidguard.fingerprint import fingerprint
 from reidguard.learners import LEARNERS, FirstOrderLearner, MAMLLearner, PlainLearner
 from reidguard.models.fingerprint import model_key
-from reidguard.storage import fingerprint
 from reidguard.training.loop import derived_seed
 from reidguard.types import Budget
 

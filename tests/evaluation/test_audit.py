@@ -15,8 +15,8 @@ from reidguard.errors import InputError
 from reidguard.evaluation import FeatureStore, Protocol, audit, evaluate
 from reidguard.evaluation.audit import _excess
 from reidguard.evaluation.audit_report import TITLES
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.models import wrap_model
-from reidguard.storage import weights_fingerprint
 from reidguard.types import Budget, InputSpec, ReIDSample
 
 SIZE = (64, 32)

@@ -11,8 +11,8 @@ from torch import nn
 from reidguard.attacks import SMA, DeltaAttack, SquareAttack
 from reidguard.errors import CheckpointError, InputError
 from reidguard.evaluation import Protocol, evaluate
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.models import BlackBoxModel, load_onnx, load_openvino
-from reidguard.storage import weights_fingerprint
 from reidguard.testing import small_dataset
 from reidguard.types import Budget, InputSpec
 

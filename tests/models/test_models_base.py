@@ -9,15 +9,10 @@ from torch import nn
 
 from reidguard import models
 from reidguard.errors import CheckpointError, InputError, RegistryError
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.models import MODELS, ReIDModel, create_model, load_model, register_model, wrap_model
 from reidguard.nn import inference_view
-from reidguard.storage import (
-    library_versions,
-    load_tensors,
-    read_card,
-    save_tensors,
-    weights_fingerprint,
-)
+from reidguard.storage import library_versions, load_tensors, read_card, save_tensors
 from reidguard.types import InputSpec
 
 SMALL = {"size": (64, 32)}

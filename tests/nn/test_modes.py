@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.models import BlackBoxModel, create_model, wrap_model
 from reidguard.nn import inference_view
 from reidguard.nn.modes import shared_copy
-from reidguard.storage import weights_fingerprint
 from reidguard.types import InputSpec
 
 SMALL = {"size": (64, 32)}

@@ -9,10 +9,10 @@ from torch import nn
 from helpers import random_batch
 from reidguard.attacks import DeltaAttack
 from reidguard.errors import InputError
+from reidguard.fingerprint import weights_fingerprint
 from reidguard.learners import LEARNERS
 from reidguard.nn import inference_view
 from reidguard.objectives import FeatureObjective, MisrankingTriplet
-from reidguard.storage import weights_fingerprint
 from reidguard.training import MISGD
 from reidguard.training.recompute import recomputing
 

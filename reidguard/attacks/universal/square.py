@@ -20,6 +20,7 @@ from reidguard.attacks.universal.delta import DeltaAttack
 from reidguard.data import BatchLoader, ReIDDataset
 from reidguard.distributed import world
 from reidguard.errors import InputError, did_you_mean
+from reidguard.fingerprint import fingerprint
 from reidguard.learners import MetaLearner, Objective, StepResult
 from reidguard.models import ReIDModel
 from reidguard.models.fingerprint import model_key
@@ -33,7 +34,6 @@ from reidguard.objectives import (
 )
 from reidguard.options import AttackOptions, LoopOptions
 from reidguard.schema import checked, documented, options_of, resolve, select, settings
-from reidguard.storage import fingerprint
 from reidguard.training import Batches, batch_loaders, learn
 from reidguard.types import Budget, ReIDBatch
 

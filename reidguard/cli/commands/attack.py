@@ -276,7 +276,7 @@ def _settings(
     options: Options, attack: "rg.Attack", fit: Mapping[str, Any], lpips: "LPIPS | None"
 ) -> dict[str, Any]:
     """Return which attack it is, how it learns and how it is evaluated, as JSON values."""
-    from reidguard.storage import weights_fingerprint
+    from reidguard.fingerprint import weights_fingerprint
 
     own = settings(EvaluateOptions, options.of(EvaluateOptions))
     if lpips is not None:

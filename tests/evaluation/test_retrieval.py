@@ -11,8 +11,8 @@ from reidguard.attacks import FNA, SMA, Attack, DeltaAttack, InstanceAttack
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError
 from reidguard.evaluation import FeatureStore, Protocol, extract_features
-from reidguard.evaluation.evaluate import BatchAccumulator
 from reidguard.evaluation.retrieval import Retrieval
+from reidguard.evaluation.split_pass import BatchAccumulator
 from reidguard.metrics import rank
 from reidguard.metrics.quality import achieved_linf, ms_ssim, psnr, ssim
 from reidguard.types import Budget

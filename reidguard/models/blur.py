@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.models.base import ReIDModel, ReIDOutput
+from reidguard.models.front import FrontModel
 from reidguard.nn.cameras import with_cameras
 from reidguard.schema import check_instance, checked
 from reidguard.types import InputSpec, Metric, check_images
@@ -19,7 +20,7 @@ from reidguard.types import InputSpec, Metric, check_images
 __all__ = ["BlurModel"]
 
 
-class BlurModel(ReIDModel):
+class BlurModel(FrontModel):
     """A model that sees each image shrunk, enlarged again and blurred.
 
     The transform is linear in the image and part of the model, so every attack that is bound to it
@@ -50,7 +51,7 @@ class BlurModel(ReIDModel):
 
     def __init__(self, model: ReIDModel, sigma: float = 1.0, scale: float = 0.5) -> None:
         check_instance(ReIDModel, "model", model)
-        super().__init__(input_spec=model.input_spec, metric=model.metric)
+        super().__init__(model.metric)
         self.model = model
         self.cameras = model.cameras
         self.num_classes = model.num_classes
@@ -98,17 +99,9 @@ class BlurModel(ReIDModel):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return gaussian_blur(x, self.sigma) if self.sigma > 0 else x
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return the images as they are: the model prepares them."""
-        return x
-
     def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return the (N, D) features of the transformed images; see :meth:`ReIDModel.features`."""
         return with_cameras(self.model, cameras).features(self.transform(x))
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the features of images, which the model prepares."""
-        return self.features(inputs)
 
     def logits(self, features: Tensor, domain: str) -> Tensor:
         """Return the (N, identities) scores of one of the model's classifiers."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from reidguard.errors import InputError
 from reidguard.models.base import ReIDModel
+from reidguard.models.front import FrontModel
 from reidguard.nn.cameras import with_cameras
-from reidguard.types import InputSpec
 
 __all__ = ["EnsembleModel"]
 
 
-class EnsembleModel(ReIDModel):
+class EnsembleModel(FrontModel):
     """Concatenates the features of its members, each of length 1.
 
     So squared distances and cosines are the means of those of the members: an attack sees each
@@ -48,8 +48,7 @@ class EnsembleModel(ReIDModel):
                 "an ensemble needs models"
                 + (f", not {', '.join(others)}: use wrap_model first" if others else "")
             )
-        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        super().__init__(input_spec=nothing, metric="cosine")
+        super().__init__("cosine")
         self.members = nn.ModuleList(members)
         known = [member.cameras for member in members if member.cameras is not None]
         if known:
@@ -58,10 +57,6 @@ class EnsembleModel(ReIDModel):
                 raise InputError(
                     "the members know different cameras: take models of the same dataset"
                 )
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return the images as they are: members prepare them."""
-        return x
 
     def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return (N, sum of the members' widths); see :meth:`ReIDModel.features`.
@@ -72,7 +67,3 @@ class EnsembleModel(ReIDModel):
         """
         models = [with_cameras(cast(ReIDModel, member), cameras) for member in self.members]
         return torch.cat([F.normalize(model.features(x)) for model in models], 1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the features of images, which members prepare."""
-        return self.features(inputs)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from reidguard.models.base import ReIDModel
+from reidguard.models.front import FrontModel
 from reidguard.schema import check_instance, checked
-from reidguard.types import InputSpec
 
 __all__ = ["FastModel"]
 
 
-class FastModel(ReIDModel):
+class FastModel(FrontModel):
     """Computes a model's features faster, and slightly differently.
 
     It is compared as the model is, has no classifier, and is not saved itself: save the model.
@@ -42,8 +42,7 @@ class FastModel(ReIDModel):
 
     def __init__(self, model: ReIDModel, *, amp: bool = False, compile: bool = False) -> None:
         check_instance(ReIDModel, "model", model)
-        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        super().__init__(input_spec=nothing, metric=model.metric)
+        super().__init__(model.metric)
         self.model = model
         self.cameras = model.cameras
         self.amp = checked(bool, "amp", amp)
@@ -53,20 +52,12 @@ class FastModel(ReIDModel):
         """Return what differs from the model, which fingerprints see, too."""
         return f"amp={self.amp}, compile={self.compile_network}"
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return the images as they are: the model prepares them."""
-        return x
-
     def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return (N, D) features; see :meth:`ReIDModel.features`."""
         run = _compiled() if self.compile_network else _features
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
             found = run(self.model, x, cameras)
         return found.float() if self.amp else found
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the features of images, which the model prepares."""
-        return self.features(inputs)
 
 
 def _features(model: ReIDModel, x: Tensor, cameras: Tensor | Sequence[int] | None) -> Tensor:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from reidguard.models.base import ReIDModel
+from reidguard.models.front import FrontModel
 from reidguard.nn.cameras import with_cameras
 from reidguard.schema import check_instance
-from reidguard.types import InputSpec
 
 __all__ = ["FlipModel"]
 
 
-class FlipModel(ReIDModel):
+class FlipModel(FrontModel):
     """Averages a model's features of each image and of its horizontal mirror image.
 
     Attacks that are bound to it, or learnt on it, see both passes. It is compared as the model is,
@@ -39,20 +39,11 @@ class FlipModel(ReIDModel):
 
     def __init__(self, model: ReIDModel) -> None:
         check_instance(ReIDModel, "model", model)
-        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        super().__init__(input_spec=nothing, metric=model.metric)
+        super().__init__(model.metric)
         self.model = model
         self.cameras = model.cameras
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return the images as they are: the model prepares them."""
-        return x
 
     def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return the (N, D) mean of both features; see :meth:`ReIDModel.features`."""
         model = with_cameras(self.model, cameras)
         return (model.features(x) + model.features(x.flip(3))) / 2
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the features of images, which the model prepares."""
-        return self.features(inputs)

@@ -11,16 +11,16 @@ from torch import Tensor
 from reidguard.errors import InputError
 from reidguard.models.base import ReIDModel, ReIDOutput
 from reidguard.models.ensemble import EnsembleModel
+from reidguard.models.front import FrontModel
 from reidguard.nn import inference_view
 from reidguard.nn.altered import Alteration, AlteredPass
 from reidguard.nn.cameras import probe_cameras, with_cameras
 from reidguard.schema import check_instance, checked
-from reidguard.types import InputSpec
 
 __all__ = ["TransferModel", "for_transfer"]
 
 
-class TransferModel(ReIDModel):
+class TransferModel(FrontModel):
     """A surrogate whose passes with gradients are altered, so that attacks on it transfer.
 
     Features without gradients are the model's. Residual branches and ReLUs (ReLU6, too) are found
@@ -58,8 +58,7 @@ class TransferModel(ReIDModel):
         ghost: float = 0.0,
     ) -> None:
         check_instance(ReIDModel, "model", model)
-        nothing = InputSpec(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        super().__init__(input_spec=nothing, metric=model.metric)
+        super().__init__(model.metric)
         self.model = inference_view(model, fold=False)
         self.num_classes = model.num_classes
         self.cameras = model.cameras
@@ -73,10 +72,6 @@ class TransferModel(ReIDModel):
         names = ("skip_gradient", "linear_backward", "ghost")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return the images as they are: the model prepares them."""
-        return x
-
     def features(self, x: Tensor, cameras: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return (N, D) features; see :meth:`ReIDModel.features`."""
         model = with_cameras(self.model, cameras)
@@ -84,10 +79,6 @@ class TransferModel(ReIDModel):
             return model.features(x)
         with AlteredPass(self.alteration):
             return model.features(x)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Return the features of images, which the model prepares."""
-        return self.features(inputs)
 
     def forward(
         self,

@@ -21,7 +21,7 @@ from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.errors import InputError, TrainingError
 from reidguard.evaluation.audit_report import AuditReport, Finding, make_finding
-from reidguard.evaluation.evaluate import evaluate
+from reidguard.evaluation.evaluate import evaluate_with
 from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.gradient_checks import GradientProbe, gradient_findings, probe_gradients
 from reidguard.evaluation.protocol import Protocol
@@ -179,15 +179,7 @@ class AuditRun:
 
     def measure(self, attack: Attack) -> tuple[RankingResult, RankingResult]:
         """Return the clean and the attacked ranking."""
-        result = evaluate(
-            self.retrieval.model,
-            self.retrieval.dataset,
-            attack,
-            self.retrieval.protocol,
-            store=self.retrieval.store,
-            batch_size=self.retrieval.batch_size,
-            query_every=self.every,
-        )
+        result = evaluate_with(self.retrieval, attack, self.every)
         self.tick()
         assert result.attacked is not None
         return result.clean, result.attacked.ranking

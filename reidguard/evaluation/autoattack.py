@@ -22,7 +22,7 @@ from reidguard.evaluation.audit import audit
 from reidguard.evaluation.audit_report import AuditReport
 from reidguard.evaluation.autoattack_result import AutoAttackResult
 from reidguard.evaluation.autoattack_run import SuiteRun
-from reidguard.evaluation.evaluate import evaluate
+from reidguard.evaluation.evaluate import evaluate_with, shared_facts
 from reidguard.evaluation.features import FeatureStore
 from reidguard.evaluation.progress import phase
 from reidguard.evaluation.protocol import Protocol
@@ -198,23 +198,11 @@ class RetrievalAutoAttack:
         retrieval.need_single_images("the suite attacks each query image by itself")
         retrieval.check_device("surrogate", self.surrogate)
         retrieval.check_device("universal attack", self.universal)
-        clean = evaluate(
-            model,
-            dataset,
-            None,
-            retrieval.protocol,
-            store=retrieval.store,
-            progress=phase(progress, "clean features"),
-            batch_size=batch_size,
-            query_every=query_every,
-        )
+        clean = evaluate_with(retrieval, None, query_every, phase(progress, "clean features"))
         facts = {
             "suite": self.config(retrieval.protocol.image_size),
             "early_stop": values["early_stop"],
-            "dataset": clean.dataset,
-            "counts": clean.counts,
-            "protocol": clean.protocol,
-            "model": retrieval.model_key,
+            **shared_facts(clean, retrieval),
         }
         settings = {
             **facts,

@@ -21,7 +21,7 @@ from reidguard.data import ReIDDataset
 from reidguard.distributed import entered_by_first, from_all, rows_here
 from reidguard.errors import InputError
 from reidguard.evaluation.certify_result import CertifyResult
-from reidguard.evaluation.evaluate import evaluate
+from reidguard.evaluation.evaluate import evaluate_with, shared_facts
 from reidguard.evaluation.features import FeatureStore
 from reidguard.evaluation.progress import phase
 from reidguard.evaluation.protocol import Protocol
@@ -93,33 +93,18 @@ def certify(
     _check_ranks(values["ranks"])
     retrieval = Retrieval(model, dataset, protocol, store, values["batch_size"])
     retrieval.need_single_images("a certificate is about one query image by itself")
-    clean = evaluate(
-        model,
-        dataset,
-        None,
-        retrieval.protocol,
-        store=retrieval.store,
-        progress=phase(progress, "clean features"),
-        batch_size=values["batch_size"],
-        query_every=values["query_every"],
-    )
+    query_every = values["query_every"]
+    clean = evaluate_with(retrieval, None, query_every, phase(progress, "clean features"))
     own = settings(CertifyOptions, values)
     del own["query_every"]  # the dataset's facts have it
-    facts = {
-        "certify": own,
-        "dataset": clean.dataset,
-        "counts": clean.counts,
-        "protocol": clean.protocol,
-        "model": retrieval.model_key,
-    }
-    order = retrieval.key("query", values["query_every"])["order"]
+    facts = {"certify": own, **shared_facts(clean, retrieval)}
+    order = retrieval.key("query", query_every)["order"]
     noise = {name: value for name, value in own.items() if name not in ("alpha", "radius")}
     entries = ResumableStore(
         state, {**facts, "certify": noise, "order": order}, card="certify.json"
     )
     answered = (clean.clean.first_match > 0).nonzero().flatten().tolist()
-    every = slice(None, None, values["query_every"])
-    samples, names = dataset.query[every], dataset.query_names[every]
+    samples, names = dataset.query[::query_every], dataset.query_names[::query_every]
     counter = HitCounter(retrieval, values)
     with entered_by_first(entries):
         hits = counter.count_all([samples[i] for i in answered], entries, progress)

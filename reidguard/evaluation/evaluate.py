@@ -150,6 +150,35 @@ def evaluate(
     )
 
 
+def evaluate_with(
+    retrieval: Retrieval,
+    attack: Attack | None,
+    query_every: int,
+    progress: CountCallback | None = None,
+) -> EvaluationResult:
+    """Return what :func:`evaluate` gives for a retrieval's model, dataset, protocol and store."""
+    return evaluate(
+        retrieval.model,
+        retrieval.dataset,
+        attack,
+        retrieval.protocol,
+        store=retrieval.store,
+        progress=progress,
+        batch_size=retrieval.batch_size,
+        query_every=query_every,
+    )
+
+
+def shared_facts(clean: EvaluationResult, retrieval: Retrieval) -> dict[str, Any]:
+    """Return what results of a clean evaluation and more say of dataset, protocol and model."""
+    return {
+        "dataset": clean.dataset,
+        "counts": clean.counts,
+        "protocol": clean.protocol,
+        "model": retrieval.model_key,
+    }
+
+
 def _rank(
     retrieval: Retrieval,
     queries: Sequence[ReIDSample],

@@ -17,7 +17,7 @@ from reidguard.contexts import fixed_context
 from reidguard.data import ReIDDataset
 from reidguard.distributed import from_first, is_first
 from reidguard.errors import InputError
-from reidguard.evaluation.evaluate import evaluate
+from reidguard.evaluation.evaluate import evaluate_with
 from reidguard.evaluation.features import CountCallback, FeatureStore
 from reidguard.evaluation.grid_result import SETTINGS, GridCell, GridResult
 from reidguard.evaluation.protocol import Protocol
@@ -383,15 +383,7 @@ def _evaluation(
     cell = from_first(None if file is None else find_record(file, CachedCell))
     if cell is not None and cell.key == key:
         return dict(cell.evaluation)
-    evaluation = evaluate(
-        retrieval.model,
-        retrieval.dataset,
-        retrieval.bind(attack),
-        retrieval.protocol,
-        store=retrieval.store,
-        batch_size=retrieval.batch_size,
-        query_every=query_every,
-    ).to_dict()
+    evaluation = evaluate_with(retrieval, retrieval.bind(attack), query_every).to_dict()
     if file is not None and is_first():
         write_json(file, {"key": key, "evaluation": evaluation})
     return evaluation

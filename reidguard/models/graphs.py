@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from reidguard.errors import InputError
 
-__all__ = ["GraphBuilder", "GraphNetwork", "no_translation"]
+__all__ = [
+    "Attributes",
+    "GraphBuilder",
+    "GraphNetwork",
+    "Translate",
+    "by_attributes",
+    "no_translation",
+    "same",
+]
 
 Array = npt.NDArray[Any]
 
@@ -211,6 +219,29 @@ class GraphBuilder:
             self.step(run, [source], output)
         else:
             self.step(partial(_reshape_to, zero_copies=zero_copies), [source, shape], output)
+
+
+Attributes = dict[str, Any]
+Translate = Callable[[GraphBuilder, Attributes, list[str], list[str]], None]
+"""``(builder, attributes, inputs, outputs)``: adds the operation to the builder."""
+
+
+def by_attributes(make: Callable[[Attributes], Callable[..., Any]]) -> Translate:
+    """Return the translation of an operation on all inputs, whose function depends on attributes.
+
+    Args:
+        make: Returns the function for the attributes.
+    """
+
+    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+        b.step(make(a), inputs, outputs[0])
+
+    return translate
+
+
+def same(function: Callable[..., Any]) -> Translate:
+    """Return the translation of an operation that takes tensors and has no attributes."""
+    return by_attributes(lambda a: function)
 
 
 def _reshape(x: Tensor, *, target: Sequence[int], batch: int | None, zero_copies: bool) -> Tensor:

@@ -12,12 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.models import graphs
-from reidguard.models.graphs import GraphBuilder, GraphNetwork, no_translation
+from reidguard.models.graphs import (
+    Attributes,
+    GraphBuilder,
+    GraphNetwork,
+    Translate,
+    by_attributes,
+    no_translation,
+    same,
+)
 
 __all__ = ["translate_onnx"]
-
-Attributes = dict[str, Any]
-Translate = Callable[[GraphBuilder, Attributes, list[str], list[str]], None]
 
 
 def translate_onnx(model: Any, batch: int | None) -> GraphNetwork:
@@ -78,10 +83,10 @@ def _convolution(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: lis
 
 
 def _pool(kind: str) -> Translate:
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    def pooling(a: Attributes) -> Callable[..., Any]:
         if any(step != 1 for step in a.get("dilations", ())):
             raise no_translation("a pooling with dilation")
-        run = partial(
+        return partial(
             graphs.pool,
             kind=kind,
             kernel=list(a["kernel_shape"]),
@@ -90,16 +95,17 @@ def _pool(kind: str) -> Translate:
             ceil=bool(a.get("ceil_mode", 0)),
             count_pads=bool(a.get("count_include_pad", 0)),
         )
-        b.step(run, inputs, outputs[0])
 
-    return translate
+    return by_attributes(pooling)
 
 
 def _global_pool(kind: str) -> Translate:
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-        b.step(partial(graphs.reduce, kind=kind, axes=(2, 3), keep=True), inputs, outputs[0])
+    return same(partial(graphs.reduce, kind=kind, axes=(2, 3), keep=True))
 
-    return translate
+
+def _activation(function: Callable[..., Any], name: str, default: float) -> Translate:
+    """Return the translation of an activation whose parameter is the attribute ``alpha``."""
+    return by_attributes(lambda a: partial(function, **{name: float(a.get("alpha", default))}))
 
 
 def _axes(b: GraphBuilder, a: Attributes, inputs: list[str]) -> list[int]:
@@ -120,34 +126,11 @@ def _reduce(kind: str) -> Translate:
     return translate
 
 
-def _same(function: Callable[..., Any]) -> Translate:
-    """Return the translation of an operation that takes tensors and has no attributes."""
-
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-        b.step(function, inputs, outputs[0])
-
-    return translate
-
-
 def _with_axes(function: Callable[..., Any]) -> Translate:
     def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
         b.step(partial(function, axes=_axes(b, a, inputs)), inputs[:1], outputs[0])
 
     return translate
-
-
-def _activation(function: Callable[..., Any], name: str, default: float) -> Translate:
-    """Return the translation of an activation whose parameter is the attribute ``alpha``."""
-
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-        b.step(partial(function, **{name: float(a.get("alpha", default))}), inputs, outputs[0])
-
-    return translate
-
-
-def _hard_sigmoid(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    alpha, beta = float(a.get("alpha", 0.2)), float(a.get("beta", 0.5))
-    b.step(partial(_affine_clamp, alpha=alpha, beta=beta), inputs, outputs[0])
 
 
 def _affine_clamp(x: Tensor, *, alpha: float, beta: float) -> Tensor:
@@ -191,23 +174,18 @@ class _BatchNorm(nn.Module):
         )
 
 
-def _instance_norm(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(_normalized_maps, eps=float(a.get("epsilon", 1e-5))), inputs, outputs[0])
-
-
 def _normalized_maps(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
 
 
-def _gemm(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    run = partial(
+def _product(a: Attributes) -> Callable[..., Any]:
+    return partial(
         _affine,
         alpha=float(a.get("alpha", 1.0)),
         beta=float(a.get("beta", 1.0)),
         transpose_a=bool(a.get("transA", 0)),
         transpose_b=bool(a.get("transB", 0)),
     )
-    b.step(run, inputs, outputs[0])
 
 
 def _affine(
@@ -228,18 +206,10 @@ def _reshape(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[st
     b.reshape(inputs[0], inputs[1], outputs[0], zero_copies=not a.get("allowzero", 0))
 
 
-def _flatten(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(_two_axes, axis=a.get("axis", 1)), inputs, outputs[0])
-
-
 def _two_axes(x: Tensor, *, axis: int) -> Tensor:
     if axis % (x.dim() + 1) == 0:
         return x.reshape(1, -1)
     return x.reshape(int(np.prod(x.shape[: axis % x.dim()])), -1)
-
-
-def _concat(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(graphs.join, axis=a["axis"]), inputs, outputs[0])
 
 
 def _split(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
@@ -250,16 +220,8 @@ def _split(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]
     b.step(run, inputs[:1], *outputs)
 
 
-def _transpose(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(_permuted, order=list(a.get("perm", []))), inputs, outputs[0])
-
-
 def _permuted(x: Tensor, *, order: list[int]) -> Tensor:
     return x.permute(order or list(range(x.dim()))[::-1])
-
-
-def _softmax(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(torch.softmax, dim=a.get("axis", -1)), inputs, outputs[0])
 
 
 def _shape(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
@@ -272,10 +234,6 @@ def _shape_of(x: Tensor) -> Tensor:
     return torch.tensor(x.shape)
 
 
-def _gather(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(_taken, axis=a.get("axis", 0)), inputs, outputs[0])
-
-
 def _taken(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
     axis %= x.dim()
     places = indices.flatten().to(x.device) % x.shape[axis]
@@ -283,14 +241,10 @@ def _taken(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
     return x.index_select(axis, places).reshape(shape)
 
 
-def _cast(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(graphs.unchanged, inputs, outputs[0])  # all is computed in the network's precision
-
-
-def _norm(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+def _norm(a: Attributes) -> Callable[..., Any]:
     if a.get("p", 2) != 2:
         raise no_translation(f"a norm of order {a['p']}")
-    b.step(partial(F.normalize, dim=a.get("axis", -1)), inputs, outputs[0])
+    return partial(F.normalize, dim=a.get("axis", -1))
 
 
 def _norm_reduction(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
@@ -303,58 +257,60 @@ def _length(x: Tensor, *, axes: list[int], keep: bool) -> Tensor:
     return lengths
 
 
-def _expand(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(_expanded, inputs, outputs[0])
-
-
 def _expanded(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(np.broadcast_shapes(x.shape, tuple(shape.tolist())))
 
 
 OPERATIONS: dict[str, Translate] = {
-    "Add": _same(torch.add),
+    "Add": same(torch.add),
     "AveragePool": _pool("mean"),
     "BatchNormalization": _batch_norm,
-    "Cast": _cast,
+    "Cast": same(graphs.unchanged),  # all is computed in the network's precision
     "Clip": _clip,
-    "Concat": _concat,
+    "Concat": by_attributes(lambda a: partial(graphs.join, axis=a["axis"])),
     "Conv": _convolution,
-    "Div": _same(torch.div),
-    "Dropout": _same(graphs.unchanged),
+    "Div": same(torch.div),
+    "Dropout": same(graphs.unchanged),
     "Elu": _activation(F.elu, "alpha", 1.0),
-    "Exp": _same(torch.exp),
-    "Expand": _expand,
-    "Flatten": _flatten,
-    "Gather": _gather,
-    "Gemm": _gemm,
+    "Exp": same(torch.exp),
+    "Expand": same(_expanded),
+    "Flatten": by_attributes(lambda a: partial(_two_axes, axis=a.get("axis", 1))),
+    "Gather": by_attributes(lambda a: partial(_taken, axis=a.get("axis", 0))),
+    "Gemm": by_attributes(_product),
     "GlobalAveragePool": _global_pool("mean"),
     "GlobalMaxPool": _global_pool("max"),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _same(F.hardswish),
-    "Identity": _same(graphs.unchanged),
-    "InstanceNormalization": _instance_norm,
+    "HardSigmoid": by_attributes(
+        lambda a: partial(
+            _affine_clamp, alpha=float(a.get("alpha", 0.2)), beta=float(a.get("beta", 0.5))
+        )
+    ),
+    "HardSwish": same(F.hardswish),
+    "Identity": same(graphs.unchanged),
+    "InstanceNormalization": by_attributes(
+        lambda a: partial(_normalized_maps, eps=float(a.get("epsilon", 1e-5)))
+    ),
     "LeakyRelu": _activation(F.leaky_relu, "negative_slope", 0.01),
-    "LpNormalization": _norm,
-    "MatMul": _same(torch.matmul),
+    "LpNormalization": by_attributes(_norm),
+    "MatMul": same(torch.matmul),
     "MaxPool": _pool("max"),
-    "Mul": _same(torch.mul),
-    "PRelu": _same(graphs.prelu),
-    "Pow": _same(torch.pow),
+    "Mul": same(torch.mul),
+    "PRelu": same(graphs.prelu),
+    "Pow": same(torch.pow),
     "ReduceL2": _norm_reduction,
     "ReduceMax": _reduce("max"),
     "ReduceMean": _reduce("mean"),
     "ReduceMin": _reduce("min"),
     "ReduceSum": _reduce("sum"),
-    "Relu": _same(torch.relu),
+    "Relu": same(torch.relu),
     "Reshape": _reshape,
     "Shape": _shape,
-    "Sigmoid": _same(torch.sigmoid),
-    "Softmax": _softmax,
+    "Sigmoid": same(torch.sigmoid),
+    "Softmax": by_attributes(lambda a: partial(torch.softmax, dim=a.get("axis", -1))),
     "Split": _split,
-    "Sqrt": _same(torch.sqrt),
+    "Sqrt": same(torch.sqrt),
     "Squeeze": _with_axes(graphs.squeeze),
-    "Sub": _same(torch.sub),
-    "Tanh": _same(torch.tanh),
-    "Transpose": _transpose,
+    "Sub": same(torch.sub),
+    "Tanh": same(torch.tanh),
+    "Transpose": by_attributes(lambda a: partial(_permuted, order=list(a.get("perm", [])))),
     "Unsqueeze": _with_axes(graphs.unsqueeze),
 }

@@ -10,12 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from reidguard.models import graphs
-from reidguard.models.graphs import GraphBuilder, GraphNetwork, no_translation
+from reidguard.models.graphs import (
+    Attributes,
+    GraphBuilder,
+    GraphNetwork,
+    Translate,
+    by_attributes,
+    no_translation,
+    same,
+)
 
 __all__ = ["translate_openvino"]
-
-Attributes = dict[str, Any]
-Translate = Callable[[GraphBuilder, Attributes, list[str], list[str]], None]
 
 
 def translate_openvino(model: Any, batch: int | None) -> GraphNetwork:
@@ -80,10 +85,10 @@ def _group_convolution(
 
 
 def _pool(kind: str) -> Translate:
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
+    def pooling(a: Attributes) -> Callable[..., Any]:
         if any(step != 1 for step in a.get("dilations", ())):
             raise no_translation("a pooling with dilation")
-        run = partial(
+        return partial(
             graphs.pool,
             kind=kind,
             kernel=list(a["kernel"]),
@@ -92,9 +97,8 @@ def _pool(kind: str) -> Translate:
             ceil=a.get("rounding_type", "floor") == "ceil",
             count_pads=not a.get("exclude-pad", True),
         )
-        b.step(run, inputs, outputs[0])
 
-    return translate
+    return by_attributes(pooling)
 
 
 def _reduce(kind: str) -> Translate:
@@ -109,36 +113,13 @@ def _reduce(kind: str) -> Translate:
     return translate
 
 
-def _same(function: Callable[..., Any]) -> Translate:
-    """Return the translation of an operation that takes tensors and has no attributes."""
-
-    def translate(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-        b.step(function, inputs, outputs[0])
-
-    return translate
-
-
-def _elu(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(F.elu, alpha=float(a["alpha"])), inputs, outputs[0])
-
-
-def _clamp(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    run = partial(graphs.clip, low=float(a["min"]), high=float(a["max"]))
-    b.step(run, inputs, outputs[0])
+def _product(a: Attributes) -> Callable[..., Any]:
+    flags = {name: bool(a.get(name, False)) for name in ("transpose_a", "transpose_b")}
+    return partial(graphs.matmul, **flags)
 
 
 def _reshape(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
     b.reshape(inputs[0], inputs[1], outputs[0], zero_copies=bool(a.get("special_zero", False)))
-
-
-def _matmul(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    flags = [bool(a.get(name, False)) for name in ("transpose_a", "transpose_b")]
-    run = partial(graphs.matmul, transpose_a=flags[0], transpose_b=flags[1])
-    b.step(run, inputs, outputs[0])
-
-
-def _concat(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(graphs.join, axis=int(a["axis"])), inputs, outputs[0])
 
 
 def _split(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
@@ -177,43 +158,41 @@ def _transpose(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[
     b.step(partial(torch.permute, dims=b.numbers(inputs[1], "axes")), inputs[:1], outputs[0])
 
 
-def _softmax(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:
-    b.step(partial(torch.softmax, dim=int(a["axis"])), inputs, outputs[0])
-
-
 OPERATIONS: dict[str, Translate] = {
-    "Add": _same(torch.add),
+    "Add": same(torch.add),
     "AvgPool": _pool("mean"),
-    "Clamp": _clamp,
-    "Concat": _concat,
-    "Convert": _same(graphs.unchanged),  # all is computed in the network's own precision
+    "Clamp": by_attributes(
+        lambda a: partial(graphs.clip, low=float(a["min"]), high=float(a["max"]))
+    ),
+    "Concat": by_attributes(lambda a: partial(graphs.join, axis=int(a["axis"]))),
+    "Convert": same(graphs.unchanged),  # all is computed in the network's own precision
     "Convolution": _convolution,
-    "Divide": _same(torch.div),
-    "Elu": _elu,
-    "Exp": _same(torch.exp),
+    "Divide": same(torch.div),
+    "Elu": by_attributes(lambda a: partial(F.elu, alpha=float(a["alpha"]))),
+    "Exp": same(torch.exp),
     "GroupConvolution": _group_convolution,
-    "HSwish": _same(F.hardswish),
+    "HSwish": same(F.hardswish),
     "MVN": _mvn,
-    "MatMul": _matmul,
+    "MatMul": by_attributes(_product),
     "MaxPool": _pool("max"),
-    "Multiply": _same(torch.mul),
-    "PRelu": _same(graphs.prelu),
-    "Power": _same(torch.pow),
+    "Multiply": same(torch.mul),
+    "PRelu": same(graphs.prelu),
+    "Power": same(torch.pow),
     "ReduceMax": _reduce("max"),
     "ReduceMean": _reduce("mean"),
     "ReduceMin": _reduce("min"),
     "ReduceSum": _reduce("sum"),
-    "Relu": _same(torch.relu),
+    "Relu": same(torch.relu),
     "Reshape": _reshape,
-    "Sigmoid": _same(torch.sigmoid),
-    "SoftMax": _softmax,
-    "Softmax": _softmax,
+    "Sigmoid": same(torch.sigmoid),
+    "SoftMax": by_attributes(lambda a: partial(torch.softmax, dim=int(a["axis"]))),
+    "Softmax": by_attributes(lambda a: partial(torch.softmax, dim=int(a["axis"]))),
     "Split": _split,
-    "Sqrt": _same(torch.sqrt),
+    "Sqrt": same(torch.sqrt),
     "Squeeze": _axes(graphs.squeeze),
-    "Subtract": _same(torch.sub),
-    "Swish": _same(graphs.swish),
-    "Tanh": _same(torch.tanh),
+    "Subtract": same(torch.sub),
+    "Swish": same(graphs.swish),
+    "Tanh": same(torch.tanh),
     "Transpose": _transpose,
     "Unsqueeze": _axes(graphs.unsqueeze),
     "VariadicSplit": _variadic_split,

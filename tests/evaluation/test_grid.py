@@ -22,6 +22,7 @@ from reidguard.evaluation import (
     evaluate_grid,
     save_adversarial,
 )
+from reidguard.evaluation.evaluate import evaluate_with
 from reidguard.models import wrap_model
 from reidguard.report import read_run, report_page
 from reidguard.types import Budget, InputSpec
@@ -237,9 +238,9 @@ def test_a_kill_between_cells_loses_nothing(attack, networks, crowds, tmp_path, 
 
     def counted(*arguments, **options):
         calls.append(arguments)
-        return evaluate(*arguments, **options)
+        return evaluate_with(*arguments, **options)
 
-    monkeypatch.setattr("reidguard.evaluation.grid.evaluate", counted)
+    monkeypatch.setattr("reidguard.evaluation.grid.evaluate_with", counted)
     again = evaluate_grid({"delta": attack}, networks, crowds, SMALL, **options)
     assert len(calls) == 2  # the one that was missing and the one that was damaged
     assert [figures(c.evaluation) for c in again.cells] == [

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from reidguard.data import Augment, BatchLoader
+from reidguard.distributed import World, gather, world
 from reidguard.errors import InputError
 from reidguard.input_spec import channel_values
 from reidguard.objectives.defense import DefenseBatch
 from reidguard.training.loop import derived_seed
-from reidguard.types import ReIDBatch
+from reidguard.types import BatchShard, ReIDBatch
 
 __all__ = ["AdversarialBatches", "AlternatingBatches", "Choice", "Craft", "geometry"]
 
-Craft = Callable[[ReIDBatch, Tensor], Tensor]
-"""``craft(batch, chosen) -> (len(chosen), 3, H, W)`` adversarial images of the chosen ones."""
+Craft = Callable[[ReIDBatch, Tensor, BatchShard | None], Tensor]
+"""``craft(batch, chosen, shard) -> (len(chosen), 3, H, W)`` adversarial images of the chosen ones.
+
+``shard`` says which of all images that the processes attack these are; None for one process.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Choice:
     Args:
         rows: (M,) their rows. A row may be there more than once.
         triplets: (T, 3) rows of the triplet loss, where it is not mined: rows from the number of
-            clean images on are adversarial images, in the order of ``rows``.
+            clean images on are adversarial images, in the order of ``rows``. Rows t, T + t, 2T + t
+            and so on of ``rows`` are then those of triplet t, which are perturbed together.
     """
 
     rows: Tensor
@@ -103,35 +108,41 @@ class AdversarialBatches:
         order = torch.randperm(number, generator=generator)
         if self.choose is None:
             return Choice(order[: round(self.fraction * number)].sort().values)
-        if batch.shard is not None:
-            raise InputError("triplets of given images are made by one process: leave torchrun out")
-        return self.choose(order, batch.pids.cpu())
+        return self.choose(order, gather(batch.pids, batch.shard).cpu())
 
     def _extended(self, batch: ReIDBatch, step: int) -> DefenseBatch:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.role, step))
-        shard = batch.shard
+        shard, source = batch.shard, batch
         choice = self._choice(batch, generator)
         attacked = choice.rows.to(batch.images.device, non_blocking=True)
-        chosen, new_shard = (attacked, None) if shard is None else shard.choose(attacked)
-        if shard is not None and new_shard is not None and self.clean:
-            new_shard = shard.followed_by(new_shard)
-        parts = [torch.arange(len(batch), device=chosen.device)] if self.clean else []
-        rows = torch.cat([*parts, chosen])
+        own = torch.arange(len(batch), device=attacked.device)
+        chosen, new_shard = attacked, None
+        if shard is not None and choice.triplets is not None:
+            # The images of a triplet are perturbed together, whichever process has them.
+            source, own = _joint(batch), shard.rows.to(attacked.device)
+            new_shard = _whole_triplets(choice, world() or World(0, 1))
+            chosen = attacked[new_shard.rows.to(attacked.device)]
+        elif shard is not None:
+            chosen, new_shard = shard.choose(attacked)
+        rows = torch.cat([own, chosen] if self.clean else [chosen])
         with torch.no_grad():
-            adversarial = [self.craft(batch, chosen)] if len(attacked) else []
+            adversarial = [self.craft(source, chosen, new_shard)] if len(attacked) else []
             images = torch.cat([batch.images, *adversarial] if self.clean else adversarial)
             if self.augment is not None and self.augment.erase > 0:
                 # Blank images show where it erases.
                 ones = (1.0, 1.0, 1.0)
                 eraser = replace(self.augment, flip=0.0, crop="none", erase_value=ones)
-                holes = eraser(torch.zeros_like(batch.images), generator, shard)[:, :1] > 0
+                blank = torch.zeros_like(source.images)
+                holes = eraser(blank, generator, source.shard)[:, :1] > 0
                 fill = channel_values(self.augment.erase_value, images)
                 images = torch.where(holes[rows], fill, images)
+        if shard is not None and new_shard is not None and self.clean:
+            new_shard = shard.followed_by(new_shard)
         return DefenseBatch(
             images,
-            batch.pids[rows],
-            batch.camids[rows],
-            batch.indices[rows],
+            source.pids[rows],
+            source.camids[rows],
+            source.indices[rows],
             domain=self.domain,
             adversarial=len(chosen),
             shard=new_shard,
@@ -139,6 +150,30 @@ class AdversarialBatches:
             triplets=choice.triplets,
             statistics=self.statistics,
         )
+
+
+def _joint(batch: ReIDBatch) -> ReIDBatch:
+    """Return the joint batch of which this process has a shard; collective."""
+    parts = (batch.images, batch.pids, batch.camids, batch.indices)
+    images, pids, camids, indices = (gather(part, batch.shard) for part in parts)
+    return ReIDBatch(images, pids, camids, indices)
+
+
+def _whole_triplets(choice: Choice, processes: World) -> BatchShard:
+    """Return the rows of a choice that this process attacks: those of its share of the triplets.
+
+    Raises:
+        InputError: If a process would have none.
+    """
+    assert choice.triplets is not None
+    number, total = len(choice.triplets), len(choice.rows)
+    if number < processes.size:
+        raise InputError(
+            f"{number} triplets cannot be divided among {processes.size} processes: take larger "
+            "batches, a larger fraction adversarial, or fewer processes"
+        )
+    places = torch.arange(number).tensor_split(processes.size)[processes.rank]
+    return BatchShard(torch.cat([places + k for k in range(0, total, number)]), total)
 
 
 @dataclass(eq=False)

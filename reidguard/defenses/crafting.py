@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from reidguard.attacks import ATTACKS, Attack, Guides, InstanceAttack, LearnedAt
 from reidguard.attacks.learned import check_same_device
 from reidguard.contexts import seeded
 from reidguard.data import ReIDDataset
-from reidguard.distributed import gather, part_of
+from reidguard.distributed import gather
 from reidguard.errors import InputError, RegistryError
 from reidguard.fingerprint import fingerprint, weights_fingerprint
 from reidguard.models import ReIDModel
@@ -24,11 +23,34 @@ from reidguard.nn.batch_norm import sync_layers, without_memory
 from reidguard.nn.cameras import with_cameras
 from reidguard.nn.modes import inference_view, shared_copy
 from reidguard.registry import Registry
-from reidguard.types import Budget, Embedder, ReIDBatch
+from reidguard.types import BatchShard, Budget, Embedder, ReIDBatch
 
-__all__ = ["AttackMode", "Crafter", "attack_provenance", "is_bound", "registered_name"]
+__all__ = [
+    "AttackMode",
+    "Crafter",
+    "ShardedAttack",
+    "attack_provenance",
+    "is_bound",
+    "registered_name",
+]
 
 AttackMode = Literal["eval", "train"]
+A = TypeVar("A", bound=Attack)
+
+
+class ShardedAttack(Attack):
+    """Base of attacks for which it matters which images of a joint batch a process attacks.
+
+    Attributes:
+        shard: Which of all attacked images those of the next call are; None if they are all.
+
+    Example:
+        >>> from reidguard.defenses import FreePerturbation
+        >>> issubclass(FreePerturbation, ShardedAttack), FreePerturbation().shard
+        (True, None)
+    """
+
+    shard: BatchShard | None = None
 
 
 class Crafter:
@@ -64,9 +86,18 @@ class Crafter:
         self.mode = mode
         self.scale = 1.0
 
-    def __call__(self, batch: ReIDBatch, chosen: Tensor) -> Tensor:
-        """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W)."""
+    def __call__(self, batch: ReIDBatch, chosen: Tensor, shard: BatchShard | None = None) -> Tensor:
+        """Return adversarial images of the chosen rows of a batch, (len(chosen), 3, H, W).
+
+        Args:
+            batch: The images of this process, or more of the joint batch.
+            chosen: (n,) rows of it.
+            shard: Which of the images that all processes attack these are.
+        """
         attack, images = self.attack, batch.images[chosen]
+        if isinstance(attack, ShardedAttack):
+            attack = _copied(attack)
+            attack.shard = shard
         if not isinstance(attack, InstanceAttack):
             adversarial: Tensor = attack(images)
             if self.scale == 1:
@@ -84,9 +115,16 @@ class Crafter:
             target = cast(Embedder, SimpleNamespace(**{n: getattr(model, n) for n in names}))
         else:
             target = model = inference_view(self.model, fold=False)
-        with _without_trace(model) if self.mode == "train" else nullcontext():
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        train = self.mode == "train"
+
+        def still() -> AbstractContextManager[None]:
+            """Keep running statistics; used inside sync_layers, not around it."""
+            return without_memory(model) if train else nullcontext()
+
+        with seeded(0, device) if train else nullcontext():
             if attack.needs_guides:
-                with torch.no_grad(), sync_layers(batch.shard):
+                with torch.no_grad(), sync_layers(batch.shard), still():
                     seen = with_cameras(target, batch.camids)
                     features = gather(seen.features(batch.images), batch.shard)
                 # Identity 0 would mark distractors.
@@ -94,7 +132,7 @@ class Crafter:
                 bound = attack.bind(target, guides).with_labels(batch.pids[chosen] + 1)
             else:
                 bound = attack.bind(target)
-            with sync_layers(None if batch.shard is None else part_of(batch.shard, chosen)):
+            with sync_layers(shard), still():
                 return bound.with_cameras(cameras)(images)
 
     def refresh(self, dataset: ReIDDataset, **options: Any) -> None:
@@ -114,13 +152,20 @@ def scaled_budget(attack: Attack, scale: float) -> Budget:
 
 def _shrunk(attack: InstanceAttack, scale: float) -> InstanceAttack:
     """Return an attack with a fraction of its budget, in steps of the same fraction."""
-    smaller = copy.copy(attack)
-    smaller._target = attack._target  # which a copy leaves out
+    smaller = _copied(attack)
     smaller.budget = scaled_budget(attack, scale)
     length = getattr(attack, "step_size", None)
     if length is not None:
         smaller.step_size = scale * length
     return smaller
+
+
+def _copied(attack: A) -> A:
+    """Return a copy of an attack that shares its parameters and is bound as it is."""
+    twin = copy.copy(attack)
+    if isinstance(twin, InstanceAttack) and isinstance(attack, InstanceAttack):
+        twin._target = attack._target  # which a copy leaves out
+    return twin
 
 
 def is_bound(attack: Attack) -> bool:
@@ -147,11 +192,3 @@ def registered_name(registry: Registry[Any], cls: type) -> str:
         return registry.name_of(cls)
     except RegistryError:
         return cls.__qualname__
-
-
-@contextmanager
-def _without_trace(model: nn.Module) -> Iterator[None]:
-    """Keep passes inside from moving running statistics and random generators."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with without_memory(model), seeded(0, device):
-        yield

@@ -13,12 +13,12 @@ from reidguard.defenses.base import DEFENSES
 from reidguard.defenses.crafting import Crafter
 from reidguard.defenses.free import FreePerturbation
 from reidguard.defenses.training import AdversarialTraining
-from reidguard.distributed import world
 from reidguard.errors import InputError
 from reidguard.learners import MetaLearner, Objective, PlainLearner
 from reidguard.objectives.consistency import Divergence
 from reidguard.objectives.defense import DefenseBatch, DefenseObjective, Regularizer
 from reidguard.objectives.reid import Loss
+from reidguard.types import BatchShard
 
 __all__ = ["MART", "TRADES", "FreeTraining", "MetaDefense", "MixedTraining", "ReleasedMetaDefense"]
 
@@ -167,16 +167,19 @@ class FreeTraining(AdversarialTraining):
 
         def loss(parts: Any, batch: DefenseBatch) -> Tensor:
             images, first = batch.images.detach().requires_grad_(), len(batch) - batch.adversarial
+            shard = batch.shard
+            if shard is not None:  # of the attacked images, the last of the joint batch
+                assert attack.delta is not None
+                number = len(attack.delta)
+                shard = BatchShard(shard.rows[first:] - (shard.total - number), number)
             images.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: attack.update(gradient[first:])
+                lambda gradient: attack.update(gradient[first:], shard)
             )
             return plain(parts, replace(batch, images=images))
 
         return loss
 
     def _state(self, crafter: Crafter, values: dict[str, Any]) -> dict[str, nn.Module]:
-        if world() is not None:
-            raise InputError("free training runs in one process: leave torchrun out")
         number = values["identities"] * values["images_per_identity"]
         device = next(crafter.model.parameters()).device
         size = (round(self.adversarial * number), 3, *values["image_size"])

@@ -14,12 +14,14 @@ from reidguard.attacks import SMA, Attack, GradientAttack
 from reidguard.attacks.instance.base import Objective, Target, squared_distance
 from reidguard.defenses.base import DEFENSES
 from reidguard.defenses.batches import Choice, Choose
+from reidguard.defenses.crafting import ShardedAttack
 from reidguard.defenses.training import AdversarialTraining
+from reidguard.distributed import gather
 from reidguard.errors import InputError
 from reidguard.nn.gradients import count_gradients
 from reidguard.objectives.triplets import hardness
 from reidguard.schema import checked
-from reidguard.types import Budget
+from reidguard.types import BatchShard, Budget
 
 __all__ = ["ACT", "HM", "CollapsePairs", "RaiseHardness"]
 
@@ -65,7 +67,7 @@ class CollapsePairs(GradientAttack):
         return apart
 
 
-class RaiseHardness(GradientAttack):
+class RaiseHardness(GradientAttack, ShardedAttack):
     """Raises the hardness of triplets up to a given one (Zhou & Patel, CVPR 2022).
 
     Minimises ``max(0, H_D − H)²`` over all three images by PGD, from a random start, where the
@@ -115,6 +117,9 @@ class RaiseHardness(GradientAttack):
         """Return minus the squared lack of hardness of each image's triplet."""
         _check_roles(self, len(clean), self.roles)
         before = (hardness(*clean.chunk(3)) + self.margin).clamp(min=0)
+        if self.shard is not None:  # the triplets of the other processes, too
+            number, rows = self.shard.total // self.roles, self.shard.rows[: len(before)]
+            before = gather(before, BatchShard(rows, number))
         gradual = -before.mean().clamp(max=self.margin)
         aim = gradual if self.hardness is None else torch.full_like(gradual, self.hardness)
 
@@ -172,7 +177,10 @@ def draw_triplets(order: Tensor, pids: Tensor, count: int) -> Tensor:
 
 
 class _TripletTraining(AdversarialTraining):
-    """Adversarial training whose attack perturbs the images of triplets together."""
+    """Adversarial training whose attack perturbs the images of triplets together.
+
+    Several processes divide the triplets of a joint batch, and exchange its images for that.
+    """
 
     anchors: ClassVar[bool]
     """Whether anchors are perturbed, too."""

@@ -37,7 +37,7 @@ class Loader:
         yield from self.batches[start:]
 
 
-def brighter(batch, chosen):
+def brighter(batch, chosen, shard):
     return batch.images[chosen] + 0.1
 
 
@@ -78,7 +78,7 @@ def test_every_row_is_a_clean_image_or_made_of_one(fraction, count, clean):
 
 
 def test_no_image_is_crafted_where_none_is_attacked():
-    def fails(batch, chosen):
+    def fails(batch, chosen, shard):
         raise AssertionError("nothing is attacked")
 
     result = next(iter(batches(craft=fails, fraction=0.0).epoch(0)))
@@ -88,10 +88,10 @@ def test_no_image_is_crafted_where_none_is_attacked():
 def test_the_step_is_announced_before_its_images_are_crafted():
     events = []
 
-    def craft(batch, chosen):
+    def craft(batch, chosen, shard):
         events.append("craft")
         assert not torch.is_grad_enabled()
-        return brighter(batch, chosen)
+        return brighter(batch, chosen, shard)
 
     made = batches(craft=craft, before=events.append)
     for _ in made.epoch(2, 1):

@@ -126,9 +126,9 @@ def test_free_training_moves_images_by_its_own_gradients(sets, fed, monkeypatch)
     seen = []
     original = FreePerturbation.update
 
-    def spy(self, gradient):
+    def spy(self, gradient, shard):
         seen.append(gradient.clone())
-        original(self, gradient)
+        original(self, gradient, shard)
 
     monkeypatch.setattr(FreePerturbation, "update", spy)
     attack = FreePerturbation(Budget(EPS))

@@ -7,10 +7,10 @@ from typing import Any
 
 from reidguard.data import ReIDDataset
 from reidguard.defenses.base import DEFENSES, Defense
+from reidguard.fingerprint import fingerprint
 from reidguard.models import BlurModel, ReIDModel
 from reidguard.models.fingerprint import model_key
 from reidguard.schema import checked
-from reidguard.storage import fingerprint
 
 __all__ = ["Blur"]
 

@@ -50,8 +50,8 @@ class ReIDModel(ABC, nn.Module):
     """A network that turns [0, 1] RGB images of any size into features for retrieval.
 
     A subclass implements :meth:`embed`. Classifiers, one per domain, come from
-    :meth:`build_classifiers`; a network with a training branch overrides :meth:`logits`, one with
-    parts overrides :meth:`forward`.
+    :meth:`build_classifiers`; a network with a training branch overrides :meth:`logits`. One with
+    parts overrides :meth:`forward`, with :meth:`build_part_classifiers` and :meth:`part_logits`.
 
     Args:
         input_spec: Resizing and normalisation, done inside the model.
@@ -110,6 +110,13 @@ class ReIDModel(ABC, nn.Module):
         for domain, identities in self.num_classes.items():
             self.classifier[domain] = identity_layer(width, identities, bias=bias)
 
+    def build_part_classifiers(self, widths: Sequence[int], *, bias: bool = True) -> None:
+        """Add ``self.classifier``: per domain one linear layer for each part, of these widths."""
+        self.classifier = nn.ModuleDict()
+        for domain, identities in self.num_classes.items():
+            layers = (identity_layer(width, identities, bias=bias) for width in widths)
+            self.classifier[domain] = nn.ModuleList(layers)
+
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
         """Return (N, D) features of inputs that are already resized and normalised."""
@@ -147,6 +154,18 @@ class ReIDModel(ABC, nn.Module):
         """Return the (N, identities) scores of one domain's classifier."""
         scores: Tensor = self.classifier[domain](features)
         return scores
+
+    def part_logits(self, parts: Sequence[Tensor], domain: str | None) -> list[Tensor] | None:
+        """Return each part's (N, identities) scores by its own classifier; None without a domain.
+
+        Args:
+            parts: (N, width) vectors, as many as :meth:`build_part_classifiers` was given widths.
+            domain: What :meth:`resolve_domain` returned.
+        """
+        if domain is None:
+            return None
+        layers = self.classifier[domain].children()
+        return [layer(part) for layer, part in zip(layers, parts, strict=True)]
 
     if TYPE_CHECKING:  # Module's own returns Any
 

@@ -83,6 +83,21 @@ def test_wrong_images_are_refused(images, cure):
         Linear().features(images)
 
 
+def test_each_part_has_a_classifier_of_its_own_in_each_domain():
+    model = Linear(num_classes={"market1501": 5, "virtual": 3})
+    model.build_part_classifiers([2, 4], bias=False)
+    parts = [torch.rand(6, 2), torch.rand(6, 4)]
+    for domain, identities in model.num_classes.items():
+        weights = [layer.weight for layer in model.classifier[domain]]
+        assert [tuple(w.shape) for w in weights] == [(identities, 2), (identities, 4)]
+        scores = model.part_logits(parts, domain)
+        for part, weight, score in zip(parts, weights, scores, strict=True):
+            torch.testing.assert_close(score, part @ weight.T)
+    assert model.part_logits(parts, None) is None
+    with pytest.raises(ValueError, match="shorter"):
+        model.part_logits(parts[:1], "virtual")
+
+
 def test_domains():
     images = torch.rand(2, 3, 8, 4)
     plain, one = Linear(), Linear(num_classes=5)

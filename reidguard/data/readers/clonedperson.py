@@ -8,18 +8,12 @@ from pathlib import Path
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
-from reidguard.data.readers.layout import find_root, parse_folder
-from reidguard.data.readers.statistics import Count, Published, build_dataset
-from reidguard.types import ReIDSample
+from reidguard.data.readers.layout import find_root, read_images
+from reidguard.data.readers.statistics import SYNTHETIC, Published, build_dataset
 
 __all__ = ["read_clonedperson"]
 
-PUBLISHED = Published(
-    "clonedperson",
-    "synthetic people; no licence text found with the images: treat as research only",
-    Count(0, 0),
-    sized=False,
-)
+PUBLISHED = Published("clonedperson", SYNTHETIC, sized=False)
 FOLDERS = {"train": "train", "query": "test/query", "gallery": "test/gallery"}
 EXAMPLE = "700000_s02_c00_f023389.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_s[0-9]+_c(?P<camid>[0-9]{1,9})_f[0-9]+")
@@ -43,10 +37,7 @@ def read_clonedperson(root: Path | str) -> ReIDDataset:
     """
     root = find_root(root, LAYOUT)
     splits = {
-        split: [
-            ReIDSample(path, int(m["pid"]), int(m["camid"]))
-            for path, m in parse_folder(root / folder, NAME, example=EXAMPLE)
-        ]
+        split: read_images(root / folder, NAME, example=EXAMPLE)
         for split, folder in FOLDERS.items()
     }
     notes = ["cameras of one number in several scenes are one camera, as in its authors' reader"]

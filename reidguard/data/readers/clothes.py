@@ -14,18 +14,16 @@ from reidguard.data.readers.layout import (
     find_root,
     parse_folder,
     parse_identity_folders,
+    read_images,
 )
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import NO_TEXT, SYNTHETIC, Published, build_dataset
 from reidguard.types import ReIDSample
 
 __all__ = ["read_ltcc", "read_prcc", "read_vc_clothes"]
 
-RESEARCH = "no licence text found with the images: treat as research only"
-NO_TEXT = "synthetic people; no licence text found with the images: treat as research only"
-UNSIZED = Count(0, 0)
-PRCC = Published("prcc", RESEARCH, UNSIZED, sized=False)
-LTCC = Published("ltcc", RESEARCH, UNSIZED, sized=False)
-VC_CLOTHES = Published("vc-clothes", NO_TEXT, UNSIZED, sized=False)
+PRCC = Published("prcc", NO_TEXT, sized=False)
+LTCC = Published("ltcc", NO_TEXT, sized=False)
+VC_CLOTHES = Published("vc-clothes", SYNTHETIC, sized=False)
 
 PRCC_CAMERAS = {"A": 1, "B": 2, "C": 3}
 PRCC_TRAIN_NAME = re.compile(r"(?P<camera>[ABC]).*", re.DOTALL)
@@ -151,8 +149,7 @@ def read_vc_clothes(root: Path | str, *, clothes: str = "change") -> ReIDDataset
     root = find_root(root, VC_LAYOUT)
     splits: dict[str, list[ReIDSample]] = {}
     for split in VC_FOLDERS:
-        parsed = parse_folder(root / split, VC_NAME, example=VC_EXAMPLE)
-        samples = [ReIDSample(path, int(m["pid"]), int(m["camid"])) for path, m in parsed]
+        samples = read_images(root / split, VC_NAME, example=VC_EXAMPLE)
         cameras = VC_CAMERAS.get(clothes) if split != "train" else None
         splits[split] = [s for s in samples if cameras is None or s.camid in cameras]
     notes = ["queries and gallery of all cameras (clothes='any')"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
-from reidguard.data.readers.layout import find_root, read_list
+from reidguard.data.readers.layout import check_choice, find_root, read_list
 from reidguard.data.readers.statistics import Count, Published, build_dataset
-from reidguard.errors import DataError, InputError
+from reidguard.errors import DataError
 
 __all__ = ["read_deepchange"]
 
@@ -70,10 +70,8 @@ def read_deepchange(
         DataError: If a list, a folder or a listed image is missing.
         InputError: If ``subset`` or ``exclude`` is unknown.
     """
-    if subset not in SUBSETS:
-        raise InputError(f"subset must be one of {', '.join(SUBSETS)}, not {subset!r}")
-    if exclude not in EXCLUDE:
-        raise InputError(f"exclude must be one of {', '.join(EXCLUDE)}, not {exclude!r}")
+    check_choice("subset", subset, SUBSETS)
+    check_choice("exclude", exclude, EXCLUDE)
     published = SUBSETS[subset]
     folders = {
         "train": "train-set",

@@ -14,7 +14,7 @@ from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import check_choice, find_root, read_list
 from reidguard.data.readers.matlab import load_matrix
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import NO_TEXT, Count, Published, build_dataset
 from reidguard.errors import DataError
 from reidguard.records import read_file
 from reidguard.schema import checked
@@ -22,12 +22,10 @@ from reidguard.types import ReIDSample
 
 __all__ = ["read_llcm", "read_regdb", "read_sysu_mm01"]
 
-NO_TEXT = "no licence text found with the images: treat as research only"
 AGREEMENT = "on signed agreement: research only; not to be distributed"
-UNKNOWN = Count(0, 0)
-SYSU = Published("sysu-mm01", NO_TEXT, UNKNOWN, sized=False)
-REGDB = Published("regdb", NO_TEXT, UNKNOWN, sized=False)
-LLCM = Published("llcm", AGREEMENT, UNKNOWN, sized=False)
+SYSU = Published("sysu-mm01", NO_TEXT, sized=False)
+REGDB = Published("regdb", NO_TEXT, sized=False)
+LLCM = Published("llcm", AGREEMENT, sized=False)
 
 ANY = re.compile(".*", re.DOTALL)
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)  # cameras of SYSU-MM01
@@ -207,7 +205,7 @@ def read_regdb(root: Path | str, *, query: str = "visible", trial: int = 1) -> R
             REGDB_LINE,
             root,
             example=REGDB_EXAMPLE,
-            expected=UNKNOWN,
+            expected=Count(0, 0),
             shift=1 if split == "train" else 1 + REGDB_IDENTITIES,
             camera=REGDB_PARTS[part],
         )
@@ -254,7 +252,7 @@ def read_llcm(root: Path | str, *, query: str = "nir", trial: int = 0) -> ReIDDa
             LLCM_LINE,
             root,
             example=LLCM_EXAMPLE,
-            expected=UNKNOWN,
+            expected=Count(0, 0),
             shift=TRAIN_SHIFT,
         )
     ]

@@ -27,6 +27,7 @@ __all__ = [
     "parse_identity_folders",
     "random_half",
     "random_split",
+    "read_images",
     "read_list",
     "read_market_folders",
 ]
@@ -102,6 +103,31 @@ def parse_folder(
     return parsed
 
 
+def read_images(
+    folder: Path,
+    pattern: re.Pattern[str],
+    *,
+    example: str,
+    expected: int | None = None,
+    shift: int = 0,
+    camera: int | None = None,
+) -> list[ReIDSample]:
+    """Read a folder whose image names contain identity and camera.
+
+    Args:
+        folder: As for :func:`parse_folder`, which lists its errors.
+        pattern: With a group "pid" and, unless ``camera`` is given, "camid".
+        example: A published file name, for error messages.
+        expected: The published number of images, for error messages.
+        shift: Number added to each pid.
+        camera: The camera of all images.
+    """
+    return [
+        ReIDSample(path, int(m["pid"]) + shift, int(m["camid"]) if camera is None else camera)
+        for path, m in parse_folder(folder, pattern, example=example, expected=expected)
+    ]
+
+
 def parse_identity_folders(
     folder: Path, pattern: re.Pattern[str], *, example: str, shift: int = 0
 ) -> list[tuple[Path, int, re.Match[str]]]:
@@ -165,9 +191,9 @@ def read_market_folders(
     for split, name in MARKET_FOLDERS.items():
         folder = root / name
         expected = None if published is None else published.of(split).images or None
-        for path, match in parse_folder(folder, pattern, example=example, expected=expected):
-            camid = int(match["camid"]) if camera is None else camera
-            sample = ReIDSample(path, int(match["pid"]), camid)
+        for sample in read_images(
+            folder, pattern, example=example, expected=expected, camera=camera
+        ):
             splits["junk" if sample.pid < 0 else split].append(sample)
         zeros = [s.path.name for s in splits[split] if s.pid == 0]
         if zeros and not (distractors and split == "gallery"):

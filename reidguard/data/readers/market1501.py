@@ -12,6 +12,7 @@ from reidguard.data.readers.layout import (
     MARKET_FOLDERS,
     find_root,
     parse_folder,
+    read_images,
     read_market_folders,
 )
 from reidguard.data.readers.statistics import Count, Published, build_dataset
@@ -56,8 +57,7 @@ def read_market1501(root: Path | str, *, distractors_500k: bool = False) -> ReID
     root = find_root(root, LAYOUT)
     splits = read_market_folders(root, NAME, example=EXAMPLE, published=PUBLISHED, distractors=True)
     if (several := root / "gt_bbox").is_dir():
-        parsed = parse_folder(several, NAME, example=EXAMPLE)
-        splits["multi_query"] = [ReIDSample(p, int(m["pid"]), int(m["camid"])) for p, m in parsed]
+        splits["multi_query"] = read_images(several, NAME, example=EXAMPLE)
     published, notes = PUBLISHED, []
     if distractors_500k:
         more = _distractors(root / "images")

@@ -13,10 +13,10 @@ from reidguard.data.readers import dukemtmc
 from reidguard.data.readers.layout import (
     MARKET_FOLDERS,
     find_root,
-    parse_folder,
+    read_images,
     read_market_folders,
 )
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import NO_TEXT, Count, Published, build_dataset
 from reidguard.errors import DataError
 from reidguard.types import ReIDSample
 
@@ -27,19 +27,16 @@ __all__ = [
     "read_partial_reid",
 ]
 
-NONE = Count(0, 0)
 OF_DUKE = "cut from DukeMTMC-reID, which its authors withdrew in 2019: no commercial use"
-OCCLUDED_DUKE = Published("occluded-duke", OF_DUKE, NONE, sized=False)
-P_DUKE = Published("p-dukemtmc-reid", OF_DUKE, NONE, sized=False)
+OCCLUDED_DUKE = Published("occluded-duke", OF_DUKE, sized=False)
+P_DUKE = Published("p-dukemtmc-reid", OF_DUKE, sized=False)
 OCCLUDED_REID = Published(
-    "occluded-reid", "academic or educational use only", NONE, Count(1000, 200), Count(1000, 200)
+    "occluded-reid",
+    "academic or educational use only",
+    query=Count(1000, 200),
+    gallery=Count(1000, 200),
 )
-PARTIAL_REID = Published(
-    "partial-reid",
-    "no licence text found with the images: treat as research only",
-    NONE,
-    sized=False,
-)
+PARTIAL_REID = Published("partial-reid", NO_TEXT, sized=False)
 DUKE_LAYOUT = Layout(
     dict.fromkeys(MARKET_FOLDERS.values(), dukemtmc.NAME),
     ("Occluded-Duke", "Occluded-DukeMTMC", "Occluded-DukeMTMC-reID"),
@@ -126,10 +123,7 @@ def read_partial_reid(root: Path | str) -> ReIDDataset:
     """
     root = find_root(root, PARTIAL_REID_LAYOUT)
     splits = {
-        split: [
-            ReIDSample(path, int(match["pid"]), CAMERAS[body])
-            for path, match in parse_folder(root / body, NAME, example="001_001.jpg")
-        ]
+        split: read_images(root / body, NAME, example="001_001.jpg", camera=CAMERAS[body])
         for split, body in (("query", PARTIAL), ("gallery", WHOLE))
     }
     return build_dataset(PARTIAL_REID, splits, root=root, notes=[VIEWS])
@@ -141,10 +135,10 @@ def _nested(folder: Path) -> list[ReIDSample]:
     if not folder.is_dir():
         raise DataError(f"the folder {folder} is missing; {content}")
     samples = [
-        ReIDSample(path, int(match["pid"]), CAMERAS[folder.name])
+        sample
         for place in sorted(folder.iterdir())
         if place.is_dir() and list_images(place)
-        for path, match in parse_folder(place, NAME, example=EXAMPLE)
+        for sample in read_images(place, NAME, example=EXAMPLE, camera=CAMERAS[folder.name])
     ]
     if not samples:
         raise DataError(f"the folder {folder} holds no image in its folders; {content}")

@@ -10,16 +10,15 @@ from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import MARKET_FOLDERS, find_root, read_market_folders
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import SYNTHETIC, Count, Published, build_dataset
 from reidguard.errors import DataError, InputError
 from reidguard.types import ReIDSample
 
 __all__ = ["read_personx", "read_personx_456"]
 
-LICENCE = "synthetic people; no licence text found with the images: treat as research only"
 # The same number of images before each of the six backgrounds.
-PUBLISHED = Published("personx", LICENCE, Count(88560, 410), Count(5136, 856), Count(184896, 856))
-HARD = Published("personx-hard", LICENCE, Count(9840, 410), Count(5136, 856), Count(30816, 856))
+PUBLISHED = Published("personx", SYNTHETIC, Count(88560, 410), Count(5136, 856), Count(184896, 856))
+HARD = Published("personx-hard", SYNTHETIC, Count(9840, 410), Count(5136, 856), Count(30816, 856))
 BACKGROUNDS = (1, 2, 3, 4, 5, 6)
 EXAMPLE = "0001_c1s1_33.jpg"
 NAME = re.compile(r"(?P<pid>[0-9]{1,18})_c(?P<camid>[0-9]{1,9})(?:s[0-9]+)?(?:_[0-9]+)*")
@@ -104,4 +103,4 @@ def _scaled(name: str, backgrounds: int) -> Published:
         Count(count.images * backgrounds // len(BACKGROUNDS), count.identities)
         for count in map(PUBLISHED.of, SPLITS)
     )
-    return Published(name, LICENCE, train, query, gallery)
+    return Published(name, SYNTHETIC, train, query, gallery)

@@ -10,7 +10,7 @@ from reidguard.data.decoding import list_images
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import parse_folder
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import SYNTHETIC, Count, Published, build_dataset
 from reidguard.records import to_path
 from reidguard.types import ReIDSample
 
@@ -18,7 +18,7 @@ __all__ = ["read_randperson"]
 
 PUBLISHED = Published(
     "randperson",
-    "synthetic people; no licence text found with the images: treat as research only",
+    SYNTHETIC,
     Count(132145, 8000),
 )
 SUBSET = "randperson_subset"

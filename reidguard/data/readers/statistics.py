@@ -10,7 +10,10 @@ from reidguard.data.dataset import SPLITS, ReIDDataset
 from reidguard.data.unread import unread_images
 from reidguard.types import ReIDSample
 
-__all__ = ["Count", "Published", "build_dataset"]
+__all__ = ["NO_TEXT", "SYNTHETIC", "Count", "Published", "build_dataset"]
+
+NO_TEXT = "no licence text found with the images: treat as research only"
+SYNTHETIC = f"synthetic people; {NO_TEXT}"
 
 
 class Count(NamedTuple):
@@ -32,7 +35,7 @@ class Published(NamedTuple):
 
     name: str
     licence: str
-    train: Count
+    train: Count = Count(0, 0)
     query: Count = Count(0, 0)
     gallery: Count = Count(0, 0)
     junk: int = 0

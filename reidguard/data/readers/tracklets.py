@@ -14,7 +14,7 @@ from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import check_files, find_root
 from reidguard.data.readers.matlab import load_matrix
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import NO_TEXT, Published, build_dataset
 from reidguard.errors import DataError, InputError, a_few
 from reidguard.records import read_file, read_record
 from reidguard.schema import checked
@@ -22,9 +22,8 @@ from reidguard.types import ReIDSample
 
 __all__ = ["read_ilids_vid", "read_mars"]
 
-NO_TEXT = "no licence text found with the images: treat as research only"
-MARS = Published("mars", NO_TEXT, Count(0, 0), sized=False)
-ILIDS = Published("ilids-vid", NO_TEXT, Count(0, 0), sized=False)
+MARS = Published("mars", NO_TEXT, sized=False)
+ILIDS = Published("ilids-vid", NO_TEXT, sized=False)
 MARS_NAME = re.compile(r"(?:[0-9]{4}|00-1)C[0-9]T[0-9]{4}F[0-9]{3,4}")
 MARS_INFO = ("train_name.txt", "test_name.txt", "tracks_train_info.mat", "tracks_test_info.mat")
 MARS_LAYOUT = Layout(

@@ -9,14 +9,14 @@ from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
 from reidguard.data.readers.layout import find_root, parse_folder
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import SYNTHETIC, Count, Published, build_dataset
 from reidguard.types import ReIDSample
 
 __all__ = ["read_unrealperson"]
 
 PUBLISHED = Published(
     "unrealperson",
-    "synthetic people; no licence text found with the images: treat as research only",
+    SYNTHETIC,
     Count(1256381, 6799),
 )
 FOLDERS = {f"unreal_v{scene}.{kind}": (scene, kind) for scene in (1, 2, 3, 4) for kind in (1, 2, 3)}

@@ -12,15 +12,14 @@ from reidguard.data.readers.layout import (
     check_choice,
     draw_one_each,
     find_root,
-    parse_folder,
+    read_images,
     read_list,
 )
-from reidguard.data.readers.statistics import Count, Published, build_dataset
+from reidguard.data.readers.statistics import NO_TEXT, Count, Published, build_dataset
 from reidguard.types import ReIDSample
 
 __all__ = ["read_vehicleid", "read_veri776"]
 
-NO_TEXT = "no licence text found with the images: treat as research only"
 VERI = Published("veri-776", NO_TEXT, Count(37778, 576), Count(1678, 200), Count(11579, 200))
 VERI_FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 VERI_EXAMPLE = "0001_c001_00016450_0.jpg"
@@ -55,15 +54,9 @@ def read_veri776(root: Path | str) -> ReIDDataset:
     """
     root = find_root(root, VERI_LAYOUT)
     splits = {
-        split: [
-            ReIDSample(path, int(m["pid"]), int(m["camid"]))
-            for path, m in parse_folder(
-                root / folder,
-                VERI_NAME,
-                example=VERI_EXAMPLE,
-                expected=VERI.of(split).images,
-            )
-        ]
+        split: read_images(
+            root / folder, VERI_NAME, example=VERI_EXAMPLE, expected=VERI.of(split).images
+        )
         for split, folder in VERI_FOLDERS.items()
     }
     return build_dataset(VERI, splits, root=root)

@@ -8,15 +8,14 @@ from pathlib import Path
 from reidguard.data.dataset import ReIDDataset
 from reidguard.data.layouts import Layout
 from reidguard.data.loading import register_dataset
-from reidguard.data.readers.layout import find_root, parse_folder, random_split
-from reidguard.data.readers.statistics import Count, Published
-from reidguard.types import ReIDSample
+from reidguard.data.readers.layout import find_root, random_split, read_images
+from reidguard.data.readers.statistics import NO_TEXT, Count, Published
 
 __all__ = ["read_viper"]
 
 PUBLISHED = Published(
     "viper",
-    "no licence text found with the images: treat as research only",
+    NO_TEXT,
     Count(632, 316),
     Count(316, 316),
     Count(316, 316),
@@ -45,8 +44,10 @@ def read_viper(root: Path | str, *, seed: int = 0) -> ReIDDataset:
     """
     root = find_root(root, LAYOUT)
     samples = [
-        ReIDSample(path, int(match["pid"]) + 1, camera)
+        sample
         for folder, camera in CAMERAS.items()
-        for path, match in parse_folder(root / folder, NAME, example=EXAMPLE, expected=632)
+        for sample in read_images(
+            root / folder, NAME, example=EXAMPLE, expected=632, shift=1, camera=camera
+        )
     ]
     return random_split(PUBLISHED, samples, seed, root=root)

@@ -15,7 +15,7 @@ from reidguard.errors import InputError
 from reidguard.models.architectures.bn_neck import NeckFeature, checked_neck
 from reidguard.models.architectures.transreid import HALF, bn_neck, build_vit
 from reidguard.models.backbones import build_backbone
-from reidguard.models.base import ReIDOutput, identity_layer, image_size
+from reidguard.models.base import ReIDOutput, image_size
 from reidguard.models.cameras import CameraModel
 from reidguard.models.checkpoint_formats import Rule, head_rule, rename
 from reidguard.models.factory import register_model
@@ -145,15 +145,7 @@ class CLIPReID(CameraModel):
             self.cv_embed = nn.Parameter(torch.zeros(len(self.cameras), width))
             nn.init.trunc_normal_(self.cv_embed, std=0.02)
         self.bottleneck, self.bottleneck_proj = bn_neck(width), bn_neck(projected)
-        self.classifier = nn.ModuleDict(
-            {
-                domain: nn.ModuleList(
-                    identity_layer(channels, identities, bias=False)
-                    for channels in (width, projected)
-                )
-                for domain, identities in self.num_classes.items()
-            }
-        )
+        self.build_part_classifiers((width, projected), bias=False)
 
     def embed(self, inputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return (N, D) features: the feature and its projection."""
@@ -173,10 +165,7 @@ class CLIPReID(CameraModel):
         chosen = self.resolve_domain(domain)
         last, *vectors = self._vectors(self.prepare(x), self.rows(cameras, x))
         necked = self._necked(vectors)
-        logits = None
-        if chosen is not None:
-            layers = self.classifier[chosen].children()
-            logits = [layer(vector) for layer, vector in zip(layers, necked, strict=True)]
+        logits = self.part_logits(necked, chosen)
         features = torch.cat(vectors if self.neck == "before" else necked, 1)
         return ReIDOutput(features, [last, *vectors], logits)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.base import ReIDModel, ReIDOutput, image_size
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 from reidguard.models.layers import ConvBN, dense_layer
@@ -171,12 +171,7 @@ class HACNN(ReIDModel):
         self.local_conv2 = _InceptionB(first, second)
         self.local_conv3 = _InceptionB(second, third)
         self.fc_local = dense_layer(REGIONS * third, FEATURES)
-        self.classifier = nn.ModuleDict(
-            {
-                domain: nn.ModuleList(identity_layer(FEATURES, identities) for _ in range(2))
-                for domain, identities in self.num_classes.items()
-            }
-        )
+        self.build_part_classifiers([FEATURES, FEATURES])
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return (N, 1024) features."""
@@ -189,10 +184,7 @@ class HACNN(ReIDModel):
         """
         chosen = self.resolve_domain(domain)
         branches = self._branches(self.prepare(x))
-        logits = None
-        if chosen is not None:
-            pairs = zip(self.classifier[chosen].children(), branches, strict=True)
-            logits = [layer(branch) for layer, branch in pairs]
+        logits = self.part_logits(branches, chosen)
         return ReIDOutput(self._joined(*branches), list(branches), logits)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reidguard.models.architectures.osnet import WIDTHS, OmniScaleBlock, shrinking
-from reidguard.models.base import ReIDModel, ReIDOutput, identity_layer, image_size
+from reidguard.models.base import ReIDModel, ReIDOutput, image_size
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 from reidguard.models.layers import ConvBN, initialise
@@ -113,14 +113,7 @@ class LMBN(ReIDModel):
             self.add_module(name, _Neck(FEATURES, reduce=False))
         self.batch_drop_block = _DropBlock(third)
         initialise(self)
-        self.classifier = nn.ModuleDict(
-            {
-                domain: nn.ModuleList(
-                    identity_layer(FEATURES, identities, bias=False) for _ in NECKS
-                )
-                for domain, identities in self.num_classes.items()
-            }
-        )
+        self.build_part_classifiers([FEATURES] * len(NECKS), bias=False)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return (N, 3584) features."""
@@ -133,10 +126,7 @@ class LMBN(ReIDModel):
         """
         chosen = self.resolve_domain(domain)
         before, after = self._parts(self.prepare(x))
-        logits = None
-        if chosen is not None:
-            pairs = zip(self.classifier[chosen].children(), after, strict=True)
-            logits = [layer(part) for layer, part in pairs]
+        logits = self.part_logits(after, chosen)
         return ReIDOutput(self._joined(after), before[:3], logits)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class _Block(nn.Module):
         self.conv2 = nn.ModuleList(_Stream(middle, depth) for depth in (1, 2, 3, 4))
         self.gate = Gate(middle)
         self.conv3 = ConvBN(
-            middle, outside, norm=_no_norm if instance else nn.BatchNorm2d, activation=None
+            middle, outside, norm=nn.Identity if instance else nn.BatchNorm2d, activation=None
         )
         self.downsample = ConvBN(inside, outside, activation=None) if inside != outside else None
         self.IN = instance_norm(outside) if instance else nn.Identity()
@@ -59,10 +59,6 @@ class _Block(nn.Module):
         mixed: Tensor = sum(self.gate(stream(reduced)) for stream in self.conv2)
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(self.IN(self.conv3(mixed)) + shortcut)
-
-
-def _no_norm(channels: int) -> nn.Module:
-    return nn.Identity()
 
 
 def _stage(inside: int, outside: int, instance: tuple[bool, bool]) -> nn.Sequential:

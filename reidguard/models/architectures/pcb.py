@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reidguard.errors import InputError
 from reidguard.models.backbones import BackboneModel, map_channels
-from reidguard.models.base import ReIDOutput, identity_layer
+from reidguard.models.base import ReIDOutput
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
 from reidguard.schema import checked
@@ -83,12 +83,7 @@ class PCB(BackboneModel):
             )
         self.feature: PartFeature = feature
         self.parts = nn.ModuleList(_reduction(channels) for _ in range(parts))
-        self.classifier = nn.ModuleDict(
-            {
-                domain: nn.ModuleList(identity_layer(REDUCED, identities) for _ in range(parts))
-                for domain, identities in self.num_classes.items()
-            }
-        )
+        self.build_part_classifiers([REDUCED] * parts)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return all stripes of each image in one row."""
@@ -103,10 +98,7 @@ class PCB(BackboneModel):
         chosen = self.resolve_domain(domain)
         pooled = self._pooled(self.prepare(x))
         reduced = self._reduced(pooled)
-        logits = None
-        if chosen is not None:
-            pairs = zip(self.classifier[chosen].children(), reduced, strict=True)
-            logits = [layer(part) for layer, part in pairs]
+        logits = self.part_logits(reduced, chosen)
         return ReIDOutput(self._row(pooled, reduced), reduced, logits)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reidguard.errors import InputError
 from reidguard.models.architectures.bn_neck import NeckFeature, checked_neck
 from reidguard.models.backbones import build_backbone
-from reidguard.models.base import ReIDOutput, identity_layer, image_size
+from reidguard.models.base import ReIDOutput, image_size
 from reidguard.models.cameras import CameraModel
 from reidguard.models.checkpoint_formats import head_rule, rename
 from reidguard.models.factory import register_model
@@ -156,14 +156,7 @@ class TransReID(CameraModel):
         self.parts = count > 1
         for number in range(count):
             setattr(self, f"bottleneck_{number}" if number else "bottleneck", bn_neck(width))
-        self.classifier = nn.ModuleDict(
-            {
-                domain: nn.ModuleList(
-                    identity_layer(width, identities, bias=False) for _ in range(count)
-                )
-                for domain, identities in self.num_classes.items()
-            }
-        )
+        self.build_part_classifiers([width] * count, bias=False)
 
     def embed(self, inputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return (N, D) features: the global one, and a quarter of each part's."""
@@ -184,10 +177,7 @@ class TransReID(CameraModel):
         vectors = self._vectors(self.prepare(x), self.rows(cameras, x))
         necked = self._necked(vectors)
         features = _joined(vectors if self.neck == "before" else necked)
-        logits = None
-        if chosen is not None:
-            layers = self.classifier[chosen].children()
-            logits = [layer(vector) for layer, vector in zip(layers, necked, strict=True)]
+        logits = self.part_logits(necked, chosen)
         if not self.parts:
             return ReIDOutput(features, vectors[0], None if logits is None else logits[0])
         return ReIDOutput(features, vectors, logits)

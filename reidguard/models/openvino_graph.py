@@ -114,8 +114,8 @@ def _reduce(kind: str) -> Translate:
 
 
 def _product(a: Attributes) -> Callable[..., Any]:
-    flags = {name: bool(a.get(name, False)) for name in ("transpose_a", "transpose_b")}
-    return partial(graphs.matmul, **flags)
+    first, second = (bool(a.get(name, False)) for name in ("transpose_a", "transpose_b"))
+    return partial(graphs.matmul, transpose_a=first, transpose_b=second)
 
 
 def _reshape(b: GraphBuilder, a: Attributes, inputs: list[str], outputs: list[str]) -> None:

@@ -16,7 +16,7 @@ from reidguard.report.runs import Run
 from reidguard.report.verdicts import facts, headline, level, query_folder, top_chart, verdict
 from reidguard.tables import percent
 
-__all__ = ["Measured", "details", "report_page", "results"]
+__all__ = ["Measured", "certified_chart", "details", "report_page", "results"]
 
 QUERIES = {"clean": "clean", "attacked": "attacked, float", "attacked_8bit": "attacked, 8-bit"}
 WORST = {"clean": "clean", "robust": "worst case, float", "robust_8bit": "worst case, 8-bit"}
@@ -182,16 +182,22 @@ def _audit(result: Mapping[str, Any]) -> Iterator[str]:
         yield table(head, [measured], "White-box attacks and transfer")
 
 
-def _certificate(result: Mapping[str, Any]) -> Iterator[str]:
+def certified_chart(result: Mapping[str, Any]) -> tuple[str, str, str, dict[str, list[Point]]]:
+    """Return title, axes and lines of a certificate's chart; no lines where it has no curve."""
     curve = [point for point in result["curve"] if "radius" in point]
     ranks = list(dict.fromkeys(key for point in curve for key in point if key != "radius"))
     lines = {
         rank.replace("_", "-"): [(p["radius"], 100 * p[rank]) for p in curve if rank in p]
         for rank in ranks[:5]  # a chart shows five lines
     }
-    if any(lines.values()):
-        title = f"Certified accuracy, σ = {result['certified']['sigma']:g}"
-        yield line_chart(title, "L2 radius", "certified rank-k in %", lines, from_zero=True)
+    title = f"Certified accuracy, σ = {result['certified']['sigma']:g}"
+    return title, "L2 radius", "certified rank-k in %", lines
+
+
+def _certificate(result: Mapping[str, Any]) -> Iterator[str]:
+    chart = certified_chart(result)
+    if any(chart[-1].values()):
+        yield line_chart(*chart, from_zero=True)
 
 
 def _members(result: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,8 @@ def run(options: Options) -> int:
     """Certify and write the result."""
     from reidguard.cli.run_dir import open_run
     from reidguard.cli.session import Session
+    from reidguard.report import line_svg
+    from reidguard.report.run_page import certified_chart
 
     thresholds(options)  # mistakes are found before anything slow
     session = Session.open(options)
@@ -53,24 +55,14 @@ def run(options: Options) -> int:
                 **values,
             )
             if folder.writes:
+                svg = line_svg(*certified_chart(result.to_dict()), from_zero=True)
                 with atomic_write(folder / "curve.svg") as temporary:
-                    temporary.write_text(_curve(result), "utf-8")
+                    temporary.write_text(svg, "utf-8")
             folder.finish(result.to_dict(), result.to_markdown())
         folder.print()
         folder.say(f"curve: {folder / 'curve.svg'}")
         folder.say(f"run: {folder.path}")
     return judge(options, folder.content(), folder.path) if folder.writes else 0
-
-
-def _curve(result: "rg.CertifyResult") -> str:
-    from reidguard.report import line_svg
-
-    lines = {
-        f"rank-{rank}": [(p["radius"], 100 * p[f"rank_{rank}"]) for p in result.curve]
-        for rank in result.ranks[:5]  # a chart shows five lines
-    }
-    title = f"Certified accuracy, σ = {result.facts['certify']['sigma']:g}"
-    return line_svg(title, "L2 radius", "certified rank-k in %", lines, from_zero=True)
 
 
 app = command(

@@ -22,6 +22,7 @@ from typing import (
     ForwardRef,
     Literal,
     TypeVar,
+    Union,
     cast,
     get_args,
     get_origin,
@@ -98,7 +99,8 @@ class Option:
     @property
     def types(self) -> tuple[Any, ...]:
         """The members of the type if it is a union, or the type alone."""
-        return get_args(self.type) if isinstance(self.type, UnionType) else (self.type,)
+        union = get_origin(self.type) in (Union, UnionType)
+        return get_args(self.type) if union else (self.type,)
 
     @property
     def choices(self) -> tuple[str, ...]:

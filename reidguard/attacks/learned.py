@@ -38,6 +38,7 @@ class FitDefaults:
         momentum: Decay of MI-SGD's accumulated gradient.
         clip: Clip the parameters to their bounds after each step.
         objective: Registered name of the loss; None for an attack with an objective of its own.
+        ensemble: How several surrogates count.
 
     Example:
         >>> from reidguard import MetaAttack
@@ -51,6 +52,7 @@ class FitDefaults:
     momentum: float = 0.5
     clip: bool = True
     objective: str | None = "misranking"
+    ensemble: str = "features"
 
     def make_learner(self, learner: MetaLearner | str | None) -> MetaLearner:
         """Return ``learner``, built if it is a registered name, and the default one for None."""

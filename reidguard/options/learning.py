@@ -216,13 +216,12 @@ class AttackOptions(LearnedAttackOptions, InputOptions, SurrogateOptions, total=
         Option("bring parameters into their bounds after each step; the budget holds anyway"),
     ]
     ensemble: Annotated[
-        Literal["features", "loss", "gradient", "logits", "left_out"],
+        Literal["features", "loss", "gradient", "logits", "left_out"] | None,
         Option(
-            "how several surrogates count: by the distances of their joined features, by the mean "
-            "of their losses, by their gradients, each normalised to the same length, by their "
-            "mean logits, or, for learners with a meta-test, by the losses of all but one, and of "
+            "how several surrogates count: by the distances of their joined features (the default, "
+            "unless a preset has another), by the mean of their losses, by their gradients, each "
+            "normalised to the same length, by their mean logits, or, for learners with a meta-test, by the losses of all but one, and of "
             "that one for meta-test",
-            "features",
         ),
     ]
     nesterov: Annotated[

@@ -7,7 +7,7 @@ from torch import nn
 from reidguard.attacks import DeltaAttack, MetaAttack, load_attack
 from reidguard.errors import InputError, RegistryError
 from reidguard.learners import FirstOrderLearner, HessianFreeLearner, MAMLLearner
-from reidguard.models import wrap_model
+from reidguard.models import create_model, wrap_model
 from reidguard.types import Budget, InputSpec
 
 SIZE = (32, 16)
@@ -87,6 +87,26 @@ def test_the_released_preset_is_each_of_its_options(model, studio, other_dataset
     assert (preset(x) - x).abs().max() <= 16 / 255 + 1e-6
 
 
+def test_the_transfer_preset_is_blocks_on_all_surrogates(model, studio, tmp_path):
+    other = create_model("ide", backbone="test_resnet", size=SIZE).eval()
+    preset = MetaAttack(preset="transfer", grid=(4, 2))
+    spelt = DeltaAttack(basis="blocks", grid=(4, 2))
+    for surrogates, options in (([model, other], {"ensemble": "gradient"}), (model, {})):
+        preset.fit(surrogates, studio, steps=3, **SMALL)
+        spelt.fit(surrogates, studio, steps=3, **SMALL, **options)
+        assert same(preset, spelt)
+    assert spelt.delta.abs().max() > 0
+    preset.save(tmp_path / "a.safetensors")
+    loaded = load_attack(tmp_path / "a.safetensors")
+    x = torch.rand(2, 3, *SIZE)
+    assert torch.equal(loaded(x), preset(x))
+    # Another choice of ensemble holds against the preset.
+    preset.fit([model, other], studio, steps=3, ensemble="loss", **SMALL)
+    assert preset.provenance["ensemble"] == "loss"
+    assert MetaAttack("delta", preset="paper", size=SIZE).attack.basis == "pixels"
+    assert MetaAttack("color", preset="transfer").attack.config()["resolution"] == 25
+
+
 def test_resuming_gives_the_same_bits(model, studio, other_dataset, tmp_path):
     class StopError(Exception):
         pass
@@ -114,7 +134,7 @@ def test_the_learner_can_be_chosen():
 def test_mistakes_name_the_cure(model, studio):
     with pytest.raises(InputError, match="meta_test="):
         MetaAttack("delta", size=SIZE).fit(model, studio, steps=1, **SMALL)
-    with pytest.raises(InputError, match="paper, released"):
+    with pytest.raises(InputError, match="paper, released, transfer"):
         MetaAttack(preset="pape")
     with pytest.raises(InputError, match="it takes: budget, size"):
         MetaAttack("delta", resolution=3)

@@ -111,6 +111,7 @@ class UniversalAttack(LearnedAttack):
             images_per_identity=8,
             clip=defaults.clip,
             objective=defaults.objective,
+            ensemble=defaults.ensemble if isinstance(model, EnsembleModel) else "features",
         )
         loss: AttackLoss = values["objective"]
         if not isinstance(loss, AttackLoss):

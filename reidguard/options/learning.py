@@ -220,8 +220,8 @@ class AttackOptions(LearnedAttackOptions, InputOptions, SurrogateOptions, total=
         Option(
             "how several surrogates count: by the distances of their joined features (the default, "
             "unless a preset has another), by the mean of their losses, by their gradients, each "
-            "normalised to the same length, by their mean logits, or, for learners with a meta-test, by the losses of all but one, and of "
-            "that one for meta-test",
+            "normalised to the same length, by their mean logits, or, for learners with a "
+            "meta-test, by the losses of all but one, and of that one for meta-test",
         ),
     ]
     nesterov: Annotated[

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from reidguard.cli.allocation import keep_freed_memory as keep_freed_memory
 from reidguard.data import load_dataset
 from reidguard.models import create_model
 from reidguard.storage import library_versions, write_json

@@ -13,7 +13,8 @@ DIR; then the last line, which finds all of it done and writes the results file:
 A look at whether all of it runs, in some minutes:
      python benchmarks/hardening.py --keep /tmp/look --base-steps 20 --steps 10 --attack-steps 5 \\
          --query-every 256 --restarts 1 --methods normal trades free --seeds 0 --no-save
-Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS.
+Needs REIDGUARD_DATA and REIDGUARD_WEIGHTS. Set THP_MEM_ALLOC_ENABLE=1 (docs/distributed.rst): else
+the process grows with the steps, to 10 GiB and more.
 
 The network is OSNet x0.25 with 128×64 inside, where a pass costs a quarter of that at its own
 256×128: published weights, fine-tuned for --base-steps steps; "normal" is that model. Each method
@@ -37,7 +38,7 @@ from pathlib import Path
 
 import torch
 from attacks import EIGHT, shares
-from common import CHECKPOINT, commit, keep_freed_memory, market, mean_and_spread, save, weights
+from common import CHECKPOINT, commit, market, mean_and_spread, save, weights
 
 from reidguard.attacks import (
     FNA,
@@ -324,7 +325,6 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="leave results/ as it is")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
     options.keep.mkdir(parents=True, exist_ok=True)
     same_settings(options)
     source = market()

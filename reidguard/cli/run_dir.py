@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reidguard.attacks import Attack
-from reidguard.cli.allocation import keep_freed_memory
 from reidguard.cli.options import Options
 from reidguard.cli.progress import Display, note
 from reidguard.distributed import is_first, shared_outcome
@@ -103,7 +102,6 @@ class RunFolder:
                     "delete this one, so that the run learns it again"
                 )
             return load(self / name), None
-        keep_freed_memory()
         with ExitStack() as stack:
             progress: ProgressCallback = self.display
             if trackers and self.writes:

@@ -79,7 +79,8 @@ UNSEEN = 100  # seed of the first attack of the tests; trainings have those of -
 SEVEN = {"steps": 7, "step_size": 2 / 255}
 sma = partial(SMA, EIGHT, **SEVEN)
 
-# Of each method, the defense, given the universal attack of the training, and options of fit.
+# Of each method, the defense, given the universal attack of the training, and options of fit;
+# "times" multiplies its steps.
 METHODS = {
     "normal": None,
     "longer": (lambda a: AdversarialTraining(a, adversarial=0.0), {}),
@@ -100,6 +101,7 @@ METHODS = {
         {},
     ),
     "free": (lambda a: FreeTraining(), {}),
+    "free, 20 times longer": (lambda a: FreeTraining(), {"times": 20}),
     "SMA": (lambda a: AdversarialTraining(sma()), {}),
     "SMA, EMA": (lambda a: AdversarialTraining(sma()), {"ema": 0.99}),
     "trades": (lambda a: TRADES(sma()), {}),
@@ -151,6 +153,7 @@ def hardened(options, method: str, seed: int, normal, source):
     if METHODS[method] is None:
         return normal, {}
     make, fit = METHODS[method]
+    steps = steps_of(options, method)
     defense = make(learnt(options, normal, source, "delta", "normal", 0))
     if fit is None:
         return defense.fit(normal, source), {}
@@ -163,18 +166,24 @@ def hardened(options, method: str, seed: int, normal, source):
             normal,
             source,
             other,
-            steps=options.steps,
+            steps=steps,
             seed=seed,
             checkpoint=path.with_suffix(".checkpoint"),
             progress=lambda p: (first.append(p.done), report(f"{method} {seed}", p)),
             **BATCH,
-            **fit,
+            **{name: value for name, value in fit.items() if name != "times"},
         )
-        taken = max(1, options.steps - first[0])
+        taken = max(1, steps - first[0])
         seconds = (time.process_time() - began) / taken
         write_json(facts, {"processor_seconds_per_step": round(seconds, 3), "commit": commit()})
         model.save(path)
     return load_model(path), json.loads(facts.read_text("utf-8"))
+
+
+def steps_of(options, method: str) -> int:
+    """The steps of a method's hardening; 0 where nothing is trained."""
+    _, fit = METHODS[method] or (None, None)
+    return 0 if fit is None else options.steps * fit.get("times", 1)
 
 
 def slug(method: str) -> str:
@@ -211,7 +220,7 @@ def tests(options, method: str, seed: int, model, normal, source, store):
 def row(options, method: str, seed: int, normal, source) -> dict:
     """All values of one model, each measured unless DIR has it."""
     path = options.keep / f"{slug(method)}-{seed}.json"
-    known = {"method": method, "seed": seed, "steps": options.steps}
+    known = {"method": method, "seed": seed, "steps": steps_of(options, method)}
     if path.exists():
         known = json.loads(path.read_text("utf-8"))
     model, facts = hardened(options, method, seed, normal, source)

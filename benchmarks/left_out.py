@@ -2,6 +2,8 @@
 
 Run: python benchmarks/left_out.py clean
      python benchmarks/left_out.py development [--recipes pixels …] [--seeds 0 1 2] [--steps 100]
+         [--networks osnet 0031 0248] [--eps 4]
+     python benchmarks/left_out.py options [--seeds 0 1 2]
      python benchmarks/left_out.py final --recipes …
 Needs REIDGUARD_DATA, REIDGUARD_WEIGHTS with omz/person-reidentification-retail-0031 and -0248, and
 REIDGUARD_NETWORKS: a folder with mobilenetv2_100.safetensors (benchmarks/surrogates.py) and, for
@@ -11,24 +13,28 @@ REIDGUARD_CACHE names a folder for clean features.
 
 ``development``: an attack is learnt on all networks but one and measured on that one, for each of
 four; fixed patterns are measured on it, and as a ceiling the same attack learnt on it alone.
-``final``: learnt on all four, measured on two networks that took part in no choice. ε = 8/255, the
-8-bit images of every n-th query, against the whole gallery. Rows that results/left_out.json has
-already are not measured again.
+``options``: each option of `fit` for transfer, alone and together, with blocks learnt on OSNet and
+measured on 0031 and 0248.
+``final``: learnt on all four, measured on two networks that took part in no choice. ε is 8/255
+or --eps, of the 8-bit images of every n-th query, against the whole gallery. Rows that
+results/left_out.json has already are not measured again.
 """
 
 import argparse
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from common import RESULTS, commit, market, osnet, save
-from universality import EIGHT, omz, percents
+from universality import omz, percents
 
 from reidguard.attacks import CombinatorialAttack, DeltaAttack, UniversalAttack, fixed_patterns
 from reidguard.evaluation import FeatureStore, evaluate
 from reidguard.models import ReIDModel, load_model, load_onnx, load_openvino
+from reidguard.types import Budget
 
 BATCH = {"identities": 8, "images_per_identity": 4}
 DEVELOPMENT = ("osnet", "0031", "0248", "mobilenet")
@@ -36,47 +42,74 @@ FINAL = ("osnet_x0_5", "0288")
 CEILING = "ceiling: "
 
 
-def blocks(side: int) -> DeltaAttack:
+def pixels() -> partial:
+    """δ of pixels."""
+    return partial(DeltaAttack)
+
+
+def blocks(side: int) -> partial:
     """δ of squares of ``side`` pixels."""
-    return DeltaAttack(EIGHT, basis="blocks", grid=(256 // side, 128 // side))
+    return partial(DeltaAttack, basis="blocks", grid=(256 // side, 128 // side))
 
 
-def with_tint(side: int) -> CombinatorialAttack:
+def with_tint(side: int) -> partial:
     """The same, and one colour."""
-    return CombinatorialAttack(EIGHT, 1, basis="blocks", grid=(256 // side, 128 // side))
+    grid = (256 // side, 128 // side)
+    return partial(CombinatorialAttack, resolution=1, basis="blocks", grid=grid)
 
 
-# The attack, options of its fit, and whether OSNet alone is the surrogate.
+# Options of `fit` for transfer, alone and together.
+OPTIONS = {
+    "diversity": {"diversity": 0.7},
+    "shift": {"shift": 8},
+    "scales": {"scales": 3},
+    "admix": {"admix": 0.2},
+    "aggregate": {"aggregate": 4},
+    "nesterov": {"nesterov": True},
+    "skip gradient": {"skip_gradient": 0.5},
+    "linear backward": {"linear_backward": 0.3},
+    "ghost": {"ghost": 0.2},
+    "dispersion": {"objective": "dispersion"},
+    "FIA": {"objective": "fia"},
+    "NAA": {"objective": "naa"},
+    "skip gradient, ghost, diversity": {"skip_gradient": 0.5, "ghost": 0.2, "diversity": 0.7},
+}
+
+# The attack without its budget, options of its fit, and whether OSNet alone is the surrogate.
 RECIPES = {
-    "pixels, one surrogate": (lambda: DeltaAttack(EIGHT), {}, True),
-    "blocks of 16, one surrogate": (lambda: blocks(16), {}, True),
-    "pixels": (lambda: DeltaAttack(EIGHT), {"ensemble": "gradient"}, False),
-    "blocks of 16": (lambda: blocks(16), {"ensemble": "gradient"}, False),
+    "pixels, one surrogate": (pixels(), {}, True),
+    "blocks of 16, one surrogate": (blocks(16), {}, True),
+    **{
+        f"blocks of 16, one surrogate, {name}": (blocks(16), options, True)
+        for name, options in OPTIONS.items()
+    },
+    "pixels": (pixels(), {"ensemble": "gradient"}, False),
+    "blocks of 16": (blocks(16), {"ensemble": "gradient"}, False),
     "blocks of 16, maml over networks": (
-        lambda: blocks(16),
+        blocks(16),
         {"ensemble": "left_out", "learner": "maml"},
         False,
     ),
     "blocks of 16, diversity, shift": (
-        lambda: blocks(16),
+        blocks(16),
         {"ensemble": "gradient", "diversity": 0.7, "shift": 8},
         False,
     ),
-    "blocks of 8": (lambda: blocks(8), {"ensemble": "gradient"}, False),
-    "blocks of 4": (lambda: blocks(4), {"ensemble": "gradient"}, False),
-    "tint + blocks of 8": (lambda: with_tint(8), {"ensemble": "gradient"}, False),
+    "blocks of 8": (blocks(8), {"ensemble": "gradient"}, False),
+    "blocks of 4": (blocks(4), {"ensemble": "gradient"}, False),
+    "tint + blocks of 8": (with_tint(8), {"ensemble": "gradient"}, False),
     "tint + blocks of 8, diversity, shift": (
-        lambda: with_tint(8),
+        with_tint(8),
         {"ensemble": "gradient", "diversity": 0.7, "shift": 8},
         False,
     ),
     "tint + blocks of 8, admix": (
-        lambda: with_tint(8),
+        with_tint(8),
         {"ensemble": "gradient", "admix": 0.2},
         False,
     ),
     "tint + blocks of 8, aggregate": (
-        lambda: with_tint(8),
+        with_tint(8),
         {"ensemble": "gradient", "aggregate": 4},
         False,
     ),
@@ -102,6 +135,9 @@ class Bench:
 
     def __init__(self, options, data) -> None:
         self.options, self.data = options, data
+        self.budget = Budget(options.eps / 255)
+        # ε stands in a row where it is not 8.
+        self.own = {} if options.eps == 8 else {"eps": options.eps}
         self.store = FeatureStore(os.environ.get("REIDGUARD_CACHE"))
         path = RESULTS / "left_out.json"
         self.found = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -126,13 +162,19 @@ class Bench:
         self.keep()
 
     def has(self, recipe: str, target: str, **own) -> bool:
-        want = {"recipe": recipe, "target": target, **own}
-        return any(want.items() <= row.items() for row in self.found["rows"])
+        want = {"recipe": recipe, "target": target, "eps": self.options.eps, **own}
+        rows = ({"eps": 8, **row} for row in self.found["rows"])
+        return any(all(row.get(k) == v for k, v in want.items()) for row in rows)
 
     def measure(self, attack, target: str, row: dict) -> None:
         every = self.options.query_every
         result = evaluate(network(target), self.data, attack, store=self.store, query_every=every)
-        row = {**row, "target": target, "attacked": percents(result.attacked_8bit.ranking)}
+        row = {
+            **row,
+            **self.own,
+            "target": target,
+            "attacked": percents(result.attacked_8bit.ranking),
+        }
         self.found["rows"].append(row | {"commit": commit()})
         print(row, flush=True)
         self.keep()
@@ -143,7 +185,7 @@ class Bench:
         if len(models) == 1:
             options = {name: value for name, value in options.items() if name != "ensemble"}
         steps, began = self.options.steps, time.process_time()
-        attack = make().fit(
+        attack = make(self.budget).fit(
             models if len(models) > 1 else models[0],
             self.data,
             steps=steps,
@@ -156,56 +198,70 @@ class Bench:
         return attack, {**own, "processor_seconds_of_learning": seconds}
 
     def row(self, recipe: str, target: str, others: tuple[str, ...], seed: int) -> None:
-        known = {"seed": seed, "steps": self.options.steps}
-        if self.has(recipe, target, **known):
-            return
         name = recipe.removeprefix(CEILING)
         alone = recipe.startswith(CEILING)
-        first = next(other for other in others if other != target)
-        one = [target] if alone else [first] if RECIPES[name][2] else list(others)
+        one = [target] if alone else [others[0]] if RECIPES[name][2] else list(others)
+        known = {"seed": seed, "steps": self.options.steps, "surrogates": one}
+        if self.has(recipe, target, **known):
+            return
         attack, facts = self.learn(name, one, seed)
         self.measure(attack, target, {"recipe": recipe, **facts})
 
     def patterns(self, target: str) -> None:
-        for name, pattern in fixed_patterns(EIGHT).items():
+        for name, pattern in fixed_patterns(self.budget).items():
             if not self.has(name, target):
                 self.measure(pattern, target, {"recipe": name, "surrogates": []})
 
 
 def development(bench: Bench) -> None:
-    for target in bench.options.targets or DEVELOPMENT:
+    networks = bench.options.networks
+    for target in bench.options.targets or networks:
         bench.clean(target)
         bench.patterns(target)
-        others = tuple(name for name in DEVELOPMENT if name != target)
+        others = tuple(name for name in networks if name != target)
         for seed in bench.options.seeds:
             for recipe in bench.options.recipes or [*RECIPES, CEILING + "pixels"]:
                 bench.row(recipe, target, others, seed)
+
+
+def alone_and_together(bench: Bench) -> None:
+    """Every option with blocks learnt on OSNet, once for both targets."""
+    base = "blocks of 16, one surrogate"
+    for seed in bench.options.seeds:
+        for recipe in [base, *(f"{base}, {name}" for name in OPTIONS)]:
+            learn_once(bench, recipe, ["osnet"], seed, ("0031", "0248"))
+
+
+def learn_once(bench: Bench, recipe: str, surrogates: list[str], seed: int, targets) -> None:
+    """Learn an attack and measure it on those targets that have no row of it."""
+    known = {"seed": seed, "steps": bench.options.steps, "surrogates": surrogates}
+    missing = [target for target in targets if not bench.has(recipe, target, **known)]
+    if missing:
+        attack, facts = bench.learn(recipe, surrogates, seed)
+        for target in missing:
+            bench.measure(attack, target, {"recipe": recipe, **facts})
 
 
 def final(bench: Bench) -> None:
     for target in FINAL:
         bench.clean(target)
         bench.patterns(target)
-    known = {"steps": bench.options.steps}
     for recipe in bench.options.recipes or RECIPES:
+        surrogates = ["osnet"] if RECIPES[recipe][2] else list(bench.options.networks)
         for seed in bench.options.seeds:
-            targets = [t for t in FINAL if not bench.has(recipe, t, seed=seed, **known)]
-            if not targets:
-                continue
-            surrogates = ["osnet"] if RECIPES[recipe][2] else list(DEVELOPMENT)
-            attack, facts = bench.learn(recipe, surrogates, seed)
-            for target in targets:
-                bench.measure(attack, target, {"recipe": recipe, **facts})
+            learn_once(bench, recipe, surrogates, seed, FINAL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["clean", "development", "final"])
+    parser.add_argument("what", choices=["clean", "development", "options", "final"])
     every = [*RECIPES, *(CEILING + name for name in RECIPES)]
     parser.add_argument("--recipes", nargs="+", choices=every)
     parser.add_argument("--targets", nargs="+", choices=[*DEVELOPMENT, *FINAL])
+    parser.add_argument("--networks", nargs="+", choices=DEVELOPMENT, default=DEVELOPMENT)
+    parser.add_argument("--eps", type=int, default=8, help="in 255ths")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--query-every", type=int, default=32)
@@ -218,6 +274,8 @@ def main() -> None:
             bench.clean(name)
     elif options.what == "development":
         development(bench)
+    elif options.what == "options":
+        alone_and_together(bench)
     else:
         final(bench)
 

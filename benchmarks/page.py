@@ -430,7 +430,7 @@ def left_out(data) -> list[str]:
             return "nothing"
         if row["recipe"].startswith("ceiling"):
             return "the target itself"
-        return "one other" if len(row["surrogates"]) == 1 else "all others"
+        return {1: "one other", 2: "two others"}.get(len(row["surrogates"]), "all others")
 
     def cells(found) -> list[str]:
         result = []
@@ -449,7 +449,7 @@ def left_out(data) -> list[str]:
         if row.get("steps", usual) != usual:
             name += f", {row['steps']} steps"
         by_name.setdefault((name, learnt_on(row)), []).append(row)
-    order = ["nothing", "one other", "all others", "the target itself"]
+    order = ["nothing", "one other", "two others", "all others", "the target itself"]
     for (name, source), found in sorted(by_name.items(), key=lambda item: order.index(item[0][1])):
         rows.append([name, source, *cells(found)])
     every = data["setting"]["query_every"]

@@ -17,16 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import (
-    Any,
-    ForwardRef,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-)
+from typing import Any, ForwardRef, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from reidguard.errors import InputError, did_you_mean
 
@@ -99,8 +90,7 @@ class Option:
     @property
     def types(self) -> tuple[Any, ...]:
         """The members of the type if it is a union, or the type alone."""
-        union = get_origin(self.type) in (Union, UnionType)
-        return get_args(self.type) if union else (self.type,)
+        return get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def hardened(options, method: str, seed: int, normal, source):
             checkpoint=path.with_suffix(".checkpoint"),
             progress=lambda p: (first.append(p.done), report(f"{method} {seed}", p)),
             **BATCH,
-            **{name: value for name, value in fit.items() if name != "times"},
+            **options_of_fit(method),
         )
         taken = max(1, steps - first[0])
         seconds = (time.process_time() - began) / taken
@@ -184,6 +184,12 @@ def steps_of(options, method: str) -> int:
     """The steps of a method's hardening; 0 where nothing is trained."""
     _, fit = METHODS[method] or (None, None)
     return 0 if fit is None else options.steps * fit.get("times", 1)
+
+
+def options_of_fit(method: str) -> dict:
+    """The options of a method's fit, beside those of all."""
+    _, fit = METHODS[method] or (None, None)
+    return {name: value for name, value in (fit or {}).items() if name != "times"}
 
 
 def slug(method: str) -> str:

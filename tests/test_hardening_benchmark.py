@@ -32,9 +32,9 @@ def test_every_method_is_a_defense_with_valid_options(benchmark):
     for name, method in benchmark.METHODS.items():
         slugs.add(benchmark.slug(name))
         if method is not None:
-            make, fit = method
+            make, _ = method
             assert isinstance(make(attack), Defense)
-            resolve(DefenseOptions, fit or {})
+            resolve(DefenseOptions, benchmark.options_of_fit(name))
     assert len(slugs) == len(benchmark.METHODS)
 
 

@@ -86,6 +86,7 @@ INTERNAL = {
     "with_cameras",
     "features",
     "build_classifiers",
+    "build_part_classifiers",
     "key",
     "config",
 }

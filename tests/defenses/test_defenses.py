@@ -106,7 +106,7 @@ def test_batches_follow_from_seed_and_step_alone(delta, studio):
         )
         return AdversarialBatches(
             loader,
-            lambda batch, chosen: delta(batch.images[chosen]),
+            lambda batch, chosen, *_: delta(batch.images[chosen]),
             augment=Augment(),
             fraction=0.5,
             clean=True,

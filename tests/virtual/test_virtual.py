@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import shutil
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,16 +171,6 @@ def test_people_in_the_studio_are_told_apart_but_not_by_the_background(studio):
     assert first_match(query[person].flatten(1), gallery[person].flatten(1)) > 6 * chance
     background = first_match(query[..., edges].flatten(1), gallery[..., edges].flatten(1))
     assert background < 4 * chance
-
-
-def test_the_studio_is_quick_to_render():
-    """Less than three seconds of one processor for a set of 320 images by three cameras."""
-    for camera in (1, 2, 3):
-        render_person("studio", 1, camera, height=64)
-    start = time.process_time()
-    for number in range(32):
-        render_person("studio", 1 + number, 1 + number % 3, shot=number, height=64)
-    assert time.process_time() - start < 3 * 32 / 320
 
 
 def test_last_bits_move_no_grey_level_by_more_than_one(monkeypatch):

@@ -58,13 +58,13 @@ class MetaAttack(LearnedAttack):
         perturbation: Registered name of a universal attack; by default the preset's,
             "combinatorial" or, of "transfer", "delta".
         budget: The ball; 8/255 by default. That of the perturbation.
-        learner: Registered name of the learner; by default the preset's, "maml".
+        learner: Registered name of the learner; by default the preset's, such as "maml".
         preset: "paper" is Algorithm 1 under one joint budget. "released" is what the paper's code
             does instead: stages of ε each (so 2ε in all), an inner sign step through which no
             gradient flows and without momentum, an outer step from the temporary parameters, no
-            clipping of parameters, 5 epochs. "transfer" is what reached other networks best, and
-            not the paper's: a δ of 16 × 8 blocks, learnt without a second dataset; of several
-            surrogates the gradients count alike (see ``docs/results.rst``).
+            clipping of parameters, 5 epochs. "transfer", not the paper's, is for networks that
+            it has not seen: a δ of 16 × 8 blocks, learnt by "plain" without a second dataset; of
+            several surrogates the gradients count alike (see ``docs/learners.rst``).
         options: For the perturbation, such as ``size=(128, 64)``.
 
     Example:

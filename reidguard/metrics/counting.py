@@ -18,7 +18,8 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.metrics.distances import blocks, pair_distances
-from reidguard.metrics.tiles import Bands
+from reidguard.metrics.near_keys import NearKeys
+from reidguard.metrics.tiles import Bands, Counts
 
 __all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
 
@@ -27,7 +28,6 @@ JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
 
 CHUNK = 1024  # queries compared at a time; bounds the memory
 TILE = 1024  # gallery images compared at a time
-BLOCK = 512  # of these, products of one thread: a block of the tile stays in its core's cache
 SAMPLE = 1024  # images whose mean is near that of the gallery
 UNIT = 2.0**-24  # rounding error of one float32 operation, relative
 DEPTH = 64  # columns per matrix product: bounds how far rounding errors can pile up
@@ -250,29 +250,16 @@ class PairKeys:
         size = len(queries) * len(rows)
         out = torch.empty(size, device=self.device, dtype=torch.float32) if out is None else out
         tile = out[:size].view(len(queries), len(rows))
-        bias = self.bias[first:last]
-        if self.device.type != "cpu":
-            return _product(queries, rows, bias, tile)
-        height = BLOCK * torch.get_num_threads()
-        for i in range(0, len(queries), height):
-            for j in range(0, len(rows), BLOCK):
-                own, others = slice(i, i + height), slice(j, j + BLOCK)
-                _product(queries[own], rows[others], bias[others], tile[own, others])
+        tile.copy_(self.bias[first:last].expand_as(tile))
+        for k in range(0, rows.shape[1], DEPTH):
+            part = slice(k, k + DEPTH)
+            torch.addmm(tile, queries[:, part], rows[:, part].T, alpha=-2, out=tile)
         return tile
 
     def exact(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Return the exact distances (P,) float32 of pairs."""
         rows, cols = rows.to(self.device), cols.to(self.device)
         return pair_distances(self.query, self.gallery, rows, cols, self.metric, self.norms)
-
-
-def _product(queries: Tensor, rows: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """Write ``bias - 2 q·g`` of all pairs to ``out``."""
-    out.copy_(bias.expand_as(out))
-    for k in range(0, rows.shape[1], DEPTH):
-        part = slice(k, k + DEPTH)
-        torch.addmm(out, queries[:, part], rows[:, part].T, alpha=-2, out=out)
-    return out
 
 
 class NonMatchCounter(PairKeys):
@@ -353,18 +340,27 @@ class NonMatchCounter(PairKeys):
         columns = min(TILE, len(self.gallery))
         out = torch.empty((stop - start) * columns, dtype=torch.float32, device=self.device)
         bands = Bands(edges, columns)
+        near_keys = NearKeys(edges, columns) if self.device.type == "cpu" else None
+
+        def add(counts: Counts) -> None:
+            before, through, rows, cols = counts
+            certain.add_(before)
+            certain[:, 1:] -= through[:, :-1]
+            if len(rows):
+                near = self._by_row(rows, self.exact(rows + start, cols), stop - start)
+                passed = torch.searchsorted(exact, near)  # equal ones stand before the match
+                behind.scatter_add_(1, passed, one.expand_as(passed))
+
         for (first, last), (own_rows, own_cols) in zip(self.tiles(), own, strict=True):
             tile = self.tile(queries, start, first, last, out)
             tile[own_rows, own_cols] = FAR
-            before, through, near_row, near_col = bands.count(tile)
-            certain += before
-            certain[:, 1:] -= through[:, :-1]
-            if len(near_row):
-                near = self._by_row(
-                    near_row, self.exact(near_row + start, near_col + first), stop - start
-                )
-                passed = torch.searchsorted(exact, near)  # equal ones stand before the match
-                behind.scatter_add_(1, passed, one.expand_as(passed))
+            if near_keys is not None and near_keys.full(last):
+                add(near_keys.count())
+            if near_keys is None or not near_keys.add(tile, first):
+                before, through, near_row, near_col = bands.count(tile)
+                add((before, through, near_row, near_col + first))
+        if near_keys is not None:
+            add(near_keys.count())
         return (certain + behind[:, :-1]).cumsum(1)
 
     def _pairs(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Bands"]
+__all__ = ["Bands", "Counts", "in_threads"]
 
 ROWS = 64  # rows that are sorted at a time, so that they stay in a core's cache
 BITS = 9
@@ -92,7 +92,7 @@ class Bands:
             own[:, columns:] = LAST
             own.reshape(-1, SEGMENT).sort(axis=1)
 
-        _in_threads(sort, len(keys))
+        in_threads(sort, len(keys))
 
     def _before(self, through: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Step from the end of each band to its first key.
@@ -160,13 +160,18 @@ class Levels:
         return low, high
 
 
-def _in_threads(function: Callable[[slice], None], rows: int) -> None:
-    """Call a function with blocks of rows, in as many threads as torch uses; numpy has one."""
-    blocks = [slice(start, start + ROWS) for start in range(0, rows, ROWS)]
+def in_threads(function: Callable[[slice], None], rows: int, step: int = ROWS) -> int:
+    """Call a function with blocks of rows, in as many threads as torch uses; numpy has one.
+
+    Returns:
+        Number of blocks.
+    """
+    blocks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     threads = min(torch.get_num_threads(), len(blocks))
     if threads == 1:
         for block in blocks:
             function(block)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(function, blocks))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(function, blocks))
+    return len(blocks)

@@ -6,11 +6,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidguard.metrics import tiles
+from reidguard.metrics import near_keys, tiles
 
 
 def by_sorting(tile, edges):
     return tiles.Bands(edges, tile.shape[1]).count(tile)
+
+
+def by_gathering(tile, edges, step=7):
+    """In tiles of ``step`` columns."""
+    keys = near_keys.NearKeys(edges, step)
+    counts = []
+    for first in range(0, tile.shape[1], step):
+        if keys.full(min(first + step, tile.shape[1])):
+            counts.append(keys.count())
+        assert keys.add(tile[:, first : first + step].contiguous(), first)
+    counts.append(keys.count())
+    before, through, rows, columns = zip(*counts, strict=True)
+    rows, columns = torch.cat(rows), torch.cat(columns)
+    order = rows.argsort(stable=True)
+    return sum(before), sum(through), rows[order], columns[order]
 
 
 def check(tile, edges, found, slack):
@@ -56,6 +71,48 @@ def test_equals_loops(function, seed, rows, columns, matches, spread, wide):
     edges = edges.sort(1).values
     edges[0, 2:] = edges[-1] = torch.inf  # rows with fewer matches, and without any
     check(tile, edges, function(tile, edges), 2 / tiles.LEVELS)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 40),
+    matches=st.integers(1, 5),
+    full=st.sampled_from([1, 50, 10**6]),
+    span=st.sampled_from([8, 16, near_keys.COLUMNS]),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_near_keys_equal_loops(seed, rows, columns, matches, full, span, threads):
+    """However often they are counted; the last column of the span is one like all others."""
+    rng = np.random.default_rng(seed)
+    tile = torch.from_numpy(rng.integers(-4, 5, (rows, columns))).float()
+    tile = torch.where(torch.from_numpy(rng.random(tile.shape)) < 0.2, -tile, tile)  # -0.0, too
+    edges = torch.from_numpy(rng.integers(-9, 10, (rows, 2 * matches)) / 2).float().sort(1).values
+    edges[0, 2:] = edges[-1] = torch.inf
+    set_threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_keys, "FEW", 1.0)
+        patch.setattr(near_keys, "FULL", full)
+        patch.setattr(near_keys, "COLUMNS", span)
+        torch.set_num_threads(threads)
+        try:
+            found = by_gathering(tile, edges)
+        finally:
+            torch.set_num_threads(set_threads)
+    check(tile, edges, found, 0)
+
+
+def test_near_keys_leave_a_tile_with_many_of_them():
+    tile = torch.linspace(0, 1, 64).repeat(3, 1)
+    few, many = (torch.tensor([[edge - 0.01, edge]]).repeat(3, 1) for edge in (0.1, 0.5))
+    assert near_keys.NearKeys(few, 64).add(tile, 0)
+    keys = near_keys.NearKeys(many, 64)
+    assert not keys.add(tile, 0)
+    before, through, rows, _ = keys.count()
+    assert not before.any()
+    assert not through.any()
+    assert len(rows) == 0
 
 
 @pytest.mark.parametrize("columns", [511, 512, 513, 1300])

@@ -16,8 +16,7 @@ REIDGUARD_CACHE names a folder for clean features.
 four; fixed patterns are measured on it, and as a ceiling the same attack learnt on it alone.
 ``options``: each option of `fit` for transfer, alone and together, with blocks learnt on OSNet and
 measured on 0031 and 0248.
-``bound``: SMA computed for each image on OSNet and on all others, and measured on the one left out:
-what a universal attack from the same surrogates can hardly surpass.
+``bound``: SMA computed for each image on OSNet and on all others, and measured on the one left out.
 ``final``: learnt on all four, measured on two networks that took part in no choice. ε is 8/255
 or --eps, of the 8-bit images of every n-th query, against the whole gallery. Rows that
 results/left_out.json has already are not measured again.

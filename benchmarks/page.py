@@ -881,18 +881,21 @@ def extraction(data) -> list[str]:
             f"{1000 * row['forward_cpu_s'] / data['images']:.1f}",
             f"{100 * row['forward_system_s'] / row['forward_cpu_s']:.0f} %",
             f"{1 + row['decode_ratio']:.2f}",
+            f"{row['ratio']:.2f}",
+            "–".join(f"{value:.2f}" for value in row["ratios"]),
             f"{row['cpu_ratio']:.2f}",
-            "–".join(f"{value:.2f}" for value in row["cpu_ratios"]),
             f"{row['extraction_cpu_s'] / plain[row['model']]:.2f}",
         ]
         for row in data["rows"]
     ]
-    head = ["model", "pages", "forward, ms", "in the system", "bound", "ratio", "least–largest"]
+    head = ["model", "pages", "forward, ms", "in the system", "bound"]
+    head += ["time", "least–largest", "processor time"]
     return [
         prose(f"""Features of {data["images"]} JPEG files of Market-1501 that are not in the
 kernel's cache, beside forward passes of the same images from memory, in turns, {data["threads"]}
-thread(s); processor time, per image. Batches are decoded while the one before them is in the
-network, so on an idle core decoding costs nothing; where the network keeps all cores busy, the
+thread(s) on two cores. Milliseconds are processor time per image; ratios are to the passes, of time
+and of processor time. Batches are decoded while the one before them is in the network, so on an
+idle core decoding costs little time; where the network keeps all cores busy, the
 bound is passes and decoding one after the other. Each pass takes new memory; the command line asks
 torch for huge pages, which the system provides faster. The last column compares with passes on
 pages of 4 KiB, as in a Python program that does not set ``THP_MEM_ALLOC_ENABLE=1``."""),

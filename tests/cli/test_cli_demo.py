@@ -204,6 +204,7 @@ def test_the_page_is_complete_and_needs_no_network(html):
     assert dict(reader.tags)["html"]["lang"] == "en"
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_is_resumed(finished, patched, tmp_path, monkeypatch, capsys):
     """Ctrl-C while the attack learns; finished models are not trained again."""
     out = tmp_path / "run"

@@ -62,7 +62,15 @@ AMBIGUOUS = {"fastreid_0_1_agw_s50", "fastreid_0_1_sbs_r50_ibn", "fastreid_bot_s
 # --- published networks ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def some_quickly(paths: list[Path]) -> list[object]:
+    """Every third, and all of them among the slow tests."""
+    return [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if nth % 3 else [])
+        for nth, path in enumerate(paths)
+    ]
+
+
+@pytest.mark.parametrize("path", some_quickly(sorted(FOLDER.glob("*.json"))))
 def test_every_published_network_is_named(path: Path) -> None:
     network = read_table(path)
     result = identify_tensors(path, network.state())

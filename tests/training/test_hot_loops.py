@@ -16,9 +16,13 @@ from reidguard.training import learn, loop
 from reidguard.types import Budget, ReIDBatch
 
 LOOPS = hot_loops(tiny_model(PEOPLE), TINY)
+SLOW = ("joint", "first_order", "hessian_free")  # plain and maml have all that is in these
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name.endswith(SLOW) else []) for name in LOOPS],
+)
 def test_no_hot_loop_waits_for_the_device(name):
     assert waits_of(LOOPS[name], "cpu") == {}
 

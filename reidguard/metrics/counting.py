@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reidguard.errors import InputError
 from reidguard.metrics.distances import blocks, pair_distances
-from reidguard.metrics.near_keys import NearKeys
+from reidguard.metrics.near_keys import ROWS, NearKeys
 from reidguard.metrics.tiles import Bands, Counts
 
 __all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
@@ -26,7 +26,7 @@ __all__ = ["SAME_CAMERA", "Matches", "NonMatchCounter"]
 SAME_CAMERA = ("exclude", "keep")
 JUNK, DISTRACTOR = -1, 0  # identities in a gallery that match no query
 
-CHUNK = 1024  # queries compared at a time; bounds the memory
+CHUNK = ROWS  # queries compared at a time; bounds the memory
 TILE = 1024  # gallery images compared at a time
 SAMPLE = 1024  # images whose mean is near that of the gallery
 UNIT = 2.0**-24  # rounding error of one float32 operation, relative

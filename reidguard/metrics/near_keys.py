@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidguard.metrics.tiles import in_threads
+from reidguard.metrics.tiles import Counts, in_threads
 
-__all__ = ["NearKeys"]
+__all__ = ["ROWS", "NearKeys"]
 
 ROW_BITS, COLUMN_BITS = 10, 21  # beside the 32 bits of a key, in a positive int64
 ROWS, COLUMNS = 1 << ROW_BITS, 1 << COLUMN_BITS
@@ -78,9 +78,9 @@ class NearKeys:
 
     def full(self, last: int) -> bool:
         """Whether :meth:`count` is due before a tile that ends at this column."""
-        return self.size >= FULL or last - self.first > COLUMNS
+        return bool(self.kept) and (self.size >= FULL or last - self.first > COLUMNS)
 
-    def count(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def count(self) -> Counts:
         """Count what was added, and begin anew.
 
         Returns:
@@ -97,8 +97,12 @@ class NearKeys:
         ends = size.cumsum()
         inside = np.arange(ends[-1]) + (before.reshape(-1) - ends + size).repeat(size)
         rows, columns = keys[inside] >> (32 + COLUMN_BITS), keys[inside] & (COLUMNS - 1)
-        counts = (before - starts, through - starts, rows, columns + self.first)
-        return tuple(map(torch.from_numpy, counts))  # type: ignore[return-value]
+        return (
+            torch.from_numpy(before - starts),
+            torch.from_numpy(through - starts),
+            torch.from_numpy(rows),
+            torch.from_numpy(columns + self.first),
+        )
 
 
 def packed(rows: NDArray[np.int64], keys: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -110,6 +110,7 @@ def test_near_keys_leave_a_tile_with_many_of_them():
     assert near_keys.NearKeys(few, 64).add(tile, 0)
     keys = near_keys.NearKeys(many, 64)
     assert not keys.add(tile, 0)
+    assert not keys.full(near_keys.COLUMNS + 1)  # nothing to count, wherever the next tile ends
     before, through, rows, _ = keys.count()
     assert not before.any()
     assert not through.any()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reidguard.errors import InputError
-from reidguard.metrics import counting, distances, rank, ranking, shortlist, top_k
+from reidguard.metrics import counting, distances, near_keys, rank, ranking, shortlist, top_k
 from reidguard.metrics.distances import pair_distances
 
 
@@ -173,6 +173,17 @@ def test_every_chunk_size_gives_the_same_bits_on_nearly_tied_features(metric, mo
         monkeypatch.setattr(ranking, "CHUNK", chunk)
         result = rank(query, gallery, **labels(data), metric=metric)
         assert figures(result) == expected, f"chunks of {chunk}"
+
+
+@pytest.mark.parametrize(("name", "value"), [("FULL", 1), ("FULL", 100), ("COLUMNS", 32)])
+@pytest.mark.parametrize("few", [0.5, 1.0])
+def test_near_keys_may_be_counted_after_any_tile(name, value, few, monkeypatch):
+    query, gallery, data = nearly_tied(1)
+    expected = figures(rank(query, gallery, **labels(data)))
+    monkeypatch.setattr(counting, "TILE", 8)
+    monkeypatch.setattr(near_keys, "FEW", few)  # with 0.5 some tiles are sorted as a whole
+    monkeypatch.setattr(near_keys, name, value)
+    assert figures(rank(query, gallery, **labels(data))) == expected
 
 
 def test_the_float32_product_alone_would_fail_the_nearly_tied_case():

@@ -1,13 +1,14 @@
 """Extraction of features from cold JPEG files beside pure forward passes of the same images.
 
-Run: python benchmarks/extraction.py [--images 256] [--turns 3] [--threads 2]. Needs REIDGUARD_DATA
-and REIDGUARD_WEIGHTS. Each row is a process of its own, with the system's pages of 4 KiB or with
-huge ones (THP_MEM_ALLOC_ENABLE, which the command line sets). In it both take turns: forward passes
-of decoded images in memory, and the extraction of the same images in the same batches, memory
-format and threads. Before each turn of files the kernel is asked to drop them from its cache.
-Seconds are processor time of all threads, since only that means something on a busy machine; the
-ratio of wall seconds stands beside. What extraction does beyond the passes is timed alone, too:
-reading, decoding, resizing, and conversion to floats.
+Run: python benchmarks/extraction.py [--images 256] [--turns 3] [--threads 2] [--models …]. Needs
+REIDGUARD_DATA and REIDGUARD_WEIGHTS; rows of other models in results/extraction.json are kept. Each
+row is a process of its own, with the system's pages of 4 KiB or with huge ones
+(THP_MEM_ALLOC_ENABLE, which the command line sets). In it both take turns: forward passes of
+decoded images in memory, and the extraction of the same images in the same batches, memory format
+and threads. Before each turn of files the kernel is asked to drop them from its cache. Seconds are
+processor time of all threads, since only that means something on a busy machine; the ratio of wall
+seconds stands beside. What extraction does beyond the passes is timed alone, too: reading,
+decoding, resizing, and conversion to floats.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import time
 
 import torch
-from common import market, osnet, save
+from common import RESULTS, market, osnet, save
 
 from reidguard.data import iterate_images
 from reidguard.evaluation import extract_features
@@ -130,9 +131,13 @@ def main() -> None:
             environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(huge))}
             ended = subprocess.run(call, check=True, stdout=subprocess.PIPE, env=environment)
             found = json.loads(ended.stdout.splitlines()[-1])
-            rows.append({"model": name, "huge_pages": huge, **found})
+            own = {"images": len(samples), "turns": options.turns, "threads": options.threads}
+            rows.append({"model": name, "huge_pages": huge, **own, **found})
             print(rows[-1], flush=True)
-    save("extraction", {"images": len(samples), "threads": options.threads, "rows": rows}, data)
+    path = RESULTS / "extraction.json"
+    earlier = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    kept = [row for row in earlier if row["model"] not in options.models]
+    save("extraction", {"rows": kept + rows}, data)
 
 
 if __name__ == "__main__":

@@ -876,11 +876,13 @@ every {cost["gallery_every"]}th gallery image: {maps}."""),
 
 def extraction(data) -> list[str]:
     plain = {r["model"]: r["forward_cpu_s"] for r in data["rows"] if not r["huge_pages"]}
+    threads = ", ".join(sorted({str(row["threads"]) for row in data["rows"]}))
     rows = [
         [
             row["model"],
+            f"{row['images']} × {row['turns']}",
             "2 MiB" if row["huge_pages"] else "4 KiB",
-            f"{1000 * row['forward_cpu_s'] / data['images']:.1f}",
+            f"{1000 * row['forward_cpu_s'] / row['images']:.1f}",
             f"{100 * row['forward_system_s'] / row['forward_cpu_s']:.0f} %",
             f"{1 + row['decode_ratio']:.2f}",
             f"{row['ratio']:.2f}",
@@ -890,17 +892,17 @@ def extraction(data) -> list[str]:
         ]
         for row in data["rows"]
     ]
-    head = ["model", "pages", "forward, ms", "in the system", "bound"]
+    head = ["model", "images × turns", "pages", "forward, ms", "in the system", "bound"]
     head += ["time", "least–largest", "processor time"]
     return [
-        prose(f"""Features of {data["images"]} JPEG files of Market-1501 that are not in the
-kernel's cache, beside forward passes of the same images from memory, in turns, {data["threads"]}
-thread(s) on two cores. Milliseconds are processor time per image; ratios are to the passes, of time
-and of processor time. Batches are decoded while the one before them is in the network, so on an
-idle core decoding costs little time; where the network keeps all cores busy, the
-bound is passes and decoding one after the other. Each pass takes new memory; the command line asks
-torch for huge pages, which the system provides faster. The last column compares with passes on
-pages of 4 KiB, as in a Python program that does not set ``THP_MEM_ALLOC_ENABLE=1``."""),
+        prose(f"""Features of JPEG files of Market-1501 that are not in the kernel's cache, beside
+forward passes of the same images from memory, in turns, {threads} thread(s) on two cores.
+Milliseconds are processor time per image; ratios are to the passes, of time and of processor time.
+Batches are decoded while the one before them is in the network, so on an idle core decoding costs
+little time; where the network keeps all cores busy, the bound is passes and decoding one after the
+other. Each pass takes new memory; the command line asks torch for huge pages, which the system
+provides faster. The last column compares with passes on pages of 4 KiB, as in a Python program
+that does not set ``THP_MEM_ALLOC_ENABLE=1``."""),
         listing([*head, "of 4 KiB passes"], rows),
     ]
 

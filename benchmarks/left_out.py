@@ -60,6 +60,11 @@ def blocks(side: int) -> partial:
     return partial(DeltaAttack, basis="blocks", grid=(256 // side, 128 // side))
 
 
+def stripes(side: int) -> partial:
+    """δ of horizontal stripes of ``side`` pixels."""
+    return partial(DeltaAttack, basis="blocks", grid=(256 // side, 1))
+
+
 def with_tint(side: int) -> partial:
     """The same, and one colour."""
     grid = (256 // side, 128 // side)
@@ -91,6 +96,8 @@ RECIPES = {
         f"blocks of 16, one surrogate, {name}": (blocks(16), options, True)
         for name, options in OPTIONS.items()
     },
+    "stripes of 8, one surrogate": (stripes(8), {}, True),
+    "stripes of 8": (stripes(8), {"ensemble": "gradient"}, False),
     "pixels": (pixels(), {"ensemble": "gradient"}, False),
     "blocks of 16": (blocks(16), {"ensemble": "gradient"}, False),
     "blocks of 16, maml over networks": (

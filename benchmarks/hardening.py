@@ -1,7 +1,7 @@
 """Ways to harden a small network on Market-1501 at 128×64, attacked adaptively.
 
 Run: python benchmarks/hardening.py --keep DIR [--methods trades act ...] [--seeds 0 1 2]
-     [--steps 1000] [--query-every 8] [--restarts 3]
+     [--steps 1000] [--query-every 8] [--restarts 3] [--eps 4]
 The whole measurement: first the normal model, alone; then parts that may run side by side in one
 DIR; then the last line, which finds all of it done and writes the results file:
      python benchmarks/hardening.py --keep runs/hardening --methods normal --seeds 0 --no-save
@@ -37,7 +37,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from attacks import EIGHT, shares
+from attacks import shares
 from common import CHECKPOINT, commit, market, mean_and_spread, save, weights
 
 from reidguard.attacks import (
@@ -58,26 +58,39 @@ from reidguard.defenses import (
     TRADES,
     AdversarialTraining,
     Blur,
+    CollapsePairs,
+    FreePerturbation,
     FreeTraining,
+    GuideSampling,
     MetaDefense,
     MixedTraining,
+    RaiseHardness,
 )
 from reidguard.evaluation import FeatureStore, Protocol, evaluate
 from reidguard.models import create_model, load_model
 from reidguard.storage import write_json
 from reidguard.training import train_model
+from reidguard.types import Budget
 
 SIZE = (128, 64)
 BATCH = {"identities": 8, "images_per_identity": 8, "image_size": SIZE}
 FAMILIES = {
-    "delta": lambda: DeltaAttack(EIGHT, size=SIZE),
-    "blocks": lambda: DeltaAttack(EIGHT, basis="blocks", grid=(16, 8)),
-    "color": lambda: ColorAttack(EIGHT),
-    "combinatorial": lambda: CombinatorialAttack(EIGHT, size=SIZE),
+    "delta": partial(DeltaAttack, size=SIZE),
+    "blocks": partial(DeltaAttack, basis="blocks", grid=(16, 8)),
+    "color": ColorAttack,
+    "combinatorial": partial(CombinatorialAttack, size=SIZE),
 }
 UNSEEN = 100  # seed of the first attack of the tests; trainings have those of --seeds
-SEVEN = {"steps": 7, "step_size": 2 / 255}
-sma = partial(SMA, EIGHT, **SEVEN)
+
+
+def sma(attack, steps=7, step=1 / 4):
+    """Per-image attack of the training: of the universal one's ε, with steps of a part of it."""
+    return SMA(attack.budget, steps=steps, step_size=step * attack.budget.eps)
+
+
+def one_step(attack):
+    return sma(attack, 1, 5 / 4)
+
 
 # Of each method, the defense, given the universal attack of the training, and options of fit;
 # "times" multiplies its steps.
@@ -95,21 +108,18 @@ METHODS = {
     "mixed": (MixedTraining, {}),
     "alternate": (lambda a: AdversarialTraining(a, alternate=True), {}),
     "meta": (MetaDefense, {}),
-    "fast": (lambda a: AdversarialTraining(SMA(EIGHT, steps=1, step_size=10 / 255)), {}),
-    "fast, warm-up": (
-        lambda a: AdversarialTraining(SMA(EIGHT, steps=1, step_size=10 / 255), warmup=0.3),
-        {},
-    ),
-    "free": (lambda a: FreeTraining(), {}),
-    "free, 20 times longer": (lambda a: FreeTraining(), {"times": 20}),
-    "SMA": (lambda a: AdversarialTraining(sma()), {}),
-    "SMA, EMA": (lambda a: AdversarialTraining(sma()), {"ema": 0.99}),
-    "trades": (lambda a: TRADES(sma()), {}),
-    "trades, KL": (lambda a: TRADES(sma(), divergence="kl"), {}),
-    "mart": (lambda a: MART(sma()), {}),
-    "act": (lambda a: ACT(), {}),
-    "hm": (lambda a: HM(), {}),
-    "goat": (lambda a: GOAT(), {}),
+    "fast": (lambda a: AdversarialTraining(one_step(a)), {}),
+    "fast, warm-up": (lambda a: AdversarialTraining(one_step(a), warmup=0.3), {}),
+    "free": (lambda a: FreeTraining(FreePerturbation(a.budget)), {}),
+    "free, 20 times longer": (lambda a: FreeTraining(FreePerturbation(a.budget)), {"times": 20}),
+    "SMA": (lambda a: AdversarialTraining(sma(a)), {}),
+    "SMA, EMA": (lambda a: AdversarialTraining(sma(a)), {"ema": 0.99}),
+    "trades": (lambda a: TRADES(sma(a)), {}),
+    "trades, KL": (lambda a: TRADES(sma(a), divergence="kl"), {}),
+    "mart": (lambda a: MART(sma(a)), {}),
+    "act": (lambda a: ACT(CollapsePairs(a.budget)), {}),
+    "hm": (lambda a: HM(RaiseHardness(a.budget)), {}),
+    "goat": (lambda a: GOAT(GuideSampling(a.budget)), {}),
 }
 
 
@@ -141,7 +151,7 @@ def learnt(options, model, source, family: str, name: str, seed: int):
     """A universal attack on a model, learnt here unless DIR has it."""
     path = options.keep / f"{name}-{family}-{seed}.attack.safetensors"
     if not path.exists():
-        attack = FAMILIES[family]()
+        attack = FAMILIES[family](options.budget)
         attack.fit(
             model, source, steps=options.attack_steps, seed=seed, learner="plain", **BATCH
         ).save(path)
@@ -219,8 +229,8 @@ def tests(options, method: str, seed: int, model, normal, source, store):
                 ),
             )
     strong = {"steps": options.instance_steps, "restarts": options.restarts}
-    yield "SMA", lambda: SMA(EIGHT, **strong).bind(model)
-    yield "FNA", lambda: FNA(EIGHT, **strong).bind(model, gallery(model, source, store))
+    yield "SMA", lambda: SMA(options.budget, **strong).bind(model)
+    yield "FNA", lambda: FNA(options.budget, **strong).bind(model, gallery(model, source, store))
 
 
 def row(options, method: str, seed: int, normal, source) -> dict:
@@ -316,6 +326,8 @@ def same_settings(options) -> None:
     """Refuse a DIR whose values were measured with other settings."""
     names = ("base_steps", "steps", "attack_steps", "instance_steps", "restarts", "query_every")
     settings = {name: getattr(options, name) for name in names}
+    if options.eps != 8:
+        settings["eps"] = options.eps
     path = options.keep / "settings.json"
     if not path.exists():
         write_json(path, settings)
@@ -338,7 +350,9 @@ def main() -> None:
     parser.add_argument("--query-every", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-save", action="store_true", help="leave results/ as it is")
+    parser.add_argument("--eps", type=int, default=8, help="in 255ths, of training and tests")
     options = parser.parse_args()
+    options.budget = Budget(options.eps / 255)
     torch.set_num_threads(options.threads)
     options.keep.mkdir(parents=True, exist_ok=True)
     same_settings(options)
@@ -356,10 +370,11 @@ def main() -> None:
         "setting": f"OSNet x0.25 at 128×64, fine-tuned on Market-1501 for {options.base_steps} "
         f"steps and hardened for {options.steps} of 8 × 8 images; universal attacks of the tests: "
         f"{options.attack_steps} steps, {options.restarts} restarts; SMA and FNA: "
-        f"{options.instance_steps} steps, {options.restarts} restarts; ε = 8/255",
+        f"{options.instance_steps} steps, {options.restarts} restarts; ε = {options.eps}/255",
         "query_every": options.query_every,
     }
-    save("hardening", {**setting, "rows": rows, "summary": summary(rows)}, source)
+    name = "hardening" if options.eps == 8 else f"hardening_{options.eps}"
+    save(name, {**setting, "rows": rows, "summary": summary(rows)}, source)
 
 
 if __name__ == "__main__":
